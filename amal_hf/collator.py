@@ -1,0 +1,85 @@
+"""Example ids and the columns of losses on their way from the dataset into the batch, whatever collator is used."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import datasets
+import torch
+from torch.utils.data import Dataset
+
+from amal_hf.shapes import EXAMPLE_ID
+
+
+class ExampleCollator:
+    """Takes ids and extra columns off the rows, lets another collator make the batch, and puts them back as tensors.
+
+    Collators pad or refuse columns that they do not know; this one shows them only what they do know. Rows without such columns pass through untouched.
+
+    Args:
+        collate: the collator that makes the batch.
+        columns: extra columns, beside the example id; each becomes one tensor, so its entries must have one shape.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any], columns: Sequence[str]) -> None:
+        self.collate = collate
+        self.columns = (EXAMPLE_ID, *columns)
+        # `Trainer` saves the collator's tokenizer where it was given none itself.
+        self.tokenizer = getattr(collate, "tokenizer", None)
+
+    def __call__(self, rows: list[Any]) -> Any:
+        """A batch of `rows`."""
+        taken = [name for name in self.columns if isinstance(rows[0], Mapping) and name in rows[0]]
+        if not taken:
+            return self.collate(rows)
+        known = [{name: value for name, value in row.items() if name not in taken} for row in rows]
+        extra = {name: torch.as_tensor([row[name] for row in rows]) for name in taken}
+        return {**self.collate(known), **extra}
+
+
+class NumberedDataset(Dataset[dict[str, Any]]):
+    """A map-style dataset whose rows carry their number as the example id."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {**self.dataset[row], EXAMPLE_ID: row}
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether the dataset can only be iterated over."""
+    return isinstance(dataset, torch.utils.data.IterableDataset)
+
+
+def numbered(dataset: Any) -> tuple[Any, list[Any] | None]:
+    """The dataset with each row's number as its example id, and the ids that the user had given, if any.
+
+    A stream is returned as it is: it has to bring ids of its own, or go without.
+
+    Raises:
+        ValueError: ids that are not unique.
+    """
+    if is_stream(dataset):
+        return dataset, None
+    if not isinstance(dataset, datasets.Dataset):
+        return NumberedDataset(dataset), None
+    given = None
+    if EXAMPLE_ID in dataset.column_names:
+        given = dataset[EXAMPLE_ID][:]
+        _check_unique(given)
+        dataset = dataset.remove_columns(EXAMPLE_ID)
+    return dataset.add_column(EXAMPLE_ID, range(len(dataset))), given
+
+
+def _check_unique(ids: list[Any]) -> None:
+    if len(set(ids)) == len(ids):
+        return
+    seen: set[Any] = set()
+    twice = next(i for i in ids if i in seen or seen.add(i))
+    raise ValueError(
+        f"Column '{EXAMPLE_ID}' of the training set must hold a different id for every row, but {twice!r} stands there more than once "
+        f"({len(ids) - len(set(ids))} surplus rows). Remove the duplicates, or the column: rows are then numbered."
+    )

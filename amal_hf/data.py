@@ -1,0 +1,335 @@
+"""Datasets read, split, made noisy and named by their content. No tensors here.
+
+How `read_dataset` gets from a source to a `DatasetDict` that a trainer understands:
+
+1. A folder with `label.json` beside `train.json` is read as WRENCH (labels and votes of rules).
+2. A table file, or a folder of table files named after their splits, is read as JSON lines, CSV or TSV.
+3. Anything else is left to `datasets.load_dataset`: a Hub id, or a folder that it knows.
+4. Splits get their usual names, the text columns are looked for, and the label column becomes `label` (a
+   `ClassLabel`, or float32 for regression), or `labels` where every token has its own.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
+
+
+TRUE_LABEL = "true_label"
+"""The column in which `flip_labels` keeps what it overwrites."""
+
+UNLABELLED = -1
+"""The code of a missing label, as in the test splits of GLUE."""
+
+_Code: TypeAlias = str | int | bool | None
+
+_SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
+_FOLDER_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "labeled")
+_TEXT_PAIRS = ("sentence1 sentence2", "premise hypothesis", "question1 question2", "question sentence", "text1 text2")
+_TEXT_COLUMNS = (*_TEXT_PAIRS, "text", "sentence", "tokens", "utterance", "question", "content", "review", "comment")
+_LABEL_COLUMNS = ("label", "labels", "intent", "category", "class", "target", "coarse_label", "ner_tags")
+_TABLE_OPTIONS: dict[str, dict[str, Any]] = {
+    ".jsonl": {},
+    ".json": {},
+    # A text may be "NA" or "null": pandas must not take it for a missing value.
+    ".csv": {"keep_default_na": False},
+    # In TSV files a quote is a character like others; 3 is csv.QUOTE_NONE.
+    ".tsv": {"sep": "\t", "quoting": 3, "keep_default_na": False},
+}
+
+
+def read_dataset(
+    source: str | Path,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    config: str | None = None,
+) -> DatasetDict:
+    """Reads a labelled dataset from a WRENCH folder, table files or the Hub.
+
+    Args:
+        source: a folder in WRENCH format (columns `id`, `text`, `label`, `weak_labels`; `tokens` and `labels` in
+            place of `text` and `label` where tokens are labelled; a `labeled.json` becomes the split `labeled`, whose
+            rows may also stand in `train`); a `.jsonl`, `.json`, `.csv` or `.tsv` file (one split, `train`); a folder
+            of such files named train, valid/validation/val/dev, test or labeled; or a Hub id.
+        text_columns: the columns that hold the text. Default: found by name, see `find_text_columns`.
+        label_column: the column to become `label`. Default: the first of the usual names (label, labels, intent...).
+        config: the configuration of a Hub dataset, such as `"sst2"` of GLUE.
+
+    Returns:
+        All splits with all their columns. Classes are named by the folder's `label.json` (and are then numbers into it
+        or its names, with -1 for unlabelled), otherwise by the sorted distinct labels of all splits together. Missing
+        and empty labels become -1.
+
+    Raises:
+        FileNotFoundError: if `source` is named like a table file and there is none.
+        ValueError: if text or labels are not found; the message lists the columns there are.
+    """
+    path = Path(source)
+    if path.is_dir() and all((path / name).is_file() for name in ("label.json", "train.json")):
+        return _read_wrench(path)
+    dataset = _read_tables(path) or cast(DatasetDict, load_dataset(str(source), config))
+    dataset = DatasetDict({_SPLIT_NAMES.get(name, name): split for name, split in dataset.items()})
+    columns = next(iter(dataset.values())).column_names
+    texts = text_columns or find_text_columns(columns)
+    _require_columns(columns, texts)
+    names = _read_names(path / "label.json") if (path / "label.json").is_file() else None
+    return _with_label(dataset, label_column or _first_present(columns, _LABEL_COLUMNS, "label_column=...")[0], names)
+
+
+def find_text_columns(columns: Sequence[str]) -> tuple[str, ...]:
+    """The column of text among `columns`, or the two of a pair such as sentence1 and sentence2.
+
+    Raises:
+        ValueError: if none of the usual names is there.
+    """
+    return _first_present(columns, _TEXT_COLUMNS, "text_columns=[...]")
+
+
+def normalise_text(text: str | Sequence[str]) -> str:
+    """The text with case folded and runs of white space made one blank; tokens are joined by blanks."""
+    joined = text if isinstance(text, str) else " ".join(text)
+    return " ".join(joined.casefold().split())
+
+
+def split_dataset(dataset: Dataset, sizes: Mapping[str, int | float], seed: int) -> DatasetDict:
+    """Carves splits out of a dataset: seeded, stratified by `label`, with no text in two splits.
+
+    Args:
+        dataset: the rows to divide; texts are compared by `normalise_text`.
+        sizes: name of the split to its rows (an int), or its share of all rows (a float below 1). Without `"train"`
+            among them the rest becomes `train`, less the rows whose text went to another split; with it, the rest is
+            left out. Of a text that occurs more than once only the first row can be drawn.
+        seed: the same seed draws the same rows.
+
+    Returns:
+        The splits, `train` first. Drawn splits are shuffled so that every run of rows has about the classes' shares of
+        the whole (where `label` is a `ClassLabel`; otherwise they are simply shuffled); a rest keeps its order.
+
+    Raises:
+        ValueError: if a size is neither a positive int nor a share, or if there are too few different texts.
+    """
+    keys = _text_keys(dataset, find_text_columns(dataset.column_names))
+    first = {key: row for row, key in reversed(list(enumerate(keys)))}
+    order = _stratified_order(dataset, np.array(sorted(first.values()), dtype=np.int64), seed)
+    counts = {name: _row_count(name, size, len(dataset)) for name, size in sizes.items()}
+    if sum(counts.values()) > len(order):
+        raise ValueError(
+            f"The splits {counts} need {sum(counts.values())} rows, but the dataset has only {len(order)} different "
+            f"texts in {len(dataset)} rows. Ask for smaller splits."
+        )
+    ends = np.cumsum(list(counts.values()))
+    drawn = dict(zip(counts, np.split(order, ends)[:-1], strict=True))
+    if "train" not in drawn:
+        taken = {keys[row] for rows in drawn.values() for row in rows}
+        drawn["train"] = np.array([row for row, key in enumerate(keys) if key not in taken], dtype=np.int64)
+    names = sorted(drawn, key=lambda name: name != "train")
+    return DatasetDict({name: dataset.select(drawn[name]) for name in names})
+
+
+def overlap(a: Dataset, b: Dataset, columns: Sequence[str]) -> list[int]:
+    """The rows of `a` whose text in `columns`, after `normalise_text`, also stands in `b`."""
+    known = set(_text_keys(b, columns))
+    return [row for row, key in enumerate(_text_keys(a, columns)) if key in known]
+
+
+def flip_labels(dataset: Dataset, rate: float, seed: int, label_column: str = "label") -> Dataset:
+    """Gives a share of the rows a wrong label, keeping the truth in column `true_label`.
+
+    Args:
+        dataset: `label_column` must be a `ClassLabel` of at least two classes, with no unlabelled rows.
+        rate: exactly `round(rate * len(dataset))` rows change; each new class is drawn evenly among the others.
+        seed: the same seed flips the same rows to the same classes.
+        label_column: the column to change.
+
+    Raises:
+        ValueError: if the rate is outside [0, 1], the column cannot be flipped, or the rows already have a truth.
+    """
+    classes = _classes_to_flip(dataset, rate, label_column)
+    feature = dataset.features[label_column]
+    truth = np.asarray(dataset.with_format(None)[label_column][:], dtype=np.int64)
+    if ((truth < 0) | (truth >= classes)).any():
+        raise ValueError(f"Column {label_column!r} has rows without a label (-1). Remove them before flipping labels.")
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(truth))[: round(rate * len(truth))]
+    labels = truth.copy()
+    labels[chosen] = (truth[chosen] + rng.integers(1, classes, size=len(chosen))) % classes
+    noisy = _replace_column(dataset, label_column, labels.tolist(), feature)
+    return _replace_column(noisy, TRUE_LABEL, truth.tolist(), feature)
+
+
+def dataset_fingerprint(dataset: Dataset | DatasetDict, columns: Sequence[str]) -> str:
+    """Sixteen hex digits (of SHA-256) that stand for the content of `columns`, whatever files it came from.
+
+    Rows count in their order, splits by their names. Class labels count as numbers.
+    """
+    digest = hashlib.sha256()
+    splits = {"": dataset} if isinstance(dataset, Dataset) else {str(name): dataset[name] for name in dataset}
+    for name in sorted(splits):
+        _require_columns(splits[name].column_names, columns)
+        digest.update(json.dumps([name, list(columns), len(splits[name])]).encode())
+        for row in splits[name].select_columns(list(columns)).with_format(None):
+            digest.update(json.dumps([row[column] for column in columns], default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+def _read_wrench(folder: Path) -> DatasetDict:
+    names = _read_names(folder / "label.json")
+    files = {_SPLIT_NAMES.get(name, name): folder / f"{name}.json" for name in ("train", "valid", "test", "labeled")}
+    return DatasetDict({split: _read_wrench_file(file, names) for split, file in files.items() if file.is_file()})
+
+
+def _read_wrench_file(file: Path, names: list[str]) -> Dataset:
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    if not rows or not all("text" in row["data"] for row in rows.values()):
+        raise ValueError(f"{file} should be an object of rows with data.text, but has no row or a row without text.")
+    votes, label, text = List(Value("int8")), ClassLabel(names=names), Value("string")
+    if isinstance(next(iter(rows.values()))["label"], list):
+        keys = ("id", "tokens", "labels", "weak_labels")
+        features = (Value("string"), List(text), List(label), List(votes))
+    else:
+        keys = ("id", "text", "label", "weak_labels")
+        features = (Value("string"), text, label, votes)
+    values = ((key, row["data"]["text"], row["label"], row["weak_labels"]) for key, row in rows.items())
+    table = [dict(zip(keys, value, strict=True)) for value in values]
+    return Dataset.from_list(table, features=Features(dict(zip(keys, features, strict=True))))
+
+
+def _read_names(file: Path) -> list[str]:
+    names = json.loads(file.read_text(encoding="utf-8"))
+    codes = sorted(names, key=int)
+    if [int(code) for code in codes] != list(range(len(codes))):
+        raise ValueError(f"{file} should name the classes 0 to {len(codes) - 1}, but names {codes}.")
+    return [names[code] for code in codes]
+
+
+def _read_tables(path: Path) -> DatasetDict | None:
+    """The file, or the split files of the folder; None if the path is neither."""
+    if path.suffix in _TABLE_OPTIONS:
+        return DatasetDict({"train": _read_table(path)})
+    stems = [(name, path / f"{name}{suffix}") for name in _FOLDER_SPLITS for suffix in _TABLE_OPTIONS]
+    splits = {name: _read_table(file) for name, file in stems if file.is_file()}
+    return DatasetDict(splits) if splits else None
+
+
+def _read_table(file: Path) -> Dataset:
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no file {file} (looked in {Path.cwd()}).")
+    kind = "json" if file.suffix.startswith(".json") else "csv"
+    return load_dataset(kind, data_files=str(file), split="train", **_TABLE_OPTIONS[file.suffix])
+
+
+def _first_present(columns: Sequence[str], candidates: Sequence[str], option: str) -> tuple[str, ...]:
+    """The first candidate (one name, or two with a blank between) whose names are all among the columns."""
+    for candidate in map(str.split, candidates):
+        if set(candidate) <= set(columns):
+            return tuple(candidate)
+    raise ValueError(f"Expected one of {list(candidates)} among the columns {list(columns)}. Name yours with {option}")
+
+
+def _with_label(dataset: DatasetDict, column: str, names: list[str] | None) -> DatasetDict:
+    """The dataset with `column` as `label` (or `labels` of tokens), encoded as classes unless it is a number."""
+    splits = list(dataset.values())
+    _require_columns(splits[0].column_names, [column])
+    feature = splits[0].features[column]
+    tokenwise = isinstance(feature, List)
+    inner = feature.feature if isinstance(feature, List) else feature
+    target = "labels" if tokenwise else "label"
+    if tokenwise and "tokens" not in splits[0].column_names:
+        raise ValueError(
+            f"Column {column!r} holds lists, one label a token, but there is no column 'tokens' to go with them among "
+            f"{splits[0].column_names}. Several labels a text are not supported."
+        )
+    if column != target:
+        dataset = dataset.rename_column(column, target)
+    if isinstance(inner, ClassLabel):
+        return dataset
+    if inner.dtype.startswith("float") and not tokenwise:
+        return dataset.cast_column(target, Value("float32"))
+    return _encode(dataset, target, tokenwise, names)
+
+
+def _encode(dataset: DatasetDict, column: str, tokenwise: bool, names: list[str] | None) -> DatasetDict:
+    plain = {name: split.with_format(None)[column][:] for name, split in dataset.items()}
+    seen = set(_flatten(value for values in plain.values() for value in values))
+    codes = _class_codes(seen - {None, ""}, names)
+    if unknown := seen - set(codes):
+        raise ValueError(f"Column {column!r} has labels {sorted(map(str, unknown))} that label.json does not name.")
+    label = ClassLabel(names=names or [str(value) for value, code in codes.items() if code != UNLABELLED])
+    encoded = DatasetDict()
+    for name, split in dataset.items():
+        values = [[codes[v] for v in value] if tokenwise else codes[value] for value in plain[name]]
+        encoded[name] = _replace_column(split, column, values, List(label) if tokenwise else label)
+    return encoded
+
+
+def _class_codes(seen: set[_Code], names: list[str] | None) -> dict[_Code, int]:
+    missing: dict[_Code, int] = {None: UNLABELLED, "": UNLABELLED}
+    if names is None:
+        # Without names -1 is a class like others: files with -1/1 or -1/0/1 (sentiment) mean it so.
+        ordered = sorted(seen, key=lambda value: (isinstance(value, str), value))
+        return {value: code for code, value in enumerate(ordered)} | missing
+    by_number: dict[_Code, int] = {code: code for code in range(UNLABELLED, len(names))}
+    return by_number | {name: code for code, name in enumerate(names)} | missing
+
+
+def _flatten(values: Iterable[Any]) -> Iterator[_Code]:
+    for value in values:
+        yield from value if isinstance(value, list) else [value]
+
+
+def _replace_column(dataset: Dataset, column: str, values: list[Any], feature: Any) -> Dataset:
+    kept = dataset.remove_columns(column) if column in dataset.column_names else dataset
+    # `add_column` is decorated in a way that hides its return type.
+    return cast(Dataset, kept.add_column(column, values, feature=feature))
+
+
+def _text_keys(dataset: Dataset, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    _require_columns(dataset.column_names, columns)
+    plain = dataset.with_format(None)
+    texts = ([normalise_text(text) for text in plain[column]] for column in columns)
+    return list(zip(*texts, strict=True))
+
+
+def _stratified_order(dataset: Dataset, rows: np.ndarray, seed: int) -> np.ndarray:
+    """The rows shuffled so that each stretch of them has about the classes' shares of the whole.
+
+    The n rows of a class get one random place in each n-th of the unit interval; sorting by place mixes the classes.
+    """
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(rows)
+    if not isinstance(dataset.features.get("label"), ClassLabel):
+        return rows
+    labels = np.asarray(dataset.with_format(None)["label"][:], dtype=np.int64)[rows]
+    places = np.empty(len(rows))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        places[members] = (np.arange(len(members)) + rng.random(len(members))) / len(members)
+    return rows[np.argsort(places, kind="stable")]
+
+
+def _row_count(name: str, size: int | float, total: int) -> int:
+    count = size if isinstance(size, int) else round(size * total)
+    if count < 1 or (isinstance(size, float) and size >= 1):
+        raise ValueError(f"Split {name!r} should be a positive number of rows or a share below 1, but came as {size}.")
+    return count
+
+
+def _classes_to_flip(dataset: Dataset, rate: float, column: str) -> int:
+    if not 0 <= rate <= 1:
+        raise ValueError(f"The rate of flipped labels should be between 0 and 1, but is {rate}.")
+    _require_columns(dataset.column_names, [column])
+    feature = dataset.features[column]
+    if not isinstance(feature, ClassLabel) or (feature.num_classes or 0) < 2:
+        raise ValueError(f"Column {column!r} should be a ClassLabel of two or more classes, but is {feature}.")
+    if TRUE_LABEL in dataset.column_names:
+        raise ValueError(f"The dataset already has a column {TRUE_LABEL!r}: flipping again would lose the truth.")
+    return int(feature.num_classes)
+
+
+def _require_columns(columns: Sequence[str], wanted: Sequence[str]) -> None:
+    if missing := [column for column in wanted if column not in columns]:
+        raise ValueError(f"Columns {missing} are not among the dataset's columns {list(columns)}.")

@@ -1,0 +1,115 @@
+"""When the weights learn, and from which batches: the timing around `meta.py`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from amal_hf.last_layer import frozen_body
+from amal_hf.meta import MetaReport, Method, Problem, meta_step, undisturbed
+from amal_hf.meta_set import MetaSet
+from amal_hf.mixture import Mixture
+from amal_hf.shapes import EXAMPLE_ID, Batch, Evaluation
+
+
+class Student(NamedTuple):
+    """The student as the learner sees it.
+
+    Attributes:
+        model: the module itself, without the wrappers of compilation or data parallelism.
+        inputs: picks from a batch what the model's forward takes.
+        optimizer: trains the model; only read.
+        dtype: precision of the forward pass.
+        progress: share of training done.
+    """
+
+    model: nn.Module
+    inputs: Callable[[Batch], dict[str, Any]]
+    optimizer: Optimizer
+    dtype: torch.dtype
+    progress: float
+
+
+class WeightLearner:
+    """Takes meta steps for a mixture.
+
+    Args:
+        method: how weights are learned.
+        mixture: the losses, with the method's policy.
+        meta_set: the clean batches.
+        interval: optimizer steps from one meta step to the next; not asked if the method learns in phases.
+    """
+
+    def __init__(self, method: Method, mixture: Mixture, meta_set: MetaSet, interval: int) -> None:
+        self.method = method
+        self.mixture = mixture
+        self.meta_set = meta_set
+        self.interval = interval
+        self.steps_taken = 0
+        self.last_phase = 0
+
+    def is_due(self, step: int) -> bool:
+        """Whether optimizer step `step`, counted from the end of the warm-up, begins with a meta step."""
+        return not self.method.phase_epochs and step >= 0 and step % self.interval == 0
+
+    def begin_phase(self, epoch: int) -> bool:
+        """Whether a pass over the training set is due now, at the first step of `epoch`; says so once."""
+        every = self.method.phase_epochs
+        if not every or epoch == self.last_phase or epoch % every:
+            return False
+        self.last_phase = epoch
+        return True
+
+    def learn(self, student: Student, batches: Sequence[Batch], meta_batch: Batch) -> MetaReport:
+        """One meta step from the micro-batches of one optimizer step, already prepared by the mixture."""
+        module = self.method.tangent.scope(student.model)
+        with undisturbed(student.model):
+            meta_run = _run(student, module, meta_batch)
+            runs = [_run(student, module, batch) for batch in batches]
+            problem = Problem(
+                module=module,
+                optimizer=student.optimizer,
+                learning_rate=student.optimizer.param_groups[0]["lr"],
+                meta_loss=lambda: self.mixture.task_loss(meta_run(), meta_batch),
+                evaluate=lambda: _joined([self.mixture.evaluate(run(), b) for run, b in zip(runs, batches, strict=True)]),
+                ids=torch.cat([ids_of(batch) for batch in batches]),
+                progress=student.progress,
+                dtype=student.dtype,
+            )
+            report = meta_step(self.method, problem)
+        self.steps_taken += 1
+        return report
+
+    def next_meta_batch(self) -> Batch:
+        """The meta batch of the next meta step, as the collator made it."""
+        return self.meta_set.batch(self.steps_taken)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where in the meta set and in the phases the run is."""
+        return {"steps_taken": self.steps_taken, "last_phase": self.last_phase}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Restore `state_dict`."""
+        self.steps_taken, self.last_phase = state["steps_taken"], state["last_phase"]
+
+
+def ids_of(batch: Batch) -> Tensor:
+    """The example ids of a batch; -1 for a stream that has none."""
+    if EXAMPLE_ID in batch:
+        return batch[EXAMPLE_ID]
+    first = next(value for value in batch.values() if isinstance(value, Tensor))
+    return torch.full((len(first),), -1, device=first.device)
+
+
+def _run(student: Student, module: nn.Module, batch: Batch) -> Callable[[], Any]:
+    """What gives the student's outputs for a batch, as often as it is called, when parameters of `module` change in between."""
+    inputs = student.inputs(batch)
+    if module is student.model:
+        return lambda: student.model(**inputs)
+    return frozen_body(student.model, module, inputs)
+
+
+def _joined(parts: list[Evaluation]) -> Evaluation:
+    return Evaluation(torch.cat([part.losses for part in parts]), torch.cat([part.features for part in parts]))

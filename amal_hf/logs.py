@@ -1,0 +1,57 @@
+"""What is logged of losses and weights: collected on the device, computed when something is logged."""
+
+import torch
+from torch import Tensor
+
+from amal_hf.mixture import Weighed
+
+
+class MixtureStatistics:
+    """Per loss: its mean, and the weights' mean, 10th and 90th percentile and share at zero; with learned weights the meta loss and a count of skipped examples.
+
+    Tensors are only kept while training, so that the device is never waited for between two logs.
+
+    Args:
+        names: of the losses.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self._losses: list[Tensor] = []
+        self._weights: list[Tensor] = []
+        self._meta: list[Tensor] = []
+        self._skipped: list[Tensor] = []
+
+    def add(self, weighed: Weighed) -> None:
+        """Take note of a micro-batch."""
+        self._losses.append(weighed.losses)
+        self._weights.append(weighed.weights)
+
+    def add_meta(self, meta_loss: Tensor, skipped: Tensor) -> None:
+        """Take note of a bilevel step."""
+        self._meta.append(meta_loss)
+        self._skipped.append(skipped)
+
+    def flush(self) -> dict[str, float]:
+        """Everything since the last call, as plain floats by log key."""
+        logs: dict[str, float] = {}
+        if self._losses:
+            losses, weights = torch.cat(self._losses).float(), torch.cat(self._weights).float()
+            for name, loss, weight in zip(self.names, losses.unbind(1), weights.unbind(1), strict=True):
+                logs |= {f"loss_{name}": loss.mean().item()} | _summary(name, weight)
+        if self._meta:
+            logs["meta_loss"] = torch.stack(self._meta).float().mean().item()
+            logs["meta_skipped"] = float(torch.stack(self._skipped).sum().item())
+        for kept in (self._losses, self._weights, self._meta, self._skipped):
+            kept.clear()
+        return logs
+
+
+def _summary(name: str, weight: Tensor) -> dict[str, float]:
+    low, high = torch.quantile(weight, torch.tensor([0.1, 0.9], device=weight.device)).tolist()
+    return {
+        f"weight_{name}_mean": weight.mean().item(),
+        f"weight_{name}_p10": low,
+        f"weight_{name}_p90": high,
+        f"weight_{name}_zero": (weight < 1e-3).float().mean().item(),
+    }

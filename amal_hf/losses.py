@@ -1,0 +1,308 @@
+"""Losses: student outputs and a batch in, one value for every example out.
+
+A loss never averages over examples. Weighing and reducing happens in one other place (`mixture.py`), so that every example can have its own weight
+for every loss. A loss of tokens is the mean over the example's labelled tokens: a sentence counts once, however long it is.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from amal_hf.shapes import Batch, Logits, PerExample, Teacher
+
+
+IGNORED = -100
+"""The label that `transformers` uses for "no label here"."""
+
+Divergence: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
+"""`(student logits (..., C), teacher logits (..., C), temperature) -> (...)`."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """How the student's logits and labels are read.
+
+    Args:
+        problem_type: `config.problem_type` of the student; `None` applies the rule of `transformers`: one output is a regression, integer labels are
+            classes, float labels are several yes/no labels at once.
+        label_smoothing: share of the target spread over all classes, in [0, 1); `TrainingArguments.label_smoothing_factor`.
+    """
+
+    problem_type: str | None = None
+    label_smoothing: float = 0.0
+
+    def is_regression(self, logits: Logits) -> bool:
+        """Whether the outputs are numbers to be hit rather than scores of classes."""
+        if self.problem_type is None:
+            return logits.shape[-1] == 1
+        return self.problem_type == "regression"
+
+    def is_multi_label(self, logits: Logits, labels: Tensor | None) -> bool:
+        """Whether every class is a yes/no question of its own."""
+        if self.problem_type is None:
+            return labels is not None and labels.is_floating_point() and not self.is_regression(logits)
+        return self.problem_type == "multi_label_classification"
+
+
+class Loss(ABC):
+    """One value for every example.
+
+    Attributes:
+        name: column name in logs and in `AMALTrainer.example_weights()`; unique within a run.
+        columns: dataset columns that this loss reads beyond what the student's forward takes.
+    """
+
+    name: str
+    columns: tuple[str, ...] = ()
+
+    def bind(self, task: Task) -> None:
+        """Learn how the student's logits are read. Called once, before training."""
+        del task
+
+    def prepare(self, batch: Batch) -> dict[str, Any]:
+        """What depends on the batch alone (a teacher's logits); added to the batch before the student runs."""
+        del batch
+        return {}
+
+    @abstractmethod
+    def __call__(self, outputs: Any, batch: Batch) -> PerExample:
+        """The loss of every example, `(B,)`.
+
+        Args:
+            outputs: the student's `ModelOutput`; `outputs.logits` is `(B, C)` or `(B, T, C)`.
+            batch: the collated batch on the student's device, with everything that `prepare` added.
+        """
+
+
+class CrossEntropy(Loss):
+    """The task's own loss against the labels, as `transformers` computes it but for each example.
+
+    Cross-entropy for classes (integer labels `(B,)` or `(B, T)`, or probabilities `(B, C)`), binary cross-entropy averaged over classes for
+    multi-label tasks (float labels `(B, C)`), squared error averaged over outputs for regression. Labels of -100 cost nothing, so an unlabelled row
+    has the value 0. Label smoothing follows `torch.nn.functional.cross_entropy` and applies to classes only.
+
+    Example:
+        >>> loss = CrossEntropy()
+        >>> loss.bind(Task())
+        >>> loss.of_logits(torch.zeros(2, 4), torch.tensor([1, -100]))
+        tensor([1.3863, 0.0000])
+    """
+
+    def __init__(self, name: str = "labels") -> None:
+        self.name = name
+        self.task = Task()
+
+    def bind(self, task: Task) -> None:
+        """Take over the student's problem type and label smoothing."""
+        self.task = task
+
+    def __call__(self, outputs: Any, batch: Batch) -> PerExample:
+        """`(B,)`: the loss against `batch["labels"]`."""
+        return self.of_logits(outputs.logits, batch["labels"])
+
+    def of_logits(self, logits: Logits, labels: Tensor) -> PerExample:
+        """The same for any logits, `(B, C)` or `(B, T, C)`: also tells how well a *teacher* fits the labels."""
+        logits = at_least_fp32(logits)
+        if self.task.is_regression(logits):
+            return _squared_error(logits, labels.to(logits))
+        if self.task.is_multi_label(logits, labels):
+            return _binary_cross_entropy(logits, labels)
+        return _class_cross_entropy(logits, labels, self.task.label_smoothing)
+
+
+class Distillation(Loss):
+    """How far the student is from a teacher's soft targets (Hinton et al. 2015, arXiv:1503.02531).
+
+    With the default divergence the value is `T² KL(softmax(z_teacher / T) ‖ softmax(z_student / T))`. Multi-label logits are read as one yes/no distribution a class,
+    averaged over classes; regression outputs are compared by squared error, without temperature; tokens are averaged over those with a label
+    (over all attended ones in a row that has no label).
+
+    Args:
+        teacher: a `PreTrainedModel`, a folder or a Hub id; or any callable `(batch) -> logits` in the student's label order.
+        temperature: softness T > 0 of both distributions. Default 2.0; the AMAL code uses 4.
+        divergence: `forward_kl`, `reverse_kl`, `jensen_shannon`, `logit_mse`, or your own of the same signature.
+        tokenizer: the teacher's own tokenizer, if it is not the student's. A teacher given by name brings its own.
+        text_columns: the dataset columns with the raw text, read only when the teacher encodes text by itself.
+        name: column name; give each of several teachers its own.
+
+    Raises:
+        ValueError: a temperature that is not positive and finite.
+    """
+
+    def __init__(
+        self,
+        teacher: Any,
+        temperature: float = 2.0,
+        divergence: Divergence | None = None,
+        *,
+        tokenizer: Any = None,
+        text_columns: tuple[str, ...] = ("text",),
+        name: str = "teacher",
+    ) -> None:
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"Distillation: temperature must be positive and finite, got {temperature}. Usual values are 1 to 8.")
+        self.source = teacher
+        self.temperature = temperature
+        self.divergence = forward_kl if divergence is None else divergence
+        self.tokenizer = tokenizer
+        self.text_columns = text_columns
+        self.name = name
+        self.task = Task()
+        self.teacher: Teacher = _not_opened
+
+    @property
+    def logits_key(self) -> str:
+        """Where the teacher's logits stand in a prepared batch."""
+        return f"{self.name}_logits"
+
+    def bind(self, task: Task) -> None:
+        """Take over the student's problem type."""
+        self.task = task
+
+    def prepare(self, batch: Batch) -> dict[str, Tensor]:
+        """The teacher's logits, once a batch."""
+        return {self.logits_key: self.teacher(batch)}
+
+    def __call__(self, outputs: Any, batch: Batch) -> PerExample:
+        """`(B,)`: the divergence between teacher and student."""
+        student, teacher = at_least_fp32(outputs.logits), at_least_fp32(batch[self.logits_key])
+        if student.shape != teacher.shape:
+            raise ValueError(
+                f"Distillation '{self.name}': the student's logits have shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; "
+                "both must classify the same tokens or sentences into the same classes."
+            )
+        labels = batch.get("labels")
+        if self.task.is_regression(student):
+            return _squared_error(student, teacher)
+        if self.task.is_multi_label(student, labels):
+            return self.divergence(_as_two_classes(student), _as_two_classes(teacher), self.temperature).flatten(1).mean(1)
+        values = self.divergence(student, teacher, self.temperature)
+        return values if values.ndim == 1 else masked_mean(values, distilled_tokens(batch))
+
+
+class CustomLoss(Loss):
+    """A plain function `(outputs, batch) -> (B,)` with a name.
+
+    `AMALTrainer(losses=[..., function])` wraps functions by itself, taking the function's own name.
+    """
+
+    def __init__(self, function: Callable[[Any, Batch], PerExample], name: str, columns: tuple[str, ...] = ()) -> None:
+        self.function = function
+        self.name = name
+        self.columns = columns
+
+    def __call__(self, outputs: Any, batch: Batch) -> PerExample:
+        """`(B,)`, checked.
+
+        Raises:
+            ValueError: the function averaged or returned another shape; a weight for each example would silently be lost.
+        """
+        values = self.function(outputs, batch)
+        examples = outputs.logits.shape[0]
+        if values.shape != (examples,):
+            raise ValueError(
+                f"Loss '{self.name}' must return one value for each of the {examples} examples, shape ({examples},); it returned {tuple(values.shape)}. "
+                "Do not average over the batch."
+            )
+        return values
+
+
+def forward_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """`T² Σ_c p_teacher (log p_teacher − log p_student)`, `(..., C) -> (...)`: covers all that the teacher holds possible."""
+    log_p, log_q = F.log_softmax(teacher / temperature, -1), F.log_softmax(student / temperature, -1)
+    return temperature**2 * _kl(log_p, log_q)
+
+
+def reverse_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """`T² Σ_c p_student (log p_student − log p_teacher)`, `(..., C) -> (...)`: settles on what the teacher holds likeliest."""
+    return forward_kl(teacher, student, temperature)
+
+
+def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """`T²` times the Jensen–Shannon divergence, `(..., C) -> (...)`: symmetric, and bounded by `T² log 2`."""
+    log_p, log_q = F.log_softmax(teacher / temperature, -1), F.log_softmax(student / temperature, -1)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return temperature**2 * 0.5 * (_kl(log_p, log_m) + _kl(log_q, log_m))
+
+
+def logit_mse(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """`mean_c (z_student − z_teacher)²`, `(..., C) -> (...)`; the temperature does not enter. Half of it for a yes/no class, which is read as logits (0, z)."""
+    del temperature
+    return (student - teacher).square().mean(-1)
+
+
+def at_least_fp32(logits: Logits) -> Logits:
+    """Logits in fp32, or fp64 if they are: a log-softmax in half precision has two or three digits."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> PerExample:
+    """Mean of `values` `(B, T)` where `mask` `(B, T)` is true; 0 for a row without any, `(B,)`."""
+    kept = mask.to(values)
+    return (values * kept).sum(1) / kept.sum(1).clamp(min=1)
+
+
+def distilled_tokens(batch: Batch) -> Tensor:
+    """`(B, T)`, bool: the tokens on which a student is compared with its teacher: the labelled ones, or all attended ones of an unlabelled row."""
+    attended = batch["attention_mask"].bool()
+    labels = batch.get("labels")
+    if labels is None:
+        return attended
+    labelled = labels != IGNORED
+    return torch.where(labelled.any(1, keepdim=True), labelled, attended)
+
+
+def entropy(logits: Logits, task: Task, batch: Batch) -> PerExample:
+    """Entropy of the predicted distribution as a share of the largest possible one, in [0, 1], `(B,)`; 0 for regression."""
+    logits = at_least_fp32(logits)
+    if task.is_regression(logits):
+        return logits.new_zeros(len(logits))
+    multi_label = task.is_multi_label(logits, batch.get("labels"))
+    if multi_label:
+        logits = _as_two_classes(logits)
+    log_p = F.log_softmax(logits, -1)
+    share = -(log_p.exp() * log_p).sum(-1) / math.log(logits.shape[-1])
+    if share.ndim == 1:
+        return share
+    by_token = logits.ndim == 3 and not multi_label
+    return masked_mean(share, distilled_tokens(batch)) if by_token else share.mean(1)
+
+
+def _class_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> PerExample:
+    values = F.cross_entropy(
+        logits.flatten(0, -2),
+        labels.flatten(0, -2).to(logits) if labels.is_floating_point() else labels.flatten(),
+        reduction="none",
+        label_smoothing=smoothing,
+    ).view(logits.shape[:-1])
+    if values.ndim == 1:
+        return values
+    return masked_mean(values, labels != IGNORED if labels.ndim == 2 else torch.ones_like(values, dtype=torch.bool))
+
+
+def _binary_cross_entropy(logits: Tensor, labels: Tensor) -> PerExample:
+    known = labels >= 0
+    values = F.binary_cross_entropy_with_logits(logits, labels.to(logits).clamp(min=0), reduction="none")
+    return masked_mean(values.flatten(1), known.flatten(1))
+
+
+def _squared_error(outputs: Tensor, targets: Tensor) -> PerExample:
+    return (outputs - targets.view_as(outputs)).square().flatten(1).mean(1)
+
+
+def _as_two_classes(logits: Tensor) -> Tensor:
+    return torch.stack([torch.zeros_like(logits), logits], -1)
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def _not_opened(batch: Batch) -> Logits:
+    raise RuntimeError("Distillation: the teacher has not been opened. AMALTrainer does so; on your own, set `loss.teacher` to a callable (batch) -> logits.")

@@ -1,0 +1,142 @@
+"""The bilevel step: how the weights learn from the clean meta set.
+
+1. Meta gradient `g = ∇V(θ)` on a batch of the meta set (optionally at `θ̂`, one student step ahead).
+2. Direction `v = P g`, the way the student's optimizer would really go.
+3. Slopes `s_ik = ⟨v, ∇ℓ_ik⟩` of all losses of the examples of this optimizer step.
+4. The policy moves weight to losses with positive slope: for a weight `dV/dw_ik = −(lr/B) s_ik`, for a policy's parameters
+   `dV/dφ = −∇φ (1/B) Σ_ik w_ik(φ) s_ik`. Slopes are first scaled to mean magnitude one, so that a step does not depend on the learning rate or the batch size.
+
+The student must not notice: parameters come back bit for bit, no `.grad` is touched, no global random number is drawn, every module's mode is put back.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from amal_hf.directions import AdamDirection, Direction
+from amal_hf.policies.policy import Observation, Policy
+from amal_hf.shapes import Evaluate, ExampleIds, LossTable, Params
+from amal_hf.tangents import FiniteDifference, Tangent, displaced
+
+
+@dataclass(frozen=True)
+class Method:
+    """How weights are learned: one of each family, and the timing.
+
+    Attributes:
+        name: for logs, checkpoints and cards.
+        policy: where the weights come from.
+        direction: which way the meta loss improves.
+        tangent: how slopes are measured.
+        repeats: updates from one and the same meta batch (AMAL: 5). More than one only makes sense with `lookahead`.
+        lookahead: measure the meta gradient one student step ahead, with the present weights, as AMAL does; otherwise where the student stands, as in Learning to Reweight.
+        phase_epochs: learn in a separate pass over the training set at the start of every so many epochs (AMAL: 10) rather than while training; 0 is off.
+        citation: BibTeX of the source.
+    """
+
+    name: str
+    policy: Policy
+    direction: Direction = field(default_factory=AdamDirection)
+    tangent: Tangent = field(default_factory=FiniteDifference)
+    repeats: int = 1
+    lookahead: bool = False
+    phase_epochs: int = 0
+    citation: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One bilevel step, as closures over two batches.
+
+    Attributes:
+        module: the part of the student that moves.
+        optimizer: the student's; only read.
+        learning_rate: of the student's next step, for the lookahead.
+        meta_loss: the scalar `V` on the meta batch, with a graph.
+        evaluate: all losses of all examples of this optimizer step.
+        ids: which examples these are.
+        progress: share of training done.
+        dtype: precision of the student's forward pass.
+    """
+
+    module: nn.Module
+    optimizer: Optimizer
+    learning_rate: float
+    meta_loss: Callable[[], Tensor]
+    evaluate: Evaluate
+    ids: ExampleIds
+    progress: float
+    dtype: torch.dtype
+
+
+class MetaReport(NamedTuple):
+    """What a bilevel step has to say: the meta loss and the number of examples left out for slopes that are not finite (scalars, on the device)."""
+
+    meta_loss: Tensor
+    skipped: Tensor
+
+
+def meta_step(method: Method, problem: Problem) -> MetaReport:
+    """Update the policy once, or `method.repeats` times from the same two batches."""
+    params = {name: p for name, p in problem.module.named_parameters() if p.requires_grad}
+    for _ in range(method.repeats):
+        with _one_step_ahead(method.policy, params, problem) if method.lookahead else nullcontext():
+            value, gradient = meta_gradient(params, problem.meta_loss)
+        direction = method.direction(gradient, params, problem.optimizer)
+        measured = method.tangent(problem.module, direction, problem.evaluate, problem.dtype)
+        slopes, finite = scaled(measured.slopes)
+        features = torch.where(finite[:, None], measured.features, 0.0)
+        method.policy.update(Observation(problem.ids, features, problem.progress), slopes)
+    return MetaReport(value, (~finite).sum())
+
+
+def meta_gradient(params: Params, meta_loss: Callable[[], Tensor]) -> tuple[Tensor, Params]:
+    """`V` and `∇V`, by `torch.autograd.grad` so that no `.grad` changes; zero for parameters that `V` does not depend on."""
+    with torch.enable_grad():
+        value = meta_loss()
+        gradients = torch.autograd.grad(value, list(params.values()), allow_unused=True)
+    pairs = zip(params.items(), gradients, strict=True)
+    return value.detach(), {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+
+
+def scaled(slopes: LossTable) -> tuple[LossTable, Tensor]:
+    """Slopes scaled to mean magnitude one, and which examples are finite, `(B,)`; the others get slope 0."""
+    finite = torch.isfinite(slopes).all(1)
+    kept = torch.where(finite[:, None], slopes, 0.0)
+    magnitude = kept.abs().sum() / (finite.sum() * slopes.shape[1]).clamp(min=1)
+    return kept / magnitude.clamp(min=torch.finfo(slopes.dtype).tiny), finite
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Within the block the student runs without dropout; afterwards modes and random generators are as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    with torch.random.fork_rng():
+        model.eval()
+        for module, training in modes:
+            # Activation checkpointing only acts on a layer in training mode. The flag of the layer itself switches no dropout; its parts hold those.
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = training
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+
+@contextmanager
+def _one_step_ahead(policy: Policy, params: Params, problem: Problem) -> Iterator[None]:
+    """Within the block the parameters stand where one step of gradient descent on the weighed losses would take them."""
+    with torch.enable_grad():
+        losses, features = problem.evaluate()
+        weights = policy.weights(Observation(problem.ids, features, problem.progress)).detach()
+        total = (weights * losses).sum() / len(losses)
+        gradients = torch.autograd.grad(total, list(params.values()), allow_unused=True)
+    moved = {name: g for name, g in zip(params, gradients, strict=True) if g is not None}
+    with displaced(params, moved, -torch.tensor(problem.learning_rate, device=total.device)):
+        yield

@@ -1,0 +1,63 @@
+"""The clean meta set, as an endless sequence of numbered batches.
+
+Batch n is a function of the seed and n alone, so a run that was interrupted only has to remember n, and no global random number is drawn.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from amal_hf.shapes import Batch
+
+
+class MetaSet:
+    """Shuffled passes over a small dataset, cut into batches that run on across the end of a pass.
+
+    Args:
+        rows: the dataset; `rows[i]` is what the collator takes.
+        collate: list of rows to batch.
+        batch_size: examples in a batch; a smaller dataset gives all it has.
+        seed: of the shuffling.
+
+    Raises:
+        ValueError: an empty dataset or a batch size below 1.
+    """
+
+    def __init__(self, rows: Sequence[Any], collate: Callable[[list[Any]], Batch], batch_size: int, seed: int) -> None:
+        if len(rows) == 0 or batch_size < 1:
+            raise ValueError(f"The meta set has {len(rows)} rows and meta_batch_size is {batch_size}; both must be at least 1.")
+        self.rows = rows
+        self.collate = collate
+        self.batch_size = min(batch_size, len(rows))
+        self.seed = seed
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def batch(self, number: int) -> Batch:
+        """Batch `number`, counted from 0."""
+        first = number * self.batch_size
+        rows = [self.rows[self._row(position)] for position in range(first, first + self.batch_size)]
+        with _same_random_numbers():
+            return self.collate(rows)
+
+    def _row(self, position: int) -> int:
+        epoch, offset = divmod(position, len(self.rows))
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._order = (epoch, torch.randperm(len(self.rows), generator=generator).tolist())
+        return self._order[1][offset]
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """A collator may draw (for masking, say); afterwards the global generators stand where they stood."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,106 @@
+"""The student's training loss: several losses, and a weight for every example and loss.
+
+    L = (1/N) Σ_i Σ_k w_ik ℓ_ik        N: examples of the optimizer step, however it is cut into micro-batches and processes
+
+The one place where losses are weighed and summed.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from amal_hf.losses import CrossEntropy, CustomLoss, Distillation, Loss, Task
+from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
+from amal_hf.policies.store import RowStore
+from amal_hf.shapes import EXAMPLE_ID, Batch, Evaluation, LossTable
+
+
+class Weighed(NamedTuple):
+    """A batch's weighed losses.
+
+    Attributes:
+        total: scalar with a graph to the student, `Σ_i Σ_k w_ik ℓ_ik` (not yet divided by N).
+        losses: `(B, K)`, detached.
+        weights: `(B, K)`, detached.
+    """
+
+    total: Tensor
+    losses: LossTable
+    weights: LossTable
+
+
+class Mixture:
+    """Losses and the policy that weighs them.
+
+    Args:
+        losses: K losses; a plain function `(outputs, batch) -> (B,)` is taken as one under its own name.
+        policy: where the weights come from.
+        task: how the student's logits are read.
+
+    Raises:
+        ValueError: no loss at all, or two of the same name.
+    """
+
+    def __init__(self, losses: Sequence[Loss | Any], policy: Policy, task: Task) -> None:
+        self.losses = [loss if isinstance(loss, Loss) else CustomLoss(loss, loss.__name__) for loss in losses]
+        self.policy = policy
+        self.task = task
+        self.names = [loss.name for loss in self.losses]
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise ValueError(f"losses must be at least one, each with a name of its own; got {self.names}. Pass `name=` to tell them apart.")
+        for loss in self.losses:
+            loss.bind(task)
+
+    @property
+    def distillations(self) -> list[Distillation]:
+        """The losses that compare with a teacher."""
+        return [loss for loss in self.losses if isinstance(loss, Distillation)]
+
+    @property
+    def columns(self) -> list[str]:
+        """Dataset columns that the losses read beyond the student's own inputs."""
+        return sorted({column for loss in self.losses for column in loss.columns})
+
+    def reset(self, examples: int | None, initial: Tensor) -> None:
+        """Start a run from the mixture `initial`, `(K,)`, on a training set of `examples` rows (`None`: a stream)."""
+        self.policy.reset(Sizes(len(self.losses), len(self.distillations), examples), initial)
+        self.record = self.policy.rows() or RowStore(examples, torch.full((len(self.losses),), float("nan")))
+
+    def prepare(self, batch: Batch) -> dict[str, Any]:
+        """The batch with all that depends on it alone, such as teachers' logits."""
+        return {**batch, **{key: value for loss in self.losses for key, value in loss.prepare(batch).items()}}
+
+    def evaluate(self, outputs: Any, batch: Batch) -> Evaluation:
+        """All losses, `(B, K)`, with a graph to the student if there is one, and what the policy makes of the batch."""
+        losses = torch.stack([loss(outputs, batch) for loss in self.losses], 1)
+        teachers = tuple(batch[loss.logits_key] for loss in self.distillations)
+        signals = Signals(losses.detach(), outputs.logits.detach(), teachers, batch, self.task)
+        return Evaluation(losses, self.policy.observe(signals))
+
+    def weigh(self, outputs: Any, batch: Batch, progress: float) -> Weighed:
+        """The weighed loss of one micro-batch; remembers the weights that were used."""
+        losses, features = self.evaluate(outputs, batch)
+        ids = batch[EXAMPLE_ID]
+        weights = self.policy.weights(Observation(ids, features, progress)).detach()
+        if self.record is not self.policy.rows():
+            self.record.write(ids, weights)
+        return Weighed((weights * losses).sum(), losses.detach(), weights)
+
+    def task_loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """The meta objective: the plain task loss, averaged, without label smoothing (clean labels are meant as they stand)."""
+        loss = CrossEntropy()
+        loss.bind(Task(self.task.problem_type))
+        return loss(outputs, batch).mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was learned and recorded."""
+        own = {} if self.record is self.policy.rows() else self.record.state_dict()
+        return {"policy": self.policy.state_dict(), "record": own}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict` into a mixture that was `reset` for the same losses and data."""
+        self.policy.load_state_dict(state["policy"])
+        if state["record"]:
+            self.record.load_state_dict(state["record"])

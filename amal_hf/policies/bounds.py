@@ -1,0 +1,121 @@
+"""Bounds: what keeps weights in a sensible range.
+
+A table of free weights works better with every weight in [0, 2] on its own: a convex mixture cannot drop an example whose label and teacher are both wrong. A network must
+be normalised: the part that all slopes share is a learning rate in disguise, and drives unnormalised weights to their upper bound together.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from amal_hf.shapes import LossTable
+
+
+Projection: TypeAlias = Callable[[LossTable], LossTable]
+"""For a table: the nearest allowed weights, `(B, K) -> (B, K)`."""
+
+
+def clamp(weights: LossTable) -> LossTable:
+    """Every weight on its own in [0, 2], as in the AMAL code."""
+    return weights.clamp(0, 2)
+
+
+def convex(weights: LossTable) -> LossTable:
+    """Euclidean projection of every row onto the simplex: no weight negative, their sum one (the form of the AMAL paper's first version)."""
+    ranked = weights.sort(-1, descending=True).values
+    excess = ranked.cumsum(-1) - 1
+    counts = torch.arange(1, weights.shape[-1] + 1, device=weights.device, dtype=weights.dtype)
+    support = (ranked * counts > excess).sum(-1, keepdim=True)
+    return (weights - excess.gather(-1, support - 1) / support).clamp(min=0)
+
+
+class Normalisation(nn.Module, ABC):
+    """For a network: scores in, weights out."""
+
+    @abstractmethod
+    def start(self, initial: Tensor) -> Tensor:
+        """The scores that give the mixture `initial`, `(K,)`; as many as the network must put out."""
+
+    @abstractmethod
+    def forward(self, scores: Tensor) -> LossTable:
+        """Weights `(B, K)` from scores, each example on its own, so that it does not matter how a batch is cut."""
+
+    def of_step(self, scores: Tensor) -> LossTable:
+        """The weights that an update differentiates, given the scores of a whole optimizer step."""
+        weights: LossTable = self(scores)
+        return weights
+
+
+class Convex(Normalisation):
+    """Softmax over the losses of an example: its weights sum to one. With a single loss there is nothing to choose; use `MeanOne` or `ConvexOrNone`."""
+
+    def start(self, initial: Tensor) -> Tensor:
+        """Log shares; a mixture that does not sum to one is scaled to it."""
+        return _log(initial / initial.sum())
+
+    def forward(self, scores: Tensor) -> LossTable:
+        """`(B, K) -> (B, K)`."""
+        return scores.softmax(-1)
+
+
+class ConvexOrNone(Normalisation):
+    """Softmax with one more choice, "none of them": an example whose every loss misleads can be dropped.
+
+    Args:
+        share: what the extra choice starts with, in (0, 1).
+    """
+
+    def __init__(self, share: float = 0.1) -> None:
+        super().__init__()
+        self.share = share
+
+    def start(self, initial: Tensor) -> Tensor:
+        """Log shares with one more column; the weights of a row sum to `1 − share` at the start."""
+        kept = (1 - self.share) * initial / initial.sum()
+        return _log(torch.cat([kept, kept.new_tensor([self.share])]))
+
+    def forward(self, scores: Tensor) -> LossTable:
+        """`(B, K + 1) -> (B, K)`."""
+        return scores.softmax(-1)[:, :-1]
+
+
+class MeanOne(Normalisation):
+    """Sigmoids, scaled so that an example's weights sum to one on average over examples: examples compete with one another as well.
+
+    An update divides by the mean of its own batch, which takes the common part out of the gradient. In between, weights are divided by a running mean of
+    these, because a batch that is cut in pieces has several means.
+
+    Args:
+        momentum: share of the new mean in the running one.
+    """
+
+    mean: Tensor
+
+    def __init__(self, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.ones(()))
+
+    def start(self, initial: Tensor) -> Tensor:
+        """Logits of the shares; the running mean starts at their sum, which is one."""
+        self.mean.fill_(1.0)
+        return (initial / initial.sum()).clamp(1e-4, 1 - 1e-4).logit()
+
+    def forward(self, scores: Tensor) -> LossTable:
+        """`(B, K) -> (B, K)`."""
+        return scores.sigmoid() / self.mean
+
+    def of_step(self, scores: Tensor) -> LossTable:
+        """Divided by the batch's own mean, of which the running mean takes note."""
+        raw = scores.sigmoid()
+        mean = raw.sum(1).mean()
+        self.mean.lerp_(mean.detach(), self.momentum)
+        return raw / mean
+
+
+def _log(shares: Tensor) -> Tensor:
+    # A share of exactly zero would have no gradient and could never come back.
+    return shares.clamp(min=1e-4).log()

@@ -1,0 +1,59 @@
+"""The same mixture for every example: what everything learned is compared with."""
+
+import torch
+from torch import Tensor
+
+from amal_hf.policies.policy import Observation, Policy, Sizes
+from amal_hf.shapes import LossTable
+
+
+class FixedWeights(Policy):
+    """Every example has the run's initial mixture as its weights, for good. Needs no meta set."""
+
+    learns = False
+    mixture: Tensor
+
+    def reset(self, sizes: Sizes, initial: Tensor) -> None:
+        """Take over the mixture."""
+        del sizes
+        self.register_buffer("mixture", initial.clone())
+
+    def weights(self, observation: Observation) -> LossTable:
+        """The mixture, once for each example, `(B, K)`."""
+        return self.mixture.to(observation.features.device).expand(len(observation.ids), -1)
+
+    def update(self, observation: Observation, slopes: LossTable) -> None:
+        """Nothing to learn."""
+
+
+class RandomWeights(Policy):
+    """Convex weights drawn uniformly for every example once and kept: the control that shows whether *learning* the weights matters. Needs no meta set.
+
+    Args:
+        seed: of the draw.
+    """
+
+    learns = False
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
+        self.losses = 1
+
+    def reset(self, sizes: Sizes, initial: Tensor) -> None:
+        """Remember K; the initial mixture is of no interest."""
+        del initial
+        self.losses = sizes.losses
+
+    def weights(self, observation: Observation) -> LossTable:
+        """Uniform on the simplex, a function of seed and id alone, `(B, K)`."""
+        rows = [self._draw(example) for example in observation.ids.tolist()]
+        return torch.stack(rows).to(observation.features.device)
+
+    def update(self, observation: Observation, slopes: LossTable) -> None:
+        """Nothing to learn."""
+
+    def _draw(self, example: int) -> Tensor:
+        generator = torch.Generator().manual_seed(hash((self.seed, example)) % 2**63)
+        shares = -torch.rand(self.losses, generator=generator).log()
+        return shares / shares.sum()

@@ -1,0 +1,107 @@
+"""A small network that reads how student and teachers do on an example, and weighs its losses."""
+
+import torch
+from torch import Tensor, nn
+
+from amal_hf.losses import CrossEntropy, entropy
+from amal_hf.policies.bounds import Convex, Normalisation
+from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
+from amal_hf.shapes import Features, Logits, LossTable
+
+
+class LossNetwork(Policy):
+    """Weights from surface statistics: the losses, the probability that student and teachers give the label, their entropies, and progress.
+
+    What it learns on one example holds for all that look alike, so it needs a meta step only now and then and follows the student as it trains. It starts at the
+    initial mixture for every example.
+
+    Args:
+        hidden: width of the one hidden layer.
+        learning_rate: of its own Adam. 1e-2: at 3e-3 the pattern came too late to matter.
+        normalisation: `Convex()` (softmax over the losses, the default), `ConvexOrNone()` or `MeanOne()`.
+        seed: of its first weights.
+
+    References:
+        The form of Meta-Weight-Net (Shu et al. 2019, arXiv:1902.07379), widened from one loss to several, inside AMAL's objective (arXiv:2202.03250).
+    """
+
+    interval = 4
+    network: nn.Sequential
+
+    def __init__(
+        self, hidden: int = 32, learning_rate: float = 1e-2, normalisation: Normalisation | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        if hidden < 1 or not learning_rate > 0:
+            raise ValueError(f"LossNetwork: hidden and learning_rate must be positive, got {hidden} and {learning_rate}.")
+        self.hidden = hidden
+        self.learning_rate = learning_rate
+        self.normalisation = Convex() if normalisation is None else normalisation
+        self.seed = seed
+
+    def reset(self, sizes: Sizes, initial: Tensor) -> None:
+        """A new network whose output layer is zero: at first the features do not matter."""
+        start = self.normalisation.start(initial)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.network = nn.Sequential(
+                nn.Linear(_feature_count(sizes) + 1, self.hidden), nn.Tanh(), nn.Linear(self.hidden, len(start))
+            )
+        nn.init.zeros_(self.network[-1].weight)
+        self.network[-1].bias.data.copy_(start)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
+
+    def observe(self, signals: Signals) -> Features:
+        """`(B, K + 2 + 2 teachers)`: log losses, then fit and entropy of student and teachers."""
+        seen = [_fit_and_entropy(logits, signals) for logits in (signals.logits, *signals.teacher_logits)]
+        # A loss may be negative (a user's own); what matters is its order of magnitude.
+        return torch.cat([signals.losses.clamp(min=0).log1p(), *seen], 1).detach()
+
+    def weights(self, observation: Observation) -> LossTable:
+        """`(B, K)`, with a graph to the network."""
+        weights: LossTable = self.normalisation(self._scores(observation))
+        return weights
+
+    def update(self, observation: Observation, slopes: LossTable) -> None:
+        """One Adam step on `−mean Σ_k w_ik(φ) s_ik`; the gradient is taken without touching any `.grad` of the student."""
+        gain = (self.normalisation.of_step(self._scores(observation)) * slopes).sum(1).mean()
+        parameters = list(self.network.parameters())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(-gain, parameters), strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def get_extra_state(self) -> dict[str, object]:
+        """Adam's moments, saved with the weights."""
+        return self.optimizer.state_dict()
+
+    def set_extra_state(self, state: dict[str, object]) -> None:
+        """Restore Adam's moments."""
+        self.optimizer.load_state_dict(state)
+
+    def _scores(self, observation: Observation) -> Tensor:
+        features = observation.features.float()
+        if features.device != self.network[0].weight.device:
+            self._move(features.device)
+        progress = features.new_full((len(features), 1), observation.progress)
+        scores: Tensor = self.network(torch.cat([features, progress], 1))
+        return scores
+
+    def _move(self, device: torch.device) -> None:
+        # Adam's moments follow their parameters when its own state is loaded again.
+        state = self.optimizer.state_dict()
+        self.to(device)
+        self.optimizer.load_state_dict(state)
+
+
+def _feature_count(sizes: Sizes) -> int:
+    return sizes.losses + 2 * (1 + sizes.teachers)
+
+
+def _fit_and_entropy(logits: Logits, signals: Signals) -> Tensor:
+    """`(B, 2)`: probability of the label (its generalisation `exp(−loss)` for other tasks), and relative entropy."""
+    cross_entropy = CrossEntropy()
+    cross_entropy.bind(signals.task)
+    labels = signals.batch.get("labels")
+    fit = torch.ones(len(logits), device=logits.device) if labels is None else cross_entropy.of_logits(logits, labels).neg().exp()
+    return torch.stack([fit, entropy(logits, signals.task, signals.batch)], 1)

@@ -1,0 +1,106 @@
+"""Policies: where the weight of every example and loss comes from."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from amal_hf.losses import Task
+from amal_hf.policies.store import RowStore
+from amal_hf.shapes import Batch, ExampleIds, Features, Logits, LossTable
+
+
+class Sizes(NamedTuple):
+    """What a policy is built for.
+
+    Attributes:
+        losses: K.
+        teachers: how many of the losses compare with a teacher.
+        examples: rows of the training set; `None` for a stream of unknown length.
+    """
+
+    losses: int
+    teachers: int
+    examples: int | None
+
+
+class Signals(NamedTuple):
+    """Everything about a batch that a policy may turn into features; detached."""
+
+    losses: LossTable
+    logits: Logits
+    teacher_logits: tuple[Logits, ...]
+    batch: Batch
+    task: Task
+
+
+class Observation(NamedTuple):
+    """What weights are computed from.
+
+    Attributes:
+        ids: `(B,)` which examples these are.
+        features: `(B, F)` what `Policy.observe` made of them.
+        progress: share of the training that is done, in [0, 1].
+    """
+
+    ids: ExampleIds
+    features: Features
+    progress: float
+
+
+class Policy(nn.Module, ABC):
+    """Weights for examples, and how they learn from slopes.
+
+    All that a policy has learned is in its `state_dict`, so that an interrupted run goes on where it stopped.
+
+    Attributes:
+        learns: whether the policy wants slopes; one that does not needs no meta set.
+        interval: optimizer steps from one meta step to the next, where `AMALArguments.meta_interval` does not say otherwise.
+        learning_rate: how far one update goes, in units of slopes whose mean magnitude is one.
+    """
+
+    learns: bool = True
+    interval: int = 1
+    learning_rate: float = 0.0
+
+    @abstractmethod
+    def reset(self, sizes: Sizes, initial: Tensor) -> None:
+        """Start a run: forget everything, begin at the mixture `initial`, `(K,)`. Draws no global random number."""
+
+    def observe(self, signals: Signals) -> Features:
+        """What the policy looks at, `(B, F)`, detached. Nothing by default."""
+        return signals.losses.new_zeros(len(signals.losses), 0)
+
+    @abstractmethod
+    def weights(self, observation: Observation) -> LossTable:
+        """The weights `w_ik`, `(B, K)`, none negative; they carry a graph to the policy's own parameters, if it has any."""
+
+    @abstractmethod
+    def update(self, observation: Observation, slopes: LossTable) -> None:
+        """Move the weights towards the losses with positive slope.
+
+        Args:
+            observation: the examples of the whole optimizer step.
+            slopes: `(B, K)`, scaled to mean magnitude one; 0 for examples that are to be left alone.
+        """
+
+    def rows(self) -> RowStore | None:
+        """The weights of all examples, where the policy keeps them as such; then nobody else has to."""
+        return None
+
+
+def as_mixture(initial: Tensor | list[float] | None, losses: int) -> Tensor:
+    """The mixture a run starts from, `(K,)`: as given, or equal shares that sum to one.
+
+    Raises:
+        ValueError: not one finite, non-negative number for each loss.
+    """
+    if initial is None:
+        return torch.full((losses,), 1 / losses)
+    mixture = torch.as_tensor(initial, dtype=torch.float32)
+    if mixture.shape != (losses,) or not bool(torch.isfinite(mixture).all()) or bool((mixture < 0).any()):
+        raise ValueError(
+            f"The initial mixture must hold {losses} finite numbers of at least 0, one for each loss in their order; got {mixture.tolist()}."
+        )
+    return mixture

@@ -1,0 +1,51 @@
+"""Names for the shapes and containers that the mathematics passes around.
+
+Legend, used in every docstring of the package:
+
+    B  examples in a batch         K  losses            C  classes
+    T  tokens of a sequence        F  features a policy sees of an example
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from torch import Tensor
+
+
+PerExample: TypeAlias = Tensor
+"""`(B,)`: one value an example."""
+
+LossTable: TypeAlias = Tensor
+"""`(B, K)`: one value for every example and loss."""
+
+Features: TypeAlias = Tensor
+"""`(B, F)`: what a policy looks at; `F` may be 0."""
+
+ExampleIds: TypeAlias = Tensor
+"""`(B,)`, int64: the row of the training set (or, for a stream, its own id)."""
+
+Logits: TypeAlias = Tensor
+"""`(B, C)`, or `(B, T, C)` for token classification."""
+
+Params: TypeAlias = dict[str, Tensor]
+"""Parameters (or a vector shaped like them) by name."""
+
+Batch: TypeAlias = Mapping[str, Any]
+"""What a collator returns, on the student's device."""
+
+Teacher: TypeAlias = Callable[[Batch], Logits]
+"""Anything that gives fixed logits for a batch, in the student's label order."""
+
+
+class Evaluation(NamedTuple):
+    """What one forward pass of the student over a batch gives."""
+
+    losses: LossTable
+    features: Features
+
+
+Evaluate: TypeAlias = Callable[[], Evaluation]
+"""Runs the student at its present parameters over a fixed batch."""
+
+EXAMPLE_ID = "example_id"
+"""The column that carries `ExampleIds` from the training set to the losses."""

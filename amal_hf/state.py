@@ -1,0 +1,40 @@
+"""The file of a checkpoint that holds what a method has learned: written whole or not at all, read only if it belongs to this run."""
+
+import os
+import pickle
+from typing import Any
+
+import torch
+
+
+IDENTITY = ("method", "losses", "examples")
+"""What must be the same in a checkpoint and in the run that resumes from it."""
+
+
+def save_state(state: dict[str, Any], path: str) -> None:
+    """Write tensors and plain values to `path`. A run that is killed meanwhile leaves the old file or none."""
+    unfinished = f"{path}.tmp"
+    torch.save(state, unfinished)
+    os.replace(unfinished, path)
+
+
+def load_state(path: str, present: dict[str, Any]) -> dict[str, Any]:
+    """Read what `save_state` wrote, if it fits the run whose state is `present`.
+
+    Raises:
+        FileNotFoundError: the checkpoint holds no such file.
+        ValueError: the file is damaged, or comes from another method, other losses or another training set.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"{path} is missing: the checkpoint was written without losses or method (or with save_only_model=True). "
+            "Resume with the arguments it was trained with, or start anew."
+        )
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Resume from an earlier checkpoint.") from error
+    for key in IDENTITY:
+        if state[key] != present[key]:
+            raise ValueError(f"{path} was written for {key} = {state[key]}, this run has {key} = {present[key]}. Resume with what it was trained with.")
+    return state

@@ -1,0 +1,110 @@
+"""A smaller student cut from its teacher.
+
+The student is the teacher with some encoder layers left out: embeddings, head and the kept layers start with the
+teacher's weights, as DistilBERT did (Sanh et al. 2019, https://arxiv.org/abs/1910.01108).
+
+1. Find the stack of encoder layers: the one `ModuleList` as long as `config.num_hidden_layers`.
+2. Choose which layers stay.
+3. Build the same class from a shortened configuration and load the teacher's weights, the kept layers renumbered.
+"""
+
+import copy
+import itertools
+from collections.abc import Sequence
+from typing import TypeVar
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
+    """Copy a teacher with only some of its encoder layers.
+
+    Labels, head, embeddings, dtype and device stay as they are. The teacher is not touched and shares no storage with
+    the student, which comes back in training mode. Saving and loading the student works as for any other model.
+
+    Args:
+        teacher: a transformers model with one stack of encoder layers (BERT, RoBERTa, DistilBERT, ELECTRA,
+            ModernBERT and others built like them).
+        layers: which layers stay. A number n keeps n evenly spaced layers, the first and the last among them (1 keeps
+            the first): 6 of 12 are 0, 2, 4, 7, 9, 11, DistilBERT's choice. A sequence names the layers itself,
+            counted from 0, in ascending order.
+
+    Raises:
+        ValueError: no single stack of layers is found, a layer does not exist or is named twice or out of order, or a
+            kept layer cannot stand at its new place (ModernBERT's layer 0 has no norm of its own and must be kept).
+    """
+    stack, depth = _layer_stack(teacher)
+    kept = _evenly_spaced(layers, depth) if isinstance(layers, int) else _checked(layers, depth)
+    student = type(teacher)(_shortened(teacher.config, kept))
+    student.to(device=teacher.device, dtype=teacher.dtype)  # type: ignore[call-arg] # transformers hides `self`
+    try:
+        student.load_state_dict(_renumbered(teacher.state_dict(), stack, kept))
+    except RuntimeError as error:
+        raise ValueError(
+            f"Layers {kept} of {type(teacher).__name__} do not fit a model of {len(kept)} layers, because some "
+            f"architectures build a layer according to its place. Keep layer 0 and try again. PyTorch said: {error}"
+        ) from error
+    return student
+
+
+def _layer_stack(teacher: PreTrainedModel) -> tuple[str, int]:
+    """Name and length of the one stack of encoder layers."""
+    depth: int = teacher.config.num_hidden_layers
+    stacks = {name: len(module) for name, module in teacher.named_modules() if isinstance(module, nn.ModuleList)}
+    fitting = [name for name, length in stacks.items() if length == depth]
+    if len(fitting) != 1:
+        raise ValueError(
+            f"{type(teacher).__name__} is not supported: expected exactly one ModuleList of num_hidden_layers={depth} "
+            f"layers, found {len(fitting)} among {stacks}. Build the student by hand from a configuration."
+        )
+    return fitting[0], depth
+
+
+def _evenly_spaced(count: int, depth: int) -> list[int]:
+    """`count` layers out of `depth`, the first and the last included."""
+    if not 1 <= count <= depth:
+        raise ValueError(f"Cannot keep {count} layers: the teacher has {depth}, so pass a number from 1 to {depth}.")
+    step = (depth - 1) / max(count - 1, 1)
+    return [round(place * step) for place in range(count)]
+
+
+def _checked(layers: Sequence[int], depth: int) -> list[int]:
+    """The layers asked for, once they are known to exist and to ascend."""
+    kept = list(layers)
+    missing = [layer for layer in kept if not 0 <= layer < depth]
+    if missing or not kept:
+        raise ValueError(
+            f"Layers {missing or kept} cannot be kept: the teacher has layers 0 to {depth - 1}, and at least one must "
+            "stay. Layers are counted from 0."
+        )
+    if any(later <= earlier for earlier, later in itertools.pairwise(kept)):
+        raise ValueError(f"Layers must ascend and appear once, got {kept}. Pass {sorted(set(kept))}.")
+    return kept
+
+
+def _shortened(config: PreTrainedConfig, kept: list[int]) -> PreTrainedConfig:
+    """A copy of the configuration for the kept layers only."""
+    short = copy.deepcopy(config)
+    short.num_hidden_layers = len(kept)
+    types = config.to_dict().get("layer_types")
+    if types is not None:  # ModernBERT: a layer keeps its kind of attention (full or sliding) at its new place
+        short.layer_types = [types[layer] for layer in kept]
+    return short
+
+
+def _renumbered(state: dict[str, Tensor], stack: str, kept: list[int]) -> dict[str, Tensor]:
+    """The teacher's weights under the names they have in the student."""
+    new_place = {str(layer): place for place, layer in enumerate(kept)}
+    renamed = {}
+    for name, weight in state.items():
+        if not name.startswith(f"{stack}."):
+            renamed[name] = weight
+            continue
+        layer, _, rest = name.removeprefix(f"{stack}.").partition(".")
+        if layer in new_place:
+            renamed[f"{stack}.{new_place[layer]}.{rest}"] = weight
+    return renamed

@@ -1,0 +1,175 @@
+"""What a teacher is fed: the student's own tensors, or the raw text through the teacher's tokenizer.
+
+Both encodings turn row numbers of the training set into model inputs, so live and cached teachers see the same rows.
+A teacher shares the student's encoding when both tokenizers have the same vocabulary; otherwise it reads the text.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from datasets import Dataset
+from datasets.fingerprint import Hasher
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from amal_hf.shapes import EXAMPLE_ID, Batch
+
+
+@dataclass(frozen=True)
+class TeacherInputs:
+    """Where the inputs of a teacher come from.
+
+    Attributes:
+        dataset: the training set; its row numbers are the example ids. Only a `datasets.Dataset` can be looked up by
+            row; anything else serves a live teacher that shares the student's encoding.
+        collator: rows (a list of dicts) → a batch, as the student gets it.
+        columns: the columns of `dataset` handed to the collator for the teacher (input ids, attention mask ...,
+            no labels). Needed for a cache.
+        tokenizer: the student's tokenizer, to compare with the teacher's.
+        text_columns: one or two columns of raw text, for a teacher with another vocabulary.
+        max_length: tokens at which such a teacher's text is cut; None means its tokenizer's own limit.
+        batch_size: rows in one forward pass while a cache is filled.
+    """
+
+    dataset: Any
+    collator: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
+    columns: Sequence[str] = ()
+    tokenizer: PreTrainedTokenizerBase | None = None
+    text_columns: Sequence[str] = ()
+    max_length: int | None = None
+    batch_size: int = 32
+
+
+class Encoding(Protocol):
+    """Row numbers of the training set → model inputs on the CPU."""
+
+    @property
+    def rows(self) -> Dataset:
+        """The columns that decide the inputs, nothing else."""
+
+    def __call__(self, numbers: list[int]) -> Batch:
+        """Model inputs of these rows."""
+
+    def settings(self) -> dict[str, str]:
+        """What else decides the inputs, for the key of a cache."""
+
+
+@dataclass(frozen=True)
+class StudentEncoding:
+    """The tokenised columns through the student's collator."""
+
+    rows: Dataset
+    collator: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
+
+    def __call__(self, numbers: list[int]) -> Batch:
+        """Model inputs of these rows."""
+        return self.collator([self.rows[number] for number in numbers])
+
+    def settings(self) -> dict[str, str]:
+        """Nothing: the columns already show what the tokenizer and its maximum length did."""
+        return {}
+
+
+@dataclass(frozen=True)
+class TextEncoding:
+    """The raw text through the teacher's own tokenizer."""
+
+    rows: Dataset
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int | None
+
+    def __call__(self, numbers: list[int]) -> Batch:
+        """Model inputs of these rows, padded to the longest."""
+        texts = self.rows[numbers]
+        columns = [texts[name] for name in self.rows.column_names]
+        return dict(
+            self.tokenizer(*columns, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt")
+        )
+
+    def settings(self) -> dict[str, str]:
+        """The tokenizer's content and the maximum length."""
+        return {"tokenizer": Hasher.hash(self.tokenizer), "max_length": str(self.max_length)}
+
+
+def student_encoding(inputs: TeacherInputs) -> StudentEncoding:
+    """The student's encoding, row by row.
+
+    Raises:
+        ValueError: the training set has no rows to look up, or not these columns.
+    """
+    return StudentEncoding(_looked_up(inputs.dataset, inputs.columns, "columns"), inputs.collator)
+
+
+def text_encoding(inputs: TeacherInputs, tokenizer: PreTrainedTokenizerBase) -> TextEncoding:
+    """The teacher's own encoding of the raw text.
+
+    Raises:
+        ValueError: the training set has no rows to look up, or not these columns, or there are more than two.
+    """
+    if len(inputs.text_columns) > 2:
+        raise ValueError(
+            f"TeacherInputs.text_columns is {list(inputs.text_columns)}, but a tokenizer reads one text or a pair. "
+            "Join the columns into one."
+        )
+    return TextEncoding(_looked_up(inputs.dataset, inputs.text_columns, "text_columns"), tokenizer, inputs.max_length)
+
+
+def own_tokenizer(
+    tokenizer: PreTrainedTokenizerBase | None,
+    config: PreTrainedConfig,
+    student_tokenizer: PreTrainedTokenizerBase | None,
+    student_config: PreTrainedConfig,
+) -> PreTrainedTokenizerBase | None:
+    """The teacher's tokenizer if the student's ids mean nothing to it, None if both share one encoding.
+
+    Vocabularies are compared token by token; where one tokenizer is unknown, by size.
+
+    Raises:
+        ValueError: a tokenizer is unknown and the vocabularies differ in size.
+    """
+    if tokenizer is not None and student_tokenizer is not None:
+        return None if tokenizer.get_vocab() == student_tokenizer.get_vocab() else tokenizer
+    if config.vocab_size != student_config.vocab_size:
+        raise ValueError(
+            f"The teacher knows {config.vocab_size} tokens and the student {student_config.vocab_size}, so the "
+            "student's input ids would mean other words to it. Give both tokenizers (the teacher's as `tokenizer`, "
+            "the student's in `TeacherInputs.tokenizer`) and the columns of raw text in `TeacherInputs.text_columns`."
+        )
+    return None
+
+
+def row_numbers(batch: Batch, rows: int) -> list[int]:
+    """The example ids of a batch, `(B,)`, once they are known to lie in a training set of `rows` rows.
+
+    Raises:
+        ValueError: the batch carries no ids (an evaluation batch), or ids of another dataset.
+    """
+    if EXAMPLE_ID not in batch:
+        raise ValueError(
+            f"This teacher looks training rows up by the column {EXAMPLE_ID!r}, but the batch has only "
+            f"{sorted(batch)}. Use it on training batches only, or a live teacher that shares the student's encoding."
+        )
+    numbers: list[int] = batch[EXAMPLE_ID].tolist()
+    strangers = [number for number in numbers if not 0 <= number < rows]
+    if strangers:
+        raise ValueError(
+            f"Example ids {strangers[:5]} lie outside the {rows} training rows the teacher was opened with. "
+            f"{EXAMPLE_ID!r} must be the row number in that dataset."
+        )
+    return numbers
+
+
+def _looked_up(dataset: Any, columns: Sequence[str], field: str) -> Dataset:
+    """These columns of the training set, as plain Python values."""
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"The teacher must look rows up by number, which a {type(dataset).__name__} does not allow. Pass a "
+            "datasets.Dataset, or use a live teacher (no cache) that shares the student's tokenizer."
+        )
+    missing = [name for name in columns if name not in dataset.column_names]
+    if missing or not columns:
+        raise ValueError(
+            f"TeacherInputs.{field} is {list(columns)}, but the teacher needs columns of the training set, which has "
+            f"{dataset.column_names}. Keep the missing columns when tokenising, or name others."
+        )
+    return dataset.with_format(None).select_columns(list(columns))

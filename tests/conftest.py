@@ -1,0 +1,53 @@
+"""Tiny random students and toy data. Nothing here or in any test reaches a network."""
+
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["HF_EVALUATE_OFFLINE"] = "1"
+
+import datasets
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, set_seed
+
+from amal_hf import AMALArguments
+
+
+VOCABULARY, LENGTH = 60, 10
+
+
+def tiny_bert(seed: int = 0, head: type[PreTrainedModel] = BertForSequenceClassification, **config) -> PreTrainedModel:
+    """A random BERT of a few thousand parameters."""
+    set_seed(seed)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return head(BertConfig(vocab_size=VOCABULARY, max_position_embeddings=32, num_labels=3, **{**sizes, **config}))
+
+
+def toy_rows(count: int, seed: int = 0, labels: int = 3) -> datasets.Dataset:
+    """Token ids whose first token decides the class."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, VOCABULARY, (count, LENGTH), generator=generator)
+    return datasets.Dataset.from_dict(
+        {
+            "input_ids": ids.tolist(),
+            "attention_mask": torch.ones_like(ids).tolist(),
+            "labels": (ids[:, 0] % labels).tolist(),
+        }
+    )
+
+
+def toy_arguments(folder, **options) -> AMALArguments:
+    """Arguments of a short, quiet run."""
+    defaults = {
+        "per_device_train_batch_size": 4, "max_steps": 6, "learning_rate": 1e-3, "logging_steps": 2, "save_strategy": "no",
+        "disable_tqdm": True, "meta_batch_size": 8, "use_cpu": True, "dataloader_pin_memory": False,
+    }  # fmt: skip
+    return AMALArguments(output_dir=str(folder), **{**defaults, **options})
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny models are faster on one thread, and sums come out the same every time."""
+    torch.set_num_threads(1)

@@ -1,0 +1,242 @@
+"""Readers, splits, label noise and fingerprints."""
+
+import json
+from collections import Counter
+
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+
+from amal_hf.data import (
+    dataset_fingerprint,
+    find_text_columns,
+    flip_labels,
+    normalise_text,
+    overlap,
+    read_dataset,
+    split_dataset,
+)
+
+
+def write_wrench(folder, tokenwise=False):
+    """A WRENCH folder of three splits, two classes and two rules."""
+    rows = {
+        "7": {"label": 1, "weak_labels": [-1, 1], "data": {"text": "buy now"}},
+        "3": {"label": 0, "weak_labels": [0, -1], "data": {"text": "a song"}},
+    }
+    if tokenwise:
+        rows = {"7": {"label": [0, 1], "weak_labels": [[-1, 1], [0, -1]], "data": {"text": ["to", "Rome"]}}}
+    for name in ("train", "valid", "test"):
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+    (folder / "label.json").write_text(json.dumps({"0": "HAM", "1": "SPAM"}))
+    return folder
+
+
+def labelled(count, classes=3, duplicates=0):
+    """Numbered texts with labels in turn; the last `duplicates` rows repeat the first texts in capitals."""
+    texts = [f"text {i}" for i in range(count)]
+    texts[count - duplicates :] = [text.upper() for text in texts[:duplicates]]
+    features = Features({"text": Value("string"), "label": ClassLabel(num_classes=classes)})
+    return Dataset.from_dict({"text": texts, "label": [i % classes for i in range(count)]}, features=features)
+
+
+def test_wrench_folder(tmp_path):
+    """Ids, texts, named classes and votes arrive under their columns, for later code finds them by these names."""
+    dataset = read_dataset(write_wrench(tmp_path))
+    assert list(dataset) == ["train", "validation", "test"]
+    assert dataset["train"][0] == {"id": "7", "text": "buy now", "label": 1, "weak_labels": [-1, 1]}
+    assert dataset["train"].features["label"].names == ["HAM", "SPAM"]
+    assert dataset["train"].features["weak_labels"] == List(Value("int8"))
+
+
+def test_wrench_folder_of_labelled_tokens(tmp_path):
+    """A label and a row of votes a token stay aligned with the tokens, under names that token classification uses."""
+    row = read_dataset(write_wrench(tmp_path, tokenwise=True))["train"][0]
+    assert row == {"id": "7", "tokens": ["to", "Rome"], "labels": [0, 1], "weak_labels": [[-1, 1], [0, -1]]}
+
+
+def test_wrench_folder_with_a_gap_in_its_classes(tmp_path):
+    """Class names must cover every number, or all classes after the gap would get a wrong name."""
+    write_wrench(tmp_path)
+    (tmp_path / "label.json").write_text(json.dumps({"0": "HAM", "2": "SPAM"}))
+    with pytest.raises(ValueError, match="0 to 1"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl", '{"text": "NA", "intent": "play"}\n{"text": "\\"null, he said", "intent": "ask"}\n'),
+        ("rows.csv", 'text,intent\nNA,play\n"""null, he said",ask\n'),
+        ("rows.tsv", 'text\tintent\nNA\tplay\n"null, he said\task\n'),
+    ],
+)
+def test_table_files_keep_awkward_texts(tmp_path, name, content):
+    """Texts such as NA or with a lone quote survive in every format: pandas would drop one and stop at the other."""
+    (tmp_path / name).write_text(content)
+    train = read_dataset(tmp_path / name)["train"]
+    assert train["text"][:] == ["NA", '"null, he said']
+    assert train.features["label"].names == ["ask", "play"]
+    assert train["label"][:] == [1, 0]
+
+
+def test_folder_of_tables_shares_its_classes(tmp_path):
+    """Classes are numbered over all splits together, or a class missing from one split would shift the others."""
+    (tmp_path / "train.csv").write_text("sentence,label\na,zebra\nb,ant\n")
+    (tmp_path / "dev.csv").write_text("sentence,label\nc,zebra\nd,\n")
+    dataset = read_dataset(tmp_path)
+    assert set(dataset) == {"train", "validation"}
+    assert dataset["validation"].features["label"].names == ["ant", "zebra"]
+    assert dataset["validation"]["label"][:] == [1, -1]
+
+
+def test_label_file_names_the_numbers_of_a_folder(tmp_path):
+    """With label.json numbers keep their meaning even where a class is absent, and an unknown one is refused."""
+    (tmp_path / "label.json").write_text(json.dumps({"0": "a", "1": "b", "2": "c"}))
+    (tmp_path / "train.jsonl").write_text('{"text": "x", "label": 2}\n{"text": "y", "label": -1}\n')
+    train = read_dataset(tmp_path)["train"]
+    assert train.features["label"].names == ["a", "b", "c"]
+    assert train["label"][:] == [2, -1]
+    (tmp_path / "train.jsonl").write_text('{"text": "x", "label": 3}\n')
+    with pytest.raises(ValueError, match="'3'"):
+        read_dataset(tmp_path)
+
+
+def test_numbers_without_names_are_classes_in_their_order(tmp_path):
+    """Sentiment written -1, 0, 1 has three classes; reading -1 as unlabelled would quietly lose the negative ones."""
+    (tmp_path / "a.csv").write_text("text,label\nbad,-1\nso,0\ngood,1\n")
+    train = read_dataset(tmp_path / "a.csv")["train"]
+    assert train.features["label"].names == ["-1", "0", "1"]
+    assert train["label"][:] == [0, 1, 2]
+
+
+def test_fractional_labels_are_regression(tmp_path):
+    """Floats stay numbers, in the precision of losses: as classes they would make one class a value."""
+    (tmp_path / "a.csv").write_text("sentence1,sentence2,label\na,b,0.5\nc,d,4.25\n")
+    train = read_dataset(tmp_path / "a.csv")["train"]
+    assert train.features["label"] == Value("float32")
+    assert find_text_columns(train.column_names) == ("sentence1", "sentence2")
+
+
+def test_edited_file_is_read_anew(tmp_path):
+    """A file changed between two calls gives its new rows: a cache keyed on the name would serve stale ones."""
+    file = tmp_path / "a.jsonl"
+    for text in ("first", "second text"):
+        file.write_text(json.dumps({"text": text, "label": "x"}) + "\n")
+        assert read_dataset(file)["train"]["text"][:] == [text]
+
+
+def test_hub_id_goes_to_datasets(monkeypatch):
+    """Anything that is no path is left to `load_dataset` with its configuration; splits and labels are normalised."""
+    features = Features({"question": Value("string"), "coarse_label": ClassLabel(names=["a", "b"])})
+    rows = Dataset.from_dict({"question": ["who?"], "coarse_label": [1]}, features=features)
+    calls = []
+    monkeypatch.setattr("amal_hf.data.load_dataset", lambda *args: calls.append(args) or DatasetDict({"dev": rows}))
+    dataset = read_dataset("someone/questions", config="small")
+    assert calls == [("someone/questions", "small")]
+    assert dataset["validation"].features["label"].names == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("phrase,label\na,b\n", "phrase.*text_columns"), ("text,tag\na,b\n", "tag.*label_column")],
+)
+def test_columns_not_found(tmp_path, content, message):
+    """The error shows the columns there are and the parameter to name one, so that one try more is enough."""
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_dataset(tmp_path / "a.csv")
+    options = {"text_columns": ["phrase"]} if "phrase" in content else {"label_column": "tag"}
+    assert read_dataset(tmp_path / "a.csv", **options)["train"]["label"][:] == [0]
+
+
+def test_wrong_inputs_say_what_is_wrong(tmp_path):
+    """A missing file, a misspelt column and several labels a text are refused by name, not deep inside a library."""
+    with pytest.raises(FileNotFoundError, match=r"absent\.csv"):
+        read_dataset(tmp_path / "absent.csv")
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "label": [0, 1]}\n')
+    with pytest.raises(ValueError, match="Several labels"):
+        read_dataset(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="'txt'"):
+        read_dataset(tmp_path / "a.jsonl", text_columns=["txt"])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_split_keeps_texts_apart_and_classes_even(seed):
+    """A text in two splits makes scores too good, and a small meta set must hold every class: both are ensured."""
+    splits = split_dataset(labelled(300, duplicates=60), {"meta": 30, "validation": 0.1}, seed)
+    assert list(splits) == ["train", "meta", "validation"]
+    assert (len(splits["meta"]), len(splits["validation"])) == (30, 30)
+    keys = {name: {normalise_text(text) for text in split["text"]} for name, split in splits.items()}
+    assert not keys["train"] & keys["meta"] and not keys["train"] & keys["validation"]
+    assert not keys["meta"] & keys["validation"]
+    # Stratified in every run of rows, so that a part of a split is fair too.
+    assert all(3 <= count <= 5 for count in Counter(splits["meta"]["label"][:12]).values())
+    assert all(9 <= count <= 11 for count in Counter(splits["meta"]["label"]).values())
+    # Vacuity: the drawn texts did have copies that had to leave the rest.
+    assert len(splits["train"]) < 300 - 60
+
+
+def test_split_follows_its_seed():
+    """The same seed draws the same rows and another seed others; otherwise no result could be repeated."""
+    first, again, other = (split_dataset(labelled(60), {"meta": 9}, seed)["meta"]["text"][:] for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+    # Files are often sorted, so rows come from all of it and not from its beginning.
+    assert {f"text {i}" for i in range(30, 60)} & set(first)
+
+
+def test_split_with_train_leaves_the_rest_out():
+    """A size for train is obeyed, which is how a small training set is drawn."""
+    splits = split_dataset(labelled(60), {"test": 12, "train": 24}, seed=0)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 24, "test": 12}
+    assert list(splits)[0] == "train"
+
+
+@pytest.mark.parametrize("sizes", [{"meta": 61}, {"meta": 0}, {"meta": 1.5}, {"meta": -0.1}])
+def test_split_refuses_impossible_sizes(sizes):
+    """A split that cannot be filled is an error, not a shorter split."""
+    with pytest.raises(ValueError, match="meta"):
+        split_dataset(labelled(60), sizes, seed=0)
+
+
+def test_overlap_ignores_case_and_spaces():
+    """Rows count as the same text when only case or white space differs, which is how copies usually differ."""
+    a = Dataset.from_dict({"text": ["One  two", "three", "four"]})
+    b = Dataset.from_dict({"text": ["one two\n", "FOUR"]})
+    assert overlap(a, b, ["text"]) == [0, 2]
+
+
+def test_flip_labels_is_exact_and_keeps_the_truth():
+    """The promised share of rows is wrong, no flip lands on the truth, and every other class is reached."""
+    flipped = flip_labels(labelled(1000), 0.4, seed=0)
+    pairs = Counter(zip(flipped["true_label"][:], flipped["label"][:], strict=True))
+    assert sum(count for (truth, label), count in pairs.items() if truth != label) == 400
+    assert all(40 < pairs[truth, label] < 95 for truth in range(3) for label in range(3) if truth != label)
+    assert flipped["true_label"][:] == labelled(1000)["label"][:]
+    assert flipped.features["true_label"] == flipped.features["label"] == labelled(3).features["label"]
+
+
+def test_flip_labels_refuses_what_it_cannot_flip():
+    """Rates beyond 1, columns without classes, rows without a label and a second flip would all corrupt quietly."""
+    rows = labelled(10)
+    unlabelled = Dataset.from_dict({"label": [0, -1]}, features=Features({"label": ClassLabel(num_classes=2)}))
+    for dataset, rate, column in (
+        (rows, 1.2, "label"),
+        (rows, 0.2, "text"),
+        (unlabelled, 0.5, "label"),
+        (flip_labels(rows, 0.2, 0), 0.2, "label"),
+    ):
+        with pytest.raises(ValueError, match="flip|ClassLabel"):
+            flip_labels(dataset, rate, 0, column)
+
+
+def test_fingerprint_is_of_the_content(tmp_path):
+    """The same rows have the same name from memory or disk; another row, order, column or split has another."""
+    rows = labelled(20)
+    name = dataset_fingerprint(rows, ["text", "label"])
+    rows.save_to_disk(tmp_path / "saved")
+    assert dataset_fingerprint(Dataset.load_from_disk(tmp_path / "saved"), ["text", "label"]) == name
+    others = (rows.select(range(19)), rows.select(range(19, -1, -1)), flip_labels(rows, 0.1, 0))
+    names = {dataset_fingerprint(other, ["text", "label"]) for other in others}
+    names |= {dataset_fingerprint(rows, ["text"]), dataset_fingerprint(DatasetDict(test=rows), ["text", "label"])}
+    assert len(names | {name}) == 6

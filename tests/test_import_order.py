@@ -1,0 +1,115 @@
+"""Who may import whom: a file imports only from lower levels, so that any of them can be read without those above it.
+"""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import amal_hf
+
+
+PACKAGE = Path(amal_hf.__file__).parent
+
+LEVELS = [
+    {"shapes"},
+    {
+        "losses", "directions", "tangents", "last_layer", "teachers", "teacher_cache", "teacher_inputs", "students",
+        "data", "demo", "metrics", "plots", "state", "policies", "policies.policy", "policies.store", "policies.bounds",
+        "policies.example_table", "policies.fixed_weights", "policies.loss_network",
+    },
+    {"mixture", "meta", "meta_set", "collator", "logs"},
+    {"learner", "methods", "arguments"},
+    {"checks"},
+    {"trainer"},
+]  # fmt: skip
+"""Lowest first. `__init__` is above all and imported by none."""
+
+NEIGHBOURS = {
+    ("last_layer", "tangents"),
+    ("teachers", "teacher_cache"),
+    ("teachers", "teacher_inputs"),
+    ("teacher_cache", "teacher_inputs"),
+    ("demo", "data"),
+    ("logs", "mixture"),
+}
+"""The few imports within a level; besides, policies may import losses and one another."""
+
+NEVER = {("trainer", "methods")}
+"""A method is passed to the trainer, which knows none."""
+
+MATHEMATICS = {
+    "shapes", "losses", "directions", "tangents", "last_layer", "state", "mixture", "meta", "meta_set", "logs", "learner",
+}  # fmt: skip
+"""Takes tensors and closures, never a model class, a trainer or a configuration; so do the policies."""
+
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+MODULES = sorted(FILES.keys() - {"__init__"})
+every_module = pytest.mark.parametrize("module", MODULES)
+
+
+def imported_names(module):
+    """Everything a file imports anywhere, functions included, as dotted names."""
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import; write it out, so that it can be checked"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(module):
+    """The package's modules that a file imports."""
+    for name in imported_names(module):
+        if name == "amal_hf" or name.startswith("amal_hf."):
+            inner = name.removeprefix("amal_hf").removeprefix(".")
+            yield inner if inner in FILES else inner.rpartition(".")[0] or "__init__"
+
+
+def level(module):
+    found = [number for number, names in enumerate(LEVELS) if module in names]
+    assert found, f"{module} has no level yet: add it to LEVELS in this file"
+    return found[0]
+
+
+def may_import(module, other):
+    if other == "__init__" or (module, other) in NEVER:
+        return False
+    among_policies = module.startswith("policies.") and (other.startswith("policies.") or other == "losses")
+    return level(other) < level(module) or (module, other) in NEIGHBOURS or among_policies
+
+
+def is_mathematics(module):
+    return module in MATHEMATICS or module.startswith("policies")
+
+
+@every_module
+def test_a_file_imports_only_from_lower_levels(module):
+    """The levels are the reading order of the package; an import upwards would tie a formula to the trainer that uses
+    it.
+    """
+    level(module)
+    assert not [other for other in own_imports(module) if not may_import(module, other)]
+
+
+@every_module
+def test_mathematics_knows_no_trainer(module):
+    """What computes weights takes tensors and closures, so nothing of `transformers` is imported there, and `Trainer`
+    only from the checks upwards.
+    """
+    names = list(imported_names(module))
+    if is_mathematics(module):
+        assert not [name for name in names if name.split(".")[0] in {"transformers", "accelerate", "datasets"}]
+    if level(module) < level("checks"):
+        assert not [name for name in names if name in {"transformers.Trainer", "transformers.trainer.Trainer"}]
+
+
+def test_no_import_cycles():
+    """Also within a level: a cycle makes two files one."""
+    graph = {module: set(own_imports(module)) for module in MODULES}
+    assert sum(map(len, graph.values())) > 20
+    TopologicalSorter(graph).prepare()

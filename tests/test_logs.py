@@ -1,0 +1,65 @@
+"""Logged statistics are those of all examples since the last log, as plain numbers."""
+
+import numpy as np
+import torch
+
+from amal_hf.logs import MixtureStatistics
+from amal_hf.mixture import Weighed
+
+
+def batches(sizes, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    for size in sizes:
+        losses, weights = torch.randn(size, 2, generator=generator), torch.rand(size, 2, generator=generator)
+        # Some weights at zero, or so near that they have no effect.
+        weights = torch.where(weights < 0.2, weights * 1e-3, weights)
+        yield Weighed(losses.sum(), losses.to(dtype), weights.to(dtype))
+
+
+def numpy_statistics(seen):
+    losses, weights = (np.concatenate([b[field].float().numpy() for b in seen]) for field in (1, 2))
+    expected = {}
+    for k, name in enumerate(["labels", "teacher"]):
+        low, high = np.quantile(weights[:, k], [0.1, 0.9])
+        expected |= {
+            f"loss_{name}": losses[:, k].mean(),
+            f"weight_{name}_mean": weights[:, k].mean(),
+            f"weight_{name}_p10": low,
+            f"weight_{name}_p90": high,
+            f"weight_{name}_zero": (weights[:, k] < 1e-3).mean(),
+        }
+    return expected
+
+
+def test_a_flush_is_numpy_on_all_examples_since_the_last():
+    """Batches of different sizes count by their examples, in half precision too; what was logged once is not logged
+    again.
+    """
+    statistics = MixtureStatistics(["labels", "teacher"])
+    for sizes, dtype in (((4, 1, 7), torch.float32), ((5,), torch.bfloat16)):
+        seen = list(batches(sizes, dtype))
+        for weighed in seen:
+            statistics.add(weighed)
+        logs, expected = statistics.flush(), numpy_statistics(seen)
+        assert logs.keys() == expected.keys()
+        np.testing.assert_allclose(list(logs.values()), [expected[key] for key in logs], rtol=1e-5)
+    assert 0 < expected["weight_labels_zero"] < 1
+
+
+def test_meta_steps_are_averaged_and_skipped_examples_counted():
+    """The meta loss between two logs is a mean, the number of examples with bad slopes a sum; neither appears without
+    a meta step.
+    """
+    statistics = MixtureStatistics(["labels"])
+    statistics.add_meta(torch.tensor(1.0), torch.tensor(2))
+    statistics.add_meta(torch.tensor(4.0, dtype=torch.bfloat16), torch.tensor(1))
+    assert statistics.flush() == {"meta_loss": 2.5, "meta_skipped": 3.0}
+    assert statistics.flush() == {}
+
+
+def test_logs_are_plain_floats():
+    """`Trainer` writes them to JSON and to trackers, which take neither tensors nor NumPy numbers."""
+    statistics = MixtureStatistics(["labels", "teacher"])
+    statistics.add(next(batches([3])))
+    statistics.add_meta(torch.tensor(1.0), torch.tensor(2))
+    assert {type(value) for value in statistics.flush().values()} == {float}

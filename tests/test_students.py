@@ -1,0 +1,223 @@
+"""Students cut from their teachers: the same numbers as the teacher without the other layers."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    DistilBertForTokenClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    ElectraForTokenClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    ModernBertForTokenClassification,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    RobertaForTokenClassification,
+    T5Config,
+    T5ForSequenceClassification,
+)
+
+from amal_hf.students import student_from_teacher
+
+
+DEPTH = 4
+LABELS = {"id2label": {0: "no", 1: "perhaps", 2: "yes"}, "label2id": {"no": 0, "perhaps": 1, "yes": 2}}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+}
+MODERN = {"pad_token_id": 0, "cls_token_id": 1, "bos_token_id": 1, "sep_token_id": 2, "eos_token_id": 2}
+DISTIL = {
+    "vocab_size": 40,
+    "dim": 16,
+    "n_layers": DEPTH,
+    "n_heads": 2,
+    "hidden_dim": 24,
+    "max_position_embeddings": 32,
+}
+
+BERT = (BertConfig, SIZES | NO_DROPOUT, "bert.encoder.layer")
+ROBERTA = (RobertaConfig, SIZES | NO_DROPOUT, "roberta.encoder.layer")
+DISTILBERT = (DistilBertConfig, DISTIL, "distilbert.transformer.layer")
+ELECTRA = (ElectraConfig, SIZES | NO_DROPOUT | {"embedding_size": 8}, "electra.encoder.layer")
+MODERNBERT = (ModernBertConfig, SIZES | MODERN | {"local_attention": 4}, "model.layers")
+
+FAMILIES = [
+    (BertForSequenceClassification, *BERT),
+    (BertForTokenClassification, *BERT),
+    (RobertaForSequenceClassification, *ROBERTA),
+    (RobertaForTokenClassification, *ROBERTA),
+    (DistilBertForSequenceClassification, *DISTILBERT),
+    (DistilBertForTokenClassification, *DISTILBERT),
+    (ElectraForSequenceClassification, *ELECTRA),
+    (ElectraForTokenClassification, *ELECTRA),
+    (ModernBertForSequenceClassification, *MODERNBERT),
+    (ModernBertForTokenClassification, *MODERNBERT),
+]
+
+
+def build(model_class: Any, config_class: Any, options: dict[str, Any]) -> PreTrainedModel:
+    """A tiny teacher whose every weight differs from its initial value (norms and biases too)."""
+    torch.manual_seed(0)
+    model = model_class(config_class(**options, **LABELS)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    return model
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    """Logits of two sequences, the second one padded."""
+    ids = torch.arange(3, 27).view(2, 12)
+    mask = torch.ones_like(ids)
+    mask[1, 8:] = 0
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, attention_mask=mask).logits
+
+
+def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A copy of the weights."""
+    return {name: weight.clone() for name, weight in model.state_dict().items()}
+
+
+@pytest.fixture(params=FAMILIES, ids=lambda family: family[0].__name__)
+def family(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, str]:
+    """A tiny teacher and the name of its layer stack."""
+    model_class, config_class, options, stack = request.param
+    return build(model_class, config_class, options), stack
+
+
+def test_all_layers_is_the_teacher(family: tuple[PreTrainedModel, str]) -> None:
+    """Keeping every layer changes nothing, so nothing outside the layers gets lost."""
+    teacher, _ = family
+    student = student_from_teacher(teacher, DEPTH)
+    assert type(student) is type(teacher)
+    torch.testing.assert_close(logits(student), logits(teacher), rtol=0, atol=0)
+
+
+def test_layers_are_the_teachers_with_the_others_removed(family: tuple[PreTrainedModel, str]) -> None:
+    """Layers 0 and 2 compute what the teacher computes once its layers 1 and 3 are taken out of the stack."""
+    teacher, stack = family
+    student = student_from_teacher(teacher, [0, 2])
+    cut = copy.deepcopy(teacher)
+    layers = cut.get_submodule(stack)
+    cut.set_submodule(stack, nn.ModuleList([layers[0], layers[2]]))  # type: ignore[index]
+    torch.testing.assert_close(logits(student), logits(cut), rtol=0, atol=0)
+    assert not torch.allclose(logits(student), logits(teacher))
+
+
+def test_weights_are_copies(family: tuple[PreTrainedModel, str]) -> None:
+    """Chosen layers equal the teacher's, and training the student leaves the teacher alone."""
+    teacher, stack = family
+    before = weights(teacher)
+    student = student_from_teacher(teacher, [0, 3])
+    for place, layer in enumerate((0, 3)):
+        kept = student.get_submodule(f"{stack}.{place}").state_dict()
+        for name, weight in teacher.get_submodule(f"{stack}.{layer}").state_dict().items():
+            assert torch.equal(kept[name], weight)
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight.zero_()
+    assert teacher.config.num_hidden_layers == DEPTH
+    assert all(torch.equal(weight, before[name]) for name, weight in teacher.state_dict().items())
+
+
+def test_saved_and_loaded(family: tuple[PreTrainedModel, str], tmp_path: Any) -> None:
+    """A student survives save_pretrained and from_pretrained, labels and attention kinds included."""
+    teacher, _ = family
+    student = student_from_teacher(teacher, [0, 1, 3])
+    student.save_pretrained(tmp_path)
+    model_class: Any = type(student)
+    again, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert again.config.num_hidden_layers == 3
+    assert again.config.label2id == teacher.config.label2id
+    torch.testing.assert_close(logits(again), logits(student), rtol=0, atol=0)
+
+
+def test_modernbert_layers_keep_their_attention() -> None:
+    """ModernBERT alternates full and sliding attention: a kept layer sees as far as it did in the teacher."""
+    teacher = build(ModernBertForSequenceClassification, *MODERNBERT[:2])
+    assert teacher.config.layer_types == ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    student = student_from_teacher(teacher, [0, 3])
+    assert student.config.layer_types == ["full_attention", "full_attention"]
+
+
+def test_modernbert_needs_its_first_layer() -> None:
+    """ModernBERT's layer 0 has no norm before attention, so another layer in its place would lose one silently."""
+    with pytest.raises(ValueError, match="Keep layer 0"):
+        student_from_teacher(build(ModernBertForSequenceClassification, *MODERNBERT[:2]), [1, 2])
+
+
+def test_dtype_is_kept() -> None:
+    """A bfloat16 teacher gives a bfloat16 student."""
+    teacher = build(BertForSequenceClassification, *BERT[:2]).bfloat16()
+    assert student_from_teacher(teacher, 2).dtype == torch.bfloat16
+
+
+def test_ready_to_train() -> None:
+    """A student comes back as a freshly built model does: in training mode, every weight trainable."""
+    teacher = build(BertForSequenceClassification, *BERT[:2]).requires_grad_(False)
+    student = student_from_teacher(teacher, 2)
+    assert student.training
+    assert all(weight.requires_grad for weight in student.parameters())
+
+
+@pytest.mark.parametrize(
+    ("depth", "count", "kept"),
+    [(12, 6, [0, 2, 4, 7, 9, 11]), (12, 1, [0]), (12, 2, [0, 11]), (4, 3, [0, 2, 3]), (5, 5, [0, 1, 2, 3, 4])],
+)
+def test_a_number_spreads_evenly(depth: int, count: int, kept: list[int]) -> None:
+    """n layers are evenly spaced with both ends; 6 of 12 is DistilBERT's published choice."""
+    teacher = build(BertForSequenceClassification, BertConfig, BERT[1] | {"num_hidden_layers": depth})
+    by_number, by_name = student_from_teacher(teacher, count), student_from_teacher(teacher, kept)
+    torch.testing.assert_close(logits(by_number), logits(by_name), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (0, "from 1 to 4"),
+        (5, "from 1 to 4"),
+        ([0, 4], r"Layers \[4\]"),
+        ([-1], r"Layers \[-1\]"),
+        ([], "at least one"),
+        ([0, 0], "appear once"),
+        ([2, 0], "ascend"),
+    ],
+)
+def test_impossible_layers(layers: Any, message: str) -> None:
+    """Layers that do not exist, repeat or run backwards are refused, since they are nearly always a slip."""
+    with pytest.raises(ValueError, match=message):
+        student_from_teacher(build(BertForSequenceClassification, *BERT[:2]), layers)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config_class", "options"),
+    [
+        (AlbertForSequenceClassification, AlbertConfig, SIZES | {"embedding_size": 8}),
+        (T5ForSequenceClassification, T5Config, {"vocab_size": 40, "d_model": 16, "num_layers": 2, "d_ff": 16}),
+    ],
+)
+def test_other_architectures_are_named(model_class: Any, config_class: Any, options: dict[str, Any]) -> None:
+    """One shared layer (ALBERT) or two stacks (T5) cannot be cut, and the message says which model it was."""
+    with pytest.raises(ValueError, match=model_class.__name__):
+        student_from_teacher(build(model_class, config_class, options), 1)

@@ -1,0 +1,118 @@
+"""What a teacher reads: the student's tensors or the raw text."""
+
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import BertConfig, PreTrainedTokenizerFast
+
+from amal_hf.teacher_inputs import TeacherInputs, own_tokenizer, row_numbers, student_encoding, text_encoding
+
+
+def tokenizer(*words: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words."""
+    vocabulary = {word: place for place, word in enumerate(["[PAD]", "[UNK]", *words])}
+    model = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    model.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def inputs(dataset: Any, **more: Any) -> TeacherInputs:
+    """Inputs whose collator only stacks."""
+    return TeacherInputs(dataset, lambda rows: {"input_ids": torch.tensor([row["input_ids"] for row in rows])}, **more)
+
+
+ROWS = Dataset.from_dict(
+    {
+        "input_ids": [[2, 3], [3, 2], [2, 2]],
+        "label": [0, 1, 0],
+        "text": ["a b", "b", "a"],
+        "more": ["b b", "a", "b"],
+    }
+)
+
+
+def test_student_encoding_is_the_collators() -> None:
+    """Rows reach the collator with the chosen columns only, so text or labels cannot break it."""
+    encoding = student_encoding(inputs(ROWS, columns=["input_ids"]))
+    assert encoding.rows.column_names == ["input_ids"]
+    assert encoding([2, 0])["input_ids"].tolist() == [[2, 2], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "max_length", "ids"),
+    [
+        (["text"], None, [[3, 0], [3, 2]]),
+        (["text"], 1, [[3], [3]]),
+        (["text", "more"], None, [[3, 2, 0, 0], [3, 2, 2, 2]]),
+    ],
+)
+def test_text_encoding_tokenises_anew(columns: list[str], max_length: int | None, ids: list[list[int]]) -> None:
+    """Texts and pairs go through the teacher's tokenizer, cut at the maximum length and padded to the longest."""
+    other_way_round = tokenizer("b", "a")  # so that reading the student's ids would be noticed
+    encoding = text_encoding(inputs(ROWS, text_columns=columns, max_length=max_length), other_way_round)
+    assert encoding([2, 0])["input_ids"].tolist() == ids
+
+
+def test_text_encoding_ignores_the_dataset_format() -> None:
+    """A dataset formatted for torch still gives its text."""
+    encoding = text_encoding(inputs(ROWS.with_format("torch"), text_columns=["text"]), tokenizer("a", "b"))
+    assert encoding([0])["input_ids"].tolist() == [[2, 3]]
+
+
+def test_settings_know_tokenizer_and_length() -> None:
+    """Another vocabulary or maximum length is another cache; having been used is not."""
+    first = tokenizer("a", "b")
+    encoding = text_encoding(inputs(ROWS, text_columns=["text"]), first)
+    before = encoding.settings()
+    encoding([0, 1])
+    assert encoding.settings() == before
+    assert text_encoding(inputs(ROWS, text_columns=["text"]), tokenizer("a", "b")).settings() == before
+    assert text_encoding(inputs(ROWS, text_columns=["text"]), tokenizer("b", "a")).settings() != before
+    assert text_encoding(inputs(ROWS, text_columns=["text"], max_length=8), first).settings() != before
+
+
+def test_same_vocabulary_is_one_encoding() -> None:
+    """Equal vocabularies share the student's tensors; the order of the words matters."""
+    small = BertConfig(vocab_size=4)
+    assert own_tokenizer(tokenizer("a", "b"), small, tokenizer("a", "b"), small) is None
+    other = tokenizer("b", "a")
+    assert own_tokenizer(other, small, tokenizer("a", "b"), small) is other
+
+
+@pytest.mark.parametrize("known", [None, tokenizer("a")])
+def test_sizes_are_compared_without_a_tokenizer(known: PreTrainedTokenizerFast | None) -> None:
+    """With one tokenizer unknown, ids beyond the other's vocabulary would crash or mean other words: refused."""
+    assert own_tokenizer(known, BertConfig(vocab_size=4), None, BertConfig(vocab_size=4)) is None
+    with pytest.raises(ValueError, match=r"4 tokens and the student 5.*text_columns"):
+        own_tokenizer(known, BertConfig(vocab_size=4), None, BertConfig(vocab_size=5))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "columns", "message"),
+    [
+        (ROWS.to_iterable_dataset(), ["text"], "IterableDataset does not allow"),
+        (None, ["text"], "NoneType does not allow"),
+        (ROWS, ["words"], r"text_columns is \['words'\].*input_ids"),
+        (ROWS, [], r"text_columns is \[\]"),
+        (ROWS, ["text", "more", "label"], "one text or a pair"),
+    ],
+)
+def test_texts_that_cannot_be_looked_up(dataset: Any, columns: list[str], message: str) -> None:
+    """Streams, missing and surplus columns are refused when the teacher is opened, not in the middle of training."""
+    with pytest.raises(ValueError, match=message):
+        text_encoding(inputs(dataset, text_columns=columns), tokenizer("a"))
+
+
+def test_row_numbers_must_be_of_this_dataset() -> None:
+    """Without ids, or with those of another dataset, a look-up would give the logits of the wrong example."""
+    assert row_numbers({"example_id": torch.tensor([2, 0])}, rows=3) == [2, 0]
+    with pytest.raises(ValueError, match="training batches only"):
+        row_numbers({"input_ids": torch.zeros(1, 2)}, rows=3)
+    for stranger in (3, -1):
+        with pytest.raises(ValueError, match=rf"\[{stranger}\] lie outside the 3"):
+            row_numbers({"example_id": torch.tensor([0, stranger])}, rows=3)

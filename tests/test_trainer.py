@@ -1,0 +1,267 @@
+"""What must hold of `AMALTrainer` with losses and a method on."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_bert, toy_arguments, toy_rows
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+
+from amal_hf import (
+    AMALTrainer,
+    ConvexOrNone,
+    CrossEntropy,
+    Distillation,
+    ExampleTable,
+    LastLayer,
+    LossNetwork,
+    MeanOne,
+    amal,
+    amal_as_published,
+    random_weights,
+)
+from amal_hf.metrics import auc
+
+
+METHODS = {
+    "fixed": lambda: None,
+    "random": random_weights,
+    "network": lambda: amal(LossNetwork(learning_rate=0.05)),
+    "network, mean one": lambda: amal(LossNetwork(normalisation=MeanOne())),
+    "network or none, last layer": lambda: amal(LossNetwork(normalisation=ConvexOrNone()), tangent=LastLayer()),
+    "table": lambda: amal(ExampleTable()),
+    "as published": lambda: amal_as_published(phase_epochs=1, repeats=2),
+}
+all_methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+learned = pytest.mark.parametrize("method", list(METHODS.values())[2:], ids=list(METHODS)[2:])
+
+
+def table_teacher(rows, seed=9):
+    """A teacher that is a table of random logits."""
+    logits = torch.randn(rows, 3, generator=torch.Generator().manual_seed(seed))
+    return lambda batch: logits[batch["example_id"]]
+
+
+def new_trainer(folder, method, rows=24, model=None, callbacks=None, losses=None, train=None, **options):
+    """A student with two losses."""
+    return AMALTrainer(
+        model=tiny_bert() if model is None else model,
+        args=toy_arguments(folder, **{"meta_interval": 2, **options}),
+        train_dataset=toy_rows(rows) if train is None else train,
+        eval_dataset=toy_rows(12, 3),
+        meta_dataset=toy_rows(10, 4),
+        losses=[CrossEntropy(), Distillation(table_teacher(rows))] if losses is None else losses,
+        method=method(),
+        callbacks=callbacks,
+    )
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of every optimizer step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append({name: p.grad.clone() for name, p in model.named_parameters()})
+
+
+def no_dropout(**config):
+    return tiny_bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **config)
+
+
+@all_methods
+def test_gradients_do_not_depend_on_how_a_batch_is_cut(tmp_path, method):
+    """The same examples must give the same gradient for every batch size and accumulation, the ragged last window included.
+
+    In fp64, since rounding is what is left otherwise.
+    """
+    runs = []
+    for size, accumulation in ((12, 1), (4, 3), (2, 6), (3, 4)):
+        seen = Gradients()
+        # 22 rows: a full window of 12 and a ragged one of 10
+        trainer = new_trainer(
+            tmp_path, method, rows=22, model=no_dropout().double(), callbacks=[seen], per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation, meta_interval=1, train_sampling_strategy="sequential", max_grad_norm=0.0,
+        )  # fmt: skip
+        trainer.train()
+        runs.append((seen.steps, trainer.example_weights().to_pandas().to_numpy()))
+    steps, weights = runs[0]
+    assert len(steps) == 6
+    for other_steps, other_weights in runs[1:]:
+        for ours, theirs in zip(steps, other_steps, strict=True):
+            norm = torch.stack([g.norm() for g in ours.values()]).norm()
+            difference = torch.stack([(ours[name] - theirs[name]).norm() for name in ours]).norm()
+            assert difference / norm < 1e-6
+        np.testing.assert_allclose(other_weights, weights, rtol=1e-5, atol=1e-6)
+
+
+@learned
+def test_the_student_does_not_notice_a_meta_step(tmp_path, method, monkeypatch):
+    """Parameters, gradients, modes and the global random numbers must be untouched, or learned weights could not be told from a changed training."""
+    trainer = new_trainer(tmp_path, method, train=toy_rows(24), gradient_accumulation_steps=2, num_train_epochs=3, max_steps=-1)
+    inner, steps = AMALTrainer._meta_step, []
+
+    def snapshot():
+        model = trainer.model
+        return [
+            *(p.detach().clone() for p in model.parameters()),
+            *(torch.zeros(1) if p.grad is None else p.grad.clone() for p in model.parameters()),
+            torch.tensor([module.training for module in model.modules()]),
+            torch.get_rng_state(),
+            torch.tensor(np.random.get_state()[1].astype(np.int64)),
+        ]
+
+    def watched(self, *args):
+        before = snapshot()
+        result = inner(self, *args)
+        steps.append(all(torch.equal(a, b) for a, b in zip(before, snapshot(), strict=True)))
+        return result
+
+    monkeypatch.setattr(AMALTrainer, "_meta_step", watched)
+    trainer.train()
+    assert len(steps) >= 3
+    assert all(steps)
+
+
+class StopAt(TrainerCallback):
+    """Ends the run after a number of steps, as an interruption would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+def state_of(trainer):
+    weights = trainer.example_weights().to_pandas().to_numpy()
+    return [*trainer.model.state_dict().values(), torch.get_rng_state(), torch.from_numpy(weights)]
+
+
+@all_methods
+def test_an_interrupted_run_equals_the_uninterrupted_one(tmp_path, method):
+    """Stopped at every step of twelve and resumed, all must come out bit for bit: student, weights, random numbers, meta set."""
+    options = {"max_steps": 12, "save_strategy": "steps", "save_steps": 1, "meta_warmup_steps": 2, "logging_steps": 5}
+    whole = new_trainer(tmp_path / "whole", method, rows=18, **options)
+    whole.train()
+    expected = state_of(whole)
+    for step in range(1, 12):
+        resumed = new_trainer(tmp_path / "again", method, rows=18, **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        for ours, theirs in zip(state_of(resumed), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def test_an_interruption_inside_an_accumulation_window_is_resumed_from_its_step(tmp_path):
+    """With accumulation and a ragged last window the meta set must go on at the right batch."""
+    options = {
+        "max_steps": -1, "num_train_epochs": 3, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1,
+        "meta_interval": 1,
+    }  # fmt: skip
+    whole = new_trainer(tmp_path / "whole", METHODS["table"], rows=18, **options)
+    whole.train()
+    interrupted = new_trainer(tmp_path / "cut", METHODS["table"], rows=18, callbacks=[StopAt(4)], **options)
+    interrupted.train()
+    resumed = new_trainer(tmp_path / "cut", METHODS["table"], rows=18, **options)
+    resumed.train(resume_from_checkpoint=True)
+    for ours, theirs in zip(state_of(resumed), state_of(whole), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+@all_methods
+def test_evaluation_is_the_plain_task_loss(tmp_path, method):
+    """Scores must not depend on teachers or weights, nor need them."""
+    trainer = new_trainer(tmp_path, method)
+    plain = Trainer(model=trainer.model, args=trainer.args, eval_dataset=trainer.eval_dataset)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], rel=1e-6)
+    ours = trainer.predict(toy_rows(5, 8).remove_columns("labels")).predictions
+    np.testing.assert_array_equal(ours, plain.predict(toy_rows(5, 8).remove_columns("labels")).predictions)
+    assert trainer.predict(trainer.train_dataset).predictions.shape == (24, 3)
+
+
+def test_a_mixture_of_labels_alone_is_the_mean_loss(tmp_path):
+    """One loss with weight one must train as the model's own loss does."""
+    seen, expected = Gradients(), Gradients()
+    options = {"per_device_train_batch_size": 8, "max_steps": 1, "loss_weights": [1.0]}
+    new_trainer(tmp_path, METHODS["fixed"], losses=[CrossEntropy()], callbacks=[seen], model=no_dropout(), **options).train()
+    args = toy_arguments(tmp_path, **options)
+    Trainer(model=no_dropout(), args=args, train_dataset=toy_rows(24), callbacks=[expected]).train()
+    for name, gradient in expected.steps[0].items():
+        torch.testing.assert_close(seen.steps[0][name], gradient)
+
+
+def test_logs_hold_the_parts(tmp_path):
+    """Users tune by the parts of the loss and the spread of the weights; they must be finite plain numbers that JSON takes."""
+    trainer = new_trainer(tmp_path, METHODS["network"])
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    assert {"loss_labels", "loss_teacher", "weight_labels_mean", "weight_teacher_p90", "meta_loss", "meta_skipped"} <= set(entry)
+    assert json.loads(json.dumps(entry)) == entry
+
+
+def test_meta_steps_follow_warm_up_and_interval(tmp_path):
+    """12 steps, a quarter of them warm-up, every third: steps 3, 6 and 9."""
+    trainer = new_trainer(tmp_path, METHODS["network"], max_steps=12, meta_warmup_steps=0.25, meta_interval=3, logging_steps=1)
+    trainer.train()
+    assert [entry["step"] - 1 for entry in trainer.state.log_history if "meta_loss" in entry] == [3, 6, 9]
+
+
+def test_weights_follow_the_users_ids_through_shuffling(tmp_path):
+    """`example_weights` must name examples as the user does, wherever they stood in the set."""
+    rows = toy_rows(24).add_column("example_id", [f"row-{i}" for i in range(24)]).shuffle(seed=1)
+    trainer = new_trainer(tmp_path, METHODS["random"], train=rows)
+    trainer.train()
+    weights = trainer.example_weights()
+    assert weights["example_id"][:] == rows["example_id"][:]
+    assert weights.column_names == ["example_id", "labels", "teacher"]
+    sums = np.array(weights["labels"][:]) + np.array(weights["teacher"][:])
+    np.testing.assert_allclose(sums, 1, rtol=1e-5)
+
+
+def test_a_second_run_starts_over(tmp_path):
+    """A search trains the same trainer again; what an earlier trial has learned must not leak into it."""
+    trainer = AMALTrainer(
+        model_init=lambda: tiny_bert(), args=toy_arguments(tmp_path, meta_interval=1), train_dataset=toy_rows(24),
+        meta_dataset=toy_rows(10, 4), losses=[CrossEntropy(), Distillation(table_teacher(24))], method=amal(),
+    )  # fmt: skip
+    trainer.train()
+    first = state_of(trainer)
+    trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(first[:-1], state_of(trainer)[:-1], strict=True))
+
+
+def test_two_trainers_do_not_share_what_one_learns(tmp_path):
+    """A method is a recipe; what is learned belongs to the trainer."""
+    method = amal()
+    one = new_trainer(tmp_path, lambda: method)
+    other = new_trainer(tmp_path, lambda: method)
+    assert one.method.policy is not other.method.policy is not method.policy
+
+
+def test_best_model_and_early_stopping(tmp_path):
+    """The usual callbacks must find what they look for."""
+    trainer = new_trainer(
+        tmp_path, METHODS["network"], callbacks=[EarlyStoppingCallback(1)], load_best_model_at_end=True, eval_strategy="steps",
+        save_strategy="steps", eval_steps=2, save_steps=2, metric_for_best_model="loss",
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.best_model_checkpoint is not None
+
+
+@learned
+def test_labels_that_are_wrong_lose_their_weight(tmp_path, method):
+    """The point of it all: with 40 % wrong labels and a teacher that errs elsewhere, label weight must separate right rows from wrong ones."""
+    rows = toy_rows(240)
+    truth = torch.tensor(rows["labels"][:])
+    wrong = torch.rand(240, generator=torch.Generator().manual_seed(0)) < 0.4
+    noisy = rows.remove_columns("labels").add_column("labels", torch.where(wrong, (truth + 1) % 3, truth).tolist())
+    unsure = torch.rand(240, 1, generator=torch.Generator().manual_seed(1)) < 0.4
+    teacher = torch.nn.functional.one_hot(truth, 3) * 6.0 * ~unsure
+    trainer = new_trainer(
+        tmp_path, method, train=noisy, losses=[CrossEntropy(), Distillation(lambda batch: teacher[batch["example_id"]])],
+        max_steps=120, meta_interval=1, learning_rate=5e-3, per_device_train_batch_size=24, meta_batch_size=10,
+    )  # fmt: skip
+    trainer.train()
+    assert auc(np.array(trainer.example_weights()["labels"][:]), ~wrong.numpy()) > 0.7
