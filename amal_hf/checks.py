@@ -5,7 +5,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from transformers import Trainer
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, Trainer
 
 from amal_hf.arguments import AMALArguments
 from amal_hf.collator import is_stream
@@ -37,8 +37,12 @@ def check_trainer(trainer: Trainer, learns: bool) -> None:
             f"AMALTrainer: losses need a student whose labels are called 'labels'; {type(trainer.model).__name__} has {trainer.label_names}. "
             "Sequence and token classification and regression heads are supported."
         )
-    if trainer._loss_shifts_labels:
-        raise ValueError(f"AMALTrainer: {type(trainer.model).__name__} predicts the next token; only encoder heads are supported so far.")
+    student = trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
+    if any(type(student) in mapping.values() for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING)):
+        raise ValueError(
+            f"AMALTrainer: {type(student).__name__} generates text, and its labels are shifted against its logits. "
+            "Sequence classification, token classification and regression heads are supported so far."
+        )
     if args.use_liger_kernel:
         raise ValueError("AMALTrainer: use_liger_kernel=True leaves out the logits that losses are made from. Set use_liger_kernel=False.")
     if learns:
@@ -67,6 +71,12 @@ def check_data(train_dataset: Any, meta_dataset: Any, method: Method, num_labels
             NaN or outside the classes.
     """
     check_labels(train_dataset, "train_dataset", num_labels)
+    columns = getattr(train_dataset, "column_names", None)
+    if method.policy.needs_ids and is_stream(train_dataset) and columns is not None and EXAMPLE_ID not in columns:
+        raise ValueError(
+            f"AMALTrainer: method '{method.name}' keeps weights by example, and the training set is a stream without column '{EXAMPLE_ID}' (it has {columns}). "
+            "Add a column of unique whole numbers under this name, or use a policy that reads the examples: amal(LossNetwork())."
+        )
     if not method.policy.learns:
         return
     if meta_dataset is None:

@@ -32,7 +32,7 @@ class ExampleCollator:
         if not taken:
             return self.collate(rows)
         known = [{name: value for name, value in row.items() if name not in taken} for row in rows]
-        extra = {name: torch.as_tensor([row[name] for row in rows]) for name in taken}
+        extra = {name: _column([row[name] for row in rows]) for name in taken}
         return {**self.collate(known), **extra}
 
 
@@ -83,3 +83,7 @@ def _check_unique(ids: list[Any]) -> None:
         f"Column '{EXAMPLE_ID}' of the training set must hold a different id for every row, but {twice!r} stands there more than once "
         f"({len(ids) - len(set(ids))} surplus rows). Remove the duplicates, or the column: rows are then numbered."
     )
+
+
+def _column(values: list[Any]) -> torch.Tensor:
+    return torch.stack(values) if isinstance(values[0], torch.Tensor) else torch.as_tensor(values)

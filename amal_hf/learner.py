@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from amal_hf.last_layer import frozen_body
 from amal_hf.meta import MetaReport, Method, Problem, meta_step, undisturbed
 from amal_hf.meta_set import MetaSet
-from amal_hf.mixture import Mixture
-from amal_hf.shapes import EXAMPLE_ID, Batch, Evaluation
+from amal_hf.mixture import Mixture, ids_of
+from amal_hf.shapes import Batch, Evaluation
 
 
 class Student(NamedTuple):
@@ -93,14 +93,6 @@ class WeightLearner:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Restore `state_dict`."""
         self.steps_taken, self.last_phase = state["steps_taken"], state["last_phase"]
-
-
-def ids_of(batch: Batch) -> Tensor:
-    """The example ids of a batch; -1 for a stream that has none."""
-    if EXAMPLE_ID in batch:
-        return batch[EXAMPLE_ID]
-    first = next(value for value in batch.values() if isinstance(value, Tensor))
-    return torch.full((len(first),), -1, device=first.device)
 
 
 def _run(student: Student, module: nn.Module, batch: Batch) -> Callable[[], Any]:

@@ -48,7 +48,8 @@ class MixtureStatistics:
 
 
 def _summary(name: str, weight: Tensor) -> dict[str, float]:
-    low, high = torch.quantile(weight, torch.tensor([0.1, 0.9], device=weight.device)).tolist()
+    ranked = weight.sort().values  # torch.quantile refuses more than 16 million values
+    low, high = (ranked[round(share * (len(ranked) - 1))].item() for share in (0.1, 0.9))
     return {
         f"weight_{name}_mean": weight.mean().item(),
         f"weight_{name}_p10": low,

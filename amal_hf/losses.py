@@ -83,7 +83,8 @@ class Loss(ABC):
 class CrossEntropy(Loss):
     """The task's own loss against the labels, as `transformers` computes it but for each example.
 
-    Cross-entropy for classes (integer labels `(B,)` or `(B, T)`, or probabilities `(B, C)`), binary cross-entropy averaged over classes for
+    Cross-entropy for classes (integer labels `(B,)` or `(B, T)`; or probabilities `(B, C)` if the student's `config.problem_type` is
+    "single_label_classification"), binary cross-entropy averaged over classes for
     multi-label tasks (float labels `(B, C)`), squared error averaged over outputs for regression. Labels of -100 cost nothing, so an unlabelled row
     has the value 0. Label smoothing follows `torch.nn.functional.cross_entropy` and applies to classes only.
 
@@ -110,7 +111,7 @@ class CrossEntropy(Loss):
         """The same for any logits, `(B, C)` or `(B, T, C)`: also tells how well a *teacher* fits the labels."""
         logits = at_least_fp32(logits)
         if self.task.is_regression(logits):
-            return _squared_error(logits, labels.to(logits))
+            return _squared_error(logits, labels.to(logits)) * (labels.view_as(logits) != IGNORED).all(1)
         if self.task.is_multi_label(logits, labels):
             return _binary_cross_entropy(logits, labels)
         return _class_cross_entropy(logits, labels, self.task.label_smoothing)
@@ -205,9 +206,10 @@ class CustomLoss(Loss):
         """
         values = self.function(outputs, batch)
         examples = outputs.logits.shape[0]
-        if values.shape != (examples,):
+        if not isinstance(values, Tensor) or values.shape != (examples,):
+            came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
-                f"Loss '{self.name}' must return one value for each of the {examples} examples, shape ({examples},); it returned {tuple(values.shape)}. "
+                f"Loss '{self.name}' must return one value for each of the {examples} examples, a tensor of shape ({examples},); it returned {came}. "
                 "Do not average over the batch."
             )
         return values
@@ -244,14 +246,13 @@ def at_least_fp32(logits: Logits) -> Logits:
 
 def masked_mean(values: Tensor, mask: Tensor) -> PerExample:
     """Mean of `values` `(B, T)` where `mask` `(B, T)` is true; 0 for a row without any, `(B,)`."""
-    kept = mask.to(values)
-    return (values * kept).sum(1) / kept.sum(1).clamp(min=1)
+    return torch.where(mask, values, 0.0).sum(1) / mask.sum(1).clamp(min=1)
 
 
 def distilled_tokens(batch: Batch) -> Tensor:
     """`(B, T)`, bool: the tokens on which a student is compared with its teacher: the labelled ones, or all attended ones of an unlabelled row."""
-    attended = batch["attention_mask"].bool()
     labels = batch.get("labels")
+    attended = batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(labels, dtype=torch.bool)
     if labels is None:
         return attended
     labelled = labels != IGNORED
@@ -275,15 +276,12 @@ def entropy(logits: Logits, task: Task, batch: Batch) -> PerExample:
 
 
 def _class_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> PerExample:
-    values = F.cross_entropy(
-        logits.flatten(0, -2),
-        labels.flatten(0, -2).to(logits) if labels.is_floating_point() else labels.flatten(),
-        reduction="none",
-        label_smoothing=smoothing,
-    ).view(logits.shape[:-1])
-    if values.ndim == 1:
-        return values
-    return masked_mean(values, labels != IGNORED if labels.ndim == 2 else torch.ones_like(values, dtype=torch.bool))
+    soft = labels.is_floating_point()
+    known = (labels >= 0).all(-1) if soft else labels != IGNORED
+    targets = labels.flatten(0, -2).to(logits).clamp(min=0) if soft else labels.long().flatten()
+    values = F.cross_entropy(logits.flatten(0, -2), targets, reduction="none", label_smoothing=smoothing)
+    values = torch.where(known, values.view(known.shape), 0.0)
+    return values if values.ndim == 1 else masked_mean(values, known)
 
 
 def _binary_cross_entropy(logits: Tensor, labels: Tensor) -> PerExample:
@@ -301,7 +299,7 @@ def _as_two_classes(logits: Tensor) -> Tensor:
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    return (log_p.exp() * (log_p.clamp(min=-1e30) - log_q.clamp(min=-1e30))).sum(-1)
 
 
 def _not_opened(batch: Batch) -> Logits:

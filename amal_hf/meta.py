@@ -90,7 +90,7 @@ def meta_step(method: Method, problem: Problem) -> MetaReport:
         direction = method.direction(gradient, params, problem.optimizer)
         measured = method.tangent(problem.module, direction, problem.evaluate, problem.dtype)
         slopes, finite = scaled(measured.slopes)
-        features = torch.where(finite[:, None], measured.features, 0.0)
+        features = torch.nan_to_num(measured.features)
         method.policy.update(Observation(problem.ids, features, problem.progress), slopes)
     return MetaReport(value, (~finite).sum())
 

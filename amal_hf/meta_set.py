@@ -40,7 +40,7 @@ class MetaSet:
         """Batch `number`, counted from 0."""
         first = number * self.batch_size
         rows = [self.rows[self._row(position)] for position in range(first, first + self.batch_size)]
-        with _same_random_numbers():
+        with _own_random_numbers(self.seed * 1_000_003 + number):
             return self.collate(rows)
 
     def _row(self, position: int) -> int:
@@ -52,11 +52,15 @@ class MetaSet:
 
 
 @contextmanager
-def _same_random_numbers() -> Iterator[None]:
+def _own_random_numbers(seed: int) -> Iterator[None]:
     """A collator may draw (for masking, say); afterwards the global generators stand where they stood."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would reseed GPUs as well.
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
             yield
     finally:
         random.setstate(python)

@@ -14,7 +14,7 @@ from torch import Tensor
 from amal_hf.losses import CrossEntropy, CustomLoss, Distillation, Loss, Task
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
 from amal_hf.policies.store import RowStore
-from amal_hf.shapes import EXAMPLE_ID, Batch, Evaluation, LossTable
+from amal_hf.shapes import EXAMPLE_ID, Batch, Evaluation, ExampleIds, LossTable
 
 
 class Weighed(NamedTuple):
@@ -44,7 +44,7 @@ class Mixture:
     """
 
     def __init__(self, losses: Sequence[Loss | Any], policy: Policy, task: Task) -> None:
-        self.losses = [loss if isinstance(loss, Loss) else CustomLoss(loss, loss.__name__) for loss in losses]
+        self.losses = [_as_loss(loss) for loss in losses]
         self.policy = policy
         self.task = task
         self.names = [loss.name for loss in self.losses]
@@ -82,9 +82,9 @@ class Mixture:
     def weigh(self, outputs: Any, batch: Batch, progress: float) -> Weighed:
         """The weighed loss of one micro-batch; remembers the weights that were used."""
         losses, features = self.evaluate(outputs, batch)
-        ids = batch[EXAMPLE_ID]
-        weights = self.policy.weights(Observation(ids, features, progress)).detach()
-        if self.record is not self.policy.rows():
+        ids = ids_of(batch)
+        weights = self.policy.weights(Observation(ids, torch.nan_to_num(features), progress)).detach()
+        if EXAMPLE_ID in batch and self.record is not self.policy.rows():
             self.record.write(ids, weights)
         return Weighed((weights * losses).sum(), losses.detach(), weights)
 
@@ -104,3 +104,21 @@ class Mixture:
         self.policy.load_state_dict(state["policy"])
         if state["record"]:
             self.record.load_state_dict(state["record"])
+
+
+def _as_loss(loss: Loss | Any) -> Loss:
+    if isinstance(loss, Loss):
+        return loss
+    name = getattr(loss, "__name__", None)
+    if not callable(loss) or name is None:
+        raise TypeError(f"losses must hold losses or functions (outputs, batch) -> (B,), got {loss!r}. Wrap it: CustomLoss(function, name).")
+    return CustomLoss(loss, name)
+
+
+def ids_of(batch: Batch) -> ExampleIds:
+    """The example ids of a batch; -1 in a stream that has none."""
+    if EXAMPLE_ID in batch:
+        ids: Tensor = batch[EXAMPLE_ID]
+        return ids
+    first = next(value for value in batch.values() if isinstance(value, Tensor))
+    return torch.full((len(first),), -1, device=first.device)

@@ -1,7 +1,6 @@
 """The file of a checkpoint that holds what a method has learned: written whole or not at all, read only if it belongs to this run."""
 
 import os
-import pickle
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ def load_state(path: str, present: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the checkpoint holds no such file.
-        ValueError: the file is damaged, or comes from another method, other losses or another training set.
+        ValueError: the file is damaged, or comes from another method, other losses or a training set of another size.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(
@@ -32,9 +31,9 @@ def load_state(path: str, present: dict[str, Any]) -> dict[str, Any]:
         )
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Resume from an earlier checkpoint.") from error
+    except Exception as error:  # a damaged file makes the reader fail in any way
+        raise ValueError(f"{path} is damaged ({error!r}). Resume from an earlier checkpoint.") from error
     for key in IDENTITY:
-        if state[key] != present[key]:
-            raise ValueError(f"{path} was written for {key} = {state[key]}, this run has {key} = {present[key]}. Resume with what it was trained with.")
+        if state.get(key) != present[key]:
+            raise ValueError(f"{path} was written for {key} = {state.get(key)}, this run has {key} = {present[key]}. Resume with what it was trained with.")
     return state

@@ -20,15 +20,16 @@ import datasets
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer_utils import IntervalStrategy
 
 from amal_hf.arguments import AMALArguments
 from amal_hf.checks import check_data, check_trainer
 from amal_hf.collator import ExampleCollator, is_stream, numbered
-from amal_hf.learner import Student, WeightLearner, ids_of
+from amal_hf.learner import Student, WeightLearner
 from amal_hf.losses import CrossEntropy, Distillation, Loss, Task
 from amal_hf.meta import Method
 from amal_hf.meta_set import MetaSet
-from amal_hf.mixture import Mixture
+from amal_hf.mixture import Mixture, ids_of
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.policies.policy import as_mixture
 from amal_hf.shapes import EXAMPLE_ID, Batch
@@ -135,7 +136,8 @@ class AMALTrainer(Trainer):
         batch = window.prepared[window.position] if window.prepared else self.mixture.prepare(inputs)
         outputs = model(**self._student_inputs(batch))
         weighed = self.mixture.weigh(outputs, batch, self._progress())
-        self._statistics.add(weighed)
+        if self.args.logging_strategy != IntervalStrategy.NO:
+            self._statistics.add(weighed)
         # Gradients are averaged over processes, while the examples are those of all of them.
         loss = weighed.total * (self.accelerator.num_processes / window.examples)
         return (loss, outputs) if return_outputs else loss

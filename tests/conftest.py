@@ -21,8 +21,8 @@ VOCABULARY, LENGTH = 60, 10
 def tiny_bert(seed: int = 0, head: type[PreTrainedModel] = BertForSequenceClassification, **config) -> PreTrainedModel:
     """A random BERT of a few thousand parameters."""
     set_seed(seed)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    return head(BertConfig(vocab_size=VOCABULARY, max_position_embeddings=32, num_labels=3, **{**sizes, **config}))
+    sizes = {"num_labels": 3, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return head(BertConfig(vocab_size=VOCABULARY, max_position_embeddings=32, **{**sizes, **config}))
 
 
 def toy_rows(count: int, seed: int = 0, labels: int = 3) -> datasets.Dataset:

@@ -88,10 +88,9 @@ def test_the_tokenizer_of_the_inner_collator_shows(tokenizer):
     assert ExampleCollator(default_data_collator, []).tokenizer is None
 
 
-NOT_STACKED = pytest.mark.xfail(strict=True, reason="torch.as_tensor takes no list of vectors; torch.stack does")
 
 
-@pytest.mark.parametrize("formatted", ["numpy", pytest.param("torch", marks=NOT_STACKED)])
+@pytest.mark.parametrize("formatted", ["numpy", pytest.param("torch")])
 @pytest.mark.filterwarnings("ignore:Creating a tensor from a list")
 def test_columns_of_a_formatted_dataset_become_tensors(formatted):
     """`with_format` gives rows of arrays or tensors rather than lists; a loss's column with several numbers a row

@@ -15,9 +15,10 @@ PACKAGE = Path(amal_hf.__file__).parent
 LEVELS = [
     {"shapes"},
     {
-        "losses", "directions", "tangents", "last_layer", "teachers", "teacher_cache", "teacher_inputs", "students",
-        "data", "demo", "metrics", "plots", "state", "policies", "policies.policy", "policies.store", "policies.bounds",
-        "policies.example_table", "policies.fixed_weights", "policies.loss_network",
+        "losses", "directions", "tangents", "last_layer", "teachers", "teacher_cache", "teacher_inputs",
+        "students", "data", "demo", "metrics", "latency", "plots", "state", "policies", "policies.policy",
+        "policies.store", "policies.bounds", "policies.example_table", "policies.fixed_weights",
+        "policies.loss_network",
     },
     {"mixture", "meta", "meta_set", "collator", "logs"},
     {"learner", "methods", "arguments"},
@@ -40,7 +41,8 @@ NEVER = {("trainer", "methods")}
 """A method is passed to the trainer, which knows none."""
 
 MATHEMATICS = {
-    "shapes", "losses", "directions", "tangents", "last_layer", "state", "mixture", "meta", "meta_set", "logs", "learner",
+    "shapes", "losses", "directions", "tangents", "last_layer", "state", "mixture", "meta", "meta_set", "logs",
+    "learner",
 }  # fmt: skip
 """Takes tensors and closures, never a model class, a trainer or a configuration; so do the policies."""
 

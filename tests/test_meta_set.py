@@ -59,7 +59,6 @@ def test_a_collator_that_draws_leaves_all_generators_as_they_were():
     assert generator_states() == before
 
 
-@pytest.mark.xfail(strict=True, reason="the draws start at wherever the global generators stand")
 def test_a_collator_that_draws_gives_the_same_batch_again():
     """The batch is a function of seed and number also where the collator masks at random."""
     first = meta_set(collate=three_draws).batch(3)

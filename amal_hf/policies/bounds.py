@@ -25,6 +25,8 @@ def clamp(weights: LossTable) -> LossTable:
 
 def convex(weights: LossTable) -> LossTable:
     """Euclidean projection of every row onto the simplex: no weight negative, their sum one (the form of the AMAL paper's first version)."""
+    # The projection does not mind a shift; a largest entry of 0 keeps the 1 below from being lost in rounding.
+    weights = weights - weights.amax(-1, keepdim=True)
     ranked = weights.sort(-1, descending=True).values
     excess = ranked.cumsum(-1) - 1
     counts = torch.arange(1, weights.shape[-1] + 1, device=weights.device, dtype=weights.dtype)
@@ -70,6 +72,8 @@ class ConvexOrNone(Normalisation):
 
     def __init__(self, share: float = 0.1) -> None:
         super().__init__()
+        if not 0 < share < 1:
+            raise ValueError(f"ConvexOrNone: share must lie between 0 and 1, got {share}.")
         self.share = share
 
     def start(self, initial: Tensor) -> Tensor:
@@ -96,13 +100,15 @@ class MeanOne(Normalisation):
 
     def __init__(self, momentum: float = 0.1) -> None:
         super().__init__()
+        if not 0 < momentum <= 1:
+            raise ValueError(f"MeanOne: momentum must lie in (0, 1], got {momentum}.")
         self.momentum = momentum
         self.register_buffer("mean", torch.ones(()))
 
     def start(self, initial: Tensor) -> Tensor:
-        """Logits of the shares; the running mean starts at their sum, which is one."""
-        self.mean.fill_(1.0)
-        return (initial / initial.sum()).clamp(1e-4, 1 - 1e-4).logit()
+        """Logits of half the shares, over a running mean that starts at a half: a share near one would start where a sigmoid has no gradient left."""
+        self.mean.fill_(0.5)
+        return (0.5 * initial / initial.sum()).clamp(min=1e-4).logit()
 
     def forward(self, scores: Tensor) -> LossTable:
         """`(B, K) -> (B, K)`."""

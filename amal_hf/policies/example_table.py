@@ -20,18 +20,19 @@ class ExampleTable(Policy):
         initial: `(K,)` weights to start from; `None` takes the run's mixture.
 
     Raises:
-        ValueError: a learning rate that is not positive.
+        ValueError: a learning rate that is not positive and finite.
 
     References:
         AMAL, arXiv:2202.03250, section "Adaptive mixing"; bounds as in the official code.
     """
 
+    needs_ids = True
     store: RowStore
 
     def __init__(self, learning_rate: float = 0.1, bound: Projection = clamp, initial: list[float] | None = None) -> None:
         super().__init__()
-        if not learning_rate > 0:
-            raise ValueError(f"ExampleTable: learning_rate must be positive, got {learning_rate}.")
+        if not 0 < learning_rate < float("inf"):
+            raise ValueError(f"ExampleTable: learning_rate must be positive and finite, got {learning_rate}.")
         self.learning_rate = learning_rate
         self.bound = bound
         self.initial = initial
@@ -39,7 +40,7 @@ class ExampleTable(Policy):
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
         """All rows back to the initial mixture."""
         start = initial if self.initial is None else as_mixture(self.initial, sizes.losses)
-        self.store = RowStore(sizes.examples, start)
+        self.store = RowStore(sizes.examples, self.bound(start[None])[0])
 
     def weights(self, observation: Observation) -> LossTable:
         """The examples' rows."""

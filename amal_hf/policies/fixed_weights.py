@@ -34,6 +34,7 @@ class RandomWeights(Policy):
     """
 
     learns = False
+    needs_ids = True
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -55,5 +56,5 @@ class RandomWeights(Policy):
 
     def _draw(self, example: int) -> Tensor:
         generator = torch.Generator().manual_seed(hash((self.seed, example)) % 2**63)
-        shares = -torch.rand(self.losses, generator=generator).log()
+        shares = -torch.rand(self.losses, generator=generator).clamp(min=1e-9).log()
         return shares / shares.sum()

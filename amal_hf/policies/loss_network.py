@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from amal_hf.losses import CrossEntropy, entropy
+from amal_hf.losses import CrossEntropy, Task, entropy
 from amal_hf.policies.bounds import Convex, Normalisation
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
 from amal_hf.shapes import Features, Logits, LossTable
@@ -32,8 +32,8 @@ class LossNetwork(Policy):
         self, hidden: int = 32, learning_rate: float = 1e-2, normalisation: Normalisation | None = None, seed: int = 0
     ) -> None:
         super().__init__()
-        if hidden < 1 or not learning_rate > 0:
-            raise ValueError(f"LossNetwork: hidden and learning_rate must be positive, got {hidden} and {learning_rate}.")
+        if hidden < 1 or not 0 < learning_rate < float("inf"):
+            raise ValueError(f"LossNetwork: hidden and learning_rate must be positive and finite, got {hidden} and {learning_rate}.")
         self.hidden = hidden
         self.learning_rate = learning_rate
         self.normalisation = Convex() if normalisation is None else normalisation
@@ -43,7 +43,7 @@ class LossNetwork(Policy):
         """A new network whose output layer is zero: at first the features do not matter."""
         start = self.normalisation.start(initial)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.default_generator.manual_seed(self.seed)
             self.network = nn.Sequential(
                 nn.Linear(_feature_count(sizes) + 1, self.hidden), nn.Tanh(), nn.Linear(self.hidden, len(start))
             )
@@ -101,7 +101,7 @@ def _feature_count(sizes: Sizes) -> int:
 def _fit_and_entropy(logits: Logits, signals: Signals) -> Tensor:
     """`(B, 2)`: probability of the label (its generalisation `exp(−loss)` for other tasks), and relative entropy."""
     cross_entropy = CrossEntropy()
-    cross_entropy.bind(signals.task)
+    cross_entropy.bind(Task(signals.task.problem_type))  # without label smoothing: a probability is wanted
     labels = signals.batch.get("labels")
     fit = torch.ones(len(logits), device=logits.device) if labels is None else cross_entropy.of_logits(logits, labels).neg().exp()
     return torch.stack([fit, entropy(logits, signals.task, signals.batch)], 1)

@@ -56,11 +56,13 @@ class Policy(nn.Module, ABC):
 
     Attributes:
         learns: whether the policy wants slopes; one that does not needs no meta set.
+        needs_ids: whether weights belong to examples by id, so that a stream has to bring a column of ids.
         interval: optimizer steps from one meta step to the next, where `AMALArguments.meta_interval` does not say otherwise.
         learning_rate: how far one update goes, in units of slopes whose mean magnitude is one.
     """
 
     learns: bool = True
+    needs_ids: bool = False
     interval: int = 1
     learning_rate: float = 0.0
 
@@ -99,8 +101,8 @@ def as_mixture(initial: Tensor | list[float] | None, losses: int) -> Tensor:
     if initial is None:
         return torch.full((losses,), 1 / losses)
     mixture = torch.as_tensor(initial, dtype=torch.float32)
-    if mixture.shape != (losses,) or not bool(torch.isfinite(mixture).all()) or bool((mixture < 0).any()):
+    if mixture.shape != (losses,) or not bool(torch.isfinite(mixture).all()) or bool((mixture < 0).any()) or not mixture.sum() > 0:
         raise ValueError(
-            f"The initial mixture must hold {losses} finite numbers of at least 0, one for each loss in their order; got {mixture.tolist()}."
+            f"The initial mixture must hold {losses} finite numbers of at least 0, one for each loss in their order and not all zero; got {mixture.tolist()}."
         )
     return mixture

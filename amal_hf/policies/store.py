@@ -1,5 +1,7 @@
 """A table with one row for every training example, found by example id."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -25,14 +27,18 @@ class RowStore(nn.Module):
         self.rows_of: dict[int, int] = {}
         self.register_buffer("fill", fill.clone(), persistent=False)
         self.register_buffer("table", fill.repeat(16 if examples is None else examples, 1))
+        if not self.fixed:
+            self.register_load_state_dict_pre_hook(_make_room)
 
     def read(self, ids: ExampleIds) -> LossTable:
         """The rows of `ids`, `(B, K)`."""
-        return self.table[self._rows(ids)]
+        rows = self._rows(ids)  # first, as it may replace the table by a larger one
+        return self.table[rows]
 
     def write(self, ids: ExampleIds, values: LossTable) -> None:
         """Replace the rows of `ids`. An id that stands there twice keeps one of its values."""
-        self.table[self._rows(ids)] = values.to(self.table)
+        rows = self._rows(ids)
+        self.table[rows] = values.to(self.table)
 
     @property
     def size(self) -> int | None:
@@ -52,7 +58,6 @@ class RowStore(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore `get_extra_state`."""
         self.rows_of = {example: row for row, example in enumerate(state.tolist())}
-        self._grow()
 
     def _rows(self, ids: ExampleIds) -> Tensor:
         if self.table.device != ids.device:
@@ -68,3 +73,8 @@ class RowStore(nn.Module):
         if missing > 0:
             more = self.fill.repeat(max(missing, len(self.table)), 1)
             self.table = torch.cat([self.table, more])
+
+
+def _make_room(store: RowStore, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A stream's saved table has grown; `load_state_dict` only copies into one of the same size."""
+    store.table = store.fill.repeat(len(state[f"{prefix}table"]), 1)

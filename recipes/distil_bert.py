@@ -1,0 +1,305 @@
+"""Distil a BERT-family teacher into a small student whose losses are mixed for each example.
+
+    python recipes/distil_bert.py                      # needs no hub: MiniLM-L6 and sentences from installed packages
+    python recipes/distil_bert.py --label_noise 0.4    # the same with 40 % of the training labels wrong
+    python recipes/distil_bert.py --dataset stanfordnlp/sst2 --teacher google-bert/bert-base-uncased --student_layers 6
+    python recipes/distil_bert.py settings.yaml
+
+1. Read the data; take a clean meta set (and dev and test sets, where there are none) out of the training set.
+2. Fine-tune the teacher, and keep its logits on the training set.
+3. Train the student three times on the same budget: labels only, a fixed half-and-half mixture, the learned mixture.
+4. Print a table, draw the learned weights, save the student.
+"""
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, DatasetDict
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    pipeline,
+    set_seed,
+)
+
+from amal_hf import (
+    AMALArguments,
+    AMALTrainer,
+    CrossEntropy,
+    Distillation,
+    ExampleTable,
+    Method,
+    amal,
+    amal_as_published,
+    student_from_teacher,
+)
+from amal_hf.data import dataset_fingerprint, find_text_columns, flip_labels, read_dataset, split_dataset
+from amal_hf.demo import demo_teacher_path, docstring_corpus
+from amal_hf.latency import measure_latency
+from amal_hf.metrics import bootstrap_interval, classification_metrics
+from amal_hf.plots import plot_weight_history
+
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "amal": amal,
+    "amal_table": lambda: amal(ExampleTable()),
+    "amal_as_published": amal_as_published,
+}
+
+
+@dataclass
+class RecipeArguments:
+    """What to distil, and into what."""
+
+    teacher: str | None = field(default=None, metadata={"help": "Folder or Hub id; MiniLM-L6 from the demo package by default."})
+    student: str | None = field(default=None, metadata={"help": "Folder or Hub id; by default layers of the teacher's checkpoint."})
+    student_layers: int = field(default=2, metadata={"help": "Layers of the student, where none is named."})
+    dataset: str | None = field(
+        default=None, metadata={"help": "Hub id, WRENCH folder, JSON lines or CSV; sentences from docstrings of installed packages by default."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset, as sst2 of nyu-mll/glue."})
+    label_noise: float = field(default=0.0, metadata={"help": "Share of the training labels to make wrong, to see what learned mixing is for."})
+    method: str = field(default="amal", metadata={"help": "How weights are learned.", "choices": list(METHODS)})
+    temperature: float = field(default=2.0, metadata={"help": "Softness of the teacher's targets."})
+    meta_rows: int = field(default=300, metadata={"help": "Clean rows taken out of the training set for the meta set."})
+    max_length: int = field(default=48, metadata={"help": "Tokens at which a text is cut."})
+    teacher_epochs: float = field(default=3.0, metadata={"help": "Epochs of fine-tuning the teacher; 0 takes it as it is."})
+    teacher_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of that."})
+    smoke: bool = field(default=False, metadata={"help": "A run of under a minute that shows that everything works."})
+
+
+@dataclass
+class DistilArguments(AMALArguments):
+    """Training arguments of the student, with defaults that suit a small one on a small set."""
+
+    output_dir: str = "out/distil_bert"
+    num_train_epochs: float = 6.0
+    learning_rate: float = 3e-4
+    per_device_train_batch_size: int = 32
+    per_device_eval_batch_size: int = 128
+    warmup_steps: float = 0.1
+    logging_steps: float = 10
+    save_strategy: str = "no"
+    train_sampling_strategy: str = "group_by_length"
+    dataloader_pin_memory: bool = False
+    bf16: bool = field(default_factory=lambda: has_fast_bf16(), metadata={"help": "bfloat16, where the processor computes in it."})
+
+
+@dataclass
+class Run:
+    """One model that was trained, and what it scores."""
+
+    name: str
+    trainer: AMALTrainer
+    seconds: float
+
+
+def main() -> None:
+    """Run the recipe."""
+    recipe, args = parse(sys.argv[1:])
+    data = load_data(recipe, args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.teacher or demo_teacher_path())
+    data = tokenised(data, tokenizer, recipe.max_length)
+    teacher = train_teacher(recipe, args, data, tokenizer)
+    rows = [scores(teacher, teacher, data)]
+    for name, weights, method in mixtures(recipe):
+        run = train_student(name, weights, method, recipe, args, data, tokenizer)
+        rows.append(scores(run, teacher, data))
+    show(rows)
+    save(run, rows, args, data)
+
+
+def mixtures(recipe: RecipeArguments) -> list[tuple[str, list[float], Method | None]]:
+    """The students: name, weights of (labels, teacher) to start from, and how these are learned."""
+    return [
+        ("labels only", [1.0, 0.0], None),
+        ("fixed half and half", [0.5, 0.5], None),
+        (recipe.method, [0.5, 0.5], METHODS[recipe.method]()),
+    ]
+
+
+def parse(command_line: list[str]) -> tuple[RecipeArguments, DistilArguments]:
+    """Arguments from flags, or from one YAML or JSON file."""
+    parser = HfArgumentParser((RecipeArguments, DistilArguments))
+    if len(command_line) == 1 and command_line[0].endswith((".yaml", ".yml", ".json")):
+        recipe, args = parser.parse_yaml_file(command_line[0]) if "y" in Path(command_line[0]).suffix else parser.parse_json_file(command_line[0])
+    else:
+        recipe, args = parser.parse_args_into_dataclasses(command_line)
+    if recipe.smoke:
+        recipe.teacher_epochs, recipe.meta_rows, args.num_train_epochs, args.logging_steps = 1.0, 100, 1.0, 2
+    return recipe, args
+
+
+def has_fast_bf16() -> bool:
+    """Whether bfloat16 is faster than float32 here: it is on GPUs that have it, and on CPUs with instructions for it."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
+def load_data(recipe: RecipeArguments, seed: int) -> DatasetDict:
+    """Splits train, meta, validation and test with a column `label`; labels of the training set made wrong if asked for."""
+    if recipe.dataset is None:
+        sizes = {"train": 400, "meta": 100, "validation": 100, "test": 200} if recipe.smoke else None
+        data = docstring_corpus(seed=seed) if sizes is None else docstring_corpus(max_classes=4, rows=sizes, seed=seed)
+    else:
+        data = complete(read_dataset(recipe.dataset, config=recipe.dataset_config), recipe.meta_rows, seed)
+    data["train"] = flip_labels(data["train"], recipe.label_noise, seed)
+    texts = list(find_text_columns(data["train"].column_names))
+    sizes = ", ".join(f"{name} {len(split)}" for name, split in data.items())
+    print(f"Data: {sizes} rows; fingerprint {dataset_fingerprint(data, [*texts, 'label'])}")
+    return data
+
+
+def complete(data: DatasetDict, meta_rows: int, seed: int) -> DatasetDict:
+    """Take the splits that are missing out of the training set. Test sets without labels are no use: the validation set takes their place."""
+    labelled = {name: split.filter(lambda row: row["label"] >= 0) for name, split in data.items()}
+    given = {name: split for name, split in labelled.items() if len(split) and name in ("validation", "test")}
+    if "test" not in given and "validation" in given:
+        given = {"test": given["validation"]}
+    missing = {name: 0.1 for name in ("validation", "test") if name not in given}
+    return DatasetDict({**split_dataset(labelled["train"], {"meta": meta_rows, **missing}, seed), **given})
+
+
+def tokenised(data: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
+    """Token ids beside the text."""
+    columns = find_text_columns(data["train"].column_names)
+    return data.map(
+        lambda rows: tokenizer(*(rows[name] for name in columns), truncation=True, max_length=max_length),
+        batched=True,
+        desc="tokenising",
+    )
+
+
+def with_head(checkpoint: str | Path, label: ClassLabel) -> PreTrainedModel:
+    """A checkpoint with a classification head for these classes, whether it had one or not."""
+    names = dict(enumerate(label.names))
+    return AutoModelForSequenceClassification.from_pretrained(
+        checkpoint, id2label=names, label2id={name: number for number, name in names.items()}, ignore_mismatched_sizes=True
+    )
+
+
+def train_teacher(
+    recipe: RecipeArguments, args: DistilArguments, data: DatasetDict, tokenizer: PreTrainedTokenizerBase
+) -> Run:
+    """Fine-tune the teacher on the labels as they stand, and save it."""
+    set_seed(args.seed)
+    own = copy.copy(args)
+    own.output_dir = f"{args.output_dir}/teacher"
+    own.num_train_epochs, own.learning_rate = recipe.teacher_epochs, recipe.teacher_learning_rate
+    own.push_to_hub = False
+    teacher = with_head(recipe.teacher or demo_teacher_path(), data["train"].features["label"])
+    trainer = new_trainer(teacher, own, data, tokenizer, losses=[CrossEntropy()])
+    run = train("teacher", trainer) if recipe.teacher_epochs > 0 else Run("teacher", trainer, 0.0)
+    trainer.save_model()
+    return run
+
+
+def train_student(
+    name: str,
+    weights: list[float],
+    method: Method | None,
+    recipe: RecipeArguments,
+    args: DistilArguments,
+    data: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Run:
+    """Train the student with one mixture; all students start from the same weights and see the same batches."""
+    set_seed(args.seed)
+    label = data["train"].features["label"]
+    if recipe.student is None:
+        student = student_from_teacher(with_head(recipe.teacher or demo_teacher_path(), label), recipe.student_layers)
+    else:
+        student = with_head(recipe.student, label)
+    own = copy.copy(args)
+    own.loss_weights = weights
+    own.teacher_cache_dir = args.teacher_cache_dir or f"{args.output_dir}/teacher_cache"
+    own.push_to_hub = args.push_to_hub and method is not None
+    teacher = Distillation(f"{args.output_dir}/teacher", recipe.temperature)
+    return train(name, new_trainer(student, own, data, tokenizer, losses=[CrossEntropy(), teacher], method=method))
+
+
+def new_trainer(
+    model: PreTrainedModel, args: DistilArguments, data: DatasetDict, tokenizer: PreTrainedTokenizerBase, **mixing: Any
+) -> AMALTrainer:
+    """The trainer of teacher and students alike."""
+    return AMALTrainer(
+        model=model,
+        args=args,
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        meta_dataset=data["meta"],
+        processing_class=tokenizer,
+        compute_metrics=classification_metrics,
+        **mixing,
+    )
+
+
+def train(name: str, trainer: AMALTrainer) -> Run:
+    """Train, and take the time."""
+    print(f"\n{name}: {trainer.args.num_train_epochs:g} epochs")
+    started = time.perf_counter()
+    trainer.train()
+    return Run(name, trainer, time.perf_counter() - started)
+
+
+def scores(run: Run, teacher: Run, data: DatasetDict) -> dict[str, Any]:
+    """A row of the table, as plain numbers."""
+    guesses = {split: run.trainer.predict(data[split]).predictions.argmax(-1) for split in ("validation", "test")}
+    right = {split: guess == np.array(data[split]["label"][:]) for split, guess in guesses.items()}
+    taught = teacher.trainer.predict(data["test"]).predictions.argmax(-1)
+    model, tokenizer = run.trainer.model, run.trainer.processing_class
+    texts = data["test"][find_text_columns(data["test"].column_names)[0]][:256]
+    return {
+        "name": run.name,
+        "dev": float(right["validation"].mean()),
+        "test": float(right["test"].mean()),
+        "test_interval": bootstrap_interval(right["test"], seed=0),
+        "agreement": float((guesses["test"] == taught).mean()),
+        "parameters": model.num_parameters(),
+        "ms_batch_1": measure_latency(model, tokenizer, texts, 1).p50,
+        "ms_batch_32": measure_latency(model, tokenizer, texts, 32, batches=8).p50,
+        "train_seconds": run.seconds,
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    print(f"\n{'':20}   dev    test  95 % interval  as teacher  parameters  ms/sentence, batch 1, 32   seconds")
+    for row in rows:
+        low, high = row["test_interval"]
+        print(
+            f"{row['name']:20} {100 * row['dev']:5.1f}   {100 * row['test']:5.1f}    {100 * low:4.1f} to {100 * high:4.1f}     {100 * row['agreement']:5.1f} %"
+            f"  {row['parameters'] / 1e6:8.1f} M            {row['ms_batch_1']:6.1f} {row['ms_batch_32']:6.1f}   {row['train_seconds']:7.0f}"
+        )
+
+
+def save(run: Run, rows: list[dict[str, Any]], args: DistilArguments, data: DatasetDict) -> None:
+    """The student with the learned mixture, its weights for every example, a figure and the table's numbers."""
+    folder = Path(args.output_dir)
+    run.trainer.save_model(str(folder / "student"))
+    run.trainer.example_weights().to_csv(folder / "example_weights.csv")
+    plot_weight_history(run.trainer.state.log_history, folder / "weights.png")
+    (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    if args.push_to_hub:
+        run.trainer.push_to_hub()
+    classify = pipeline("text-classification", str(folder / "student"))
+    text = data["test"][0][find_text_columns(data["test"].column_names)[0]]
+    print(f"\nSaved in {folder}: student/, weights.png, example_weights.csv, results.json")
+    print(f'pipeline("text-classification", "{folder}/student")({text!r})\n  -> {classify(text)[0]}')
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Bounds keep weights where they mean something, whatever a step or a network puts out."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from amal_hf import Convex, ConvexOrNone, MeanOne, clamp, convex
+
+
+def test_clamp_bounds_every_weight_on_its_own():
+    """Both losses of an example may go to 0, which drops it, or to 2; weights within stay as they are."""
+    assert clamp(torch.tensor([[-1.0, -3.0], [0.5, 9.0]])).tolist() == [[0.0, 0.0], [0.5, 2.0]]
+
+
+def projected_by_bisection(row):
+    """`max(w − τ, 0)` with the τ that makes the sum one."""
+    low, high = row.min() - 1, row.max()
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.maximum(row - middle, 0).sum() > 1 else (low, middle)
+    return np.maximum(row - high, 0)
+
+
+@pytest.mark.parametrize("losses", [1, 2, 3, 7])
+def test_convex_is_the_euclidean_projection_onto_the_simplex(losses):
+    """Equal to a slow search for the threshold in float64, ties and rows already on the simplex among them."""
+    rows = torch.randn(50, losses, generator=torch.Generator().manual_seed(losses), dtype=torch.float64) * 3
+    rows = torch.cat([rows, rows.round(), rows.softmax(1)])
+    expected = np.stack([projected_by_bisection(row) for row in rows.numpy()])
+    np.testing.assert_allclose(convex(rows), expected, atol=1e-12)
+
+
+def test_convex_takes_weights_that_are_far_away():
+    """A huge step lands on a corner of the simplex instead of an index error."""
+    assert convex(torch.tensor([[1e8, 0.0]])).tolist() == [[1.0, 0.0]]
+
+
+@pytest.mark.parametrize(("normalisation", "total"), [(Convex(), 1.0), (ConvexOrNone(0.25), 0.75), (MeanOne(), 1.0)])
+def test_a_normalisation_starts_at_the_shares_of_the_mixture(normalisation, total):
+    """A mixture of any sum gives the same start as its shares; a share of zero starts small rather than stuck at -inf.
+    """
+    scores = normalisation.start(torch.tensor([6.0, 2.0, 0.0]))
+    weights = normalisation(scores[None])
+    assert scores.isfinite().all()
+    torch.testing.assert_close(weights, total * torch.tensor([[0.75, 0.25, 0.0]]), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ConvexOrNone(share=0.0),
+        lambda: ConvexOrNone(share=1.5),
+        lambda: ConvexOrNone(share=math.nan),
+        lambda: MeanOne(momentum=1.5),
+    ],
+)
+def test_an_argument_out_of_range_is_refused(make):
+    """A share outside (0, 1) would start every weight near zero or at NaN, a momentum above 1 lets the mean swing."""
+    with pytest.raises(ValueError, match=r"got .+\."):
+        make()

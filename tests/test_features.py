@@ -1,0 +1,196 @@
+"""What users switch on in `Trainer` works with a method on."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_bert, toy_arguments, toy_rows
+from peft import LoraConfig, get_peft_model
+from test_trainer import StopAt, new_trainer, state_of, table_teacher
+
+from amal_hf import AMALTrainer, CrossEntropy, Distillation, ExampleTable, amal
+from amal_hf.meta import undisturbed
+
+
+def trained(folder, model=None, method=amal, **options):
+    trainer = new_trainer(folder, method, model=model, meta_interval=1, **options)
+    trainer.train()
+    assert np.isfinite(np.array(trainer.example_weights()["labels"][:])).any()
+    return trainer
+
+
+def test_activation_checkpointing_changes_no_number(tmp_path):
+    """It trades memory for time; weights and student must come out as without it."""
+    kwargs = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
+    plain, checkpointed = trained(tmp_path), trained(tmp_path, **kwargs)
+    for ours, theirs in zip(state_of(checkpointed), state_of(plain), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_checkpointing_is_on_in_the_meta_step_as_well():
+    """Without it a student that only just fits would run out of memory in its first meta step; dropout must be off all the same."""
+    model = tiny_bert().train()
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    with undisturbed(model):
+        assert all(layer.training for layer in model.bert.encoder.layer)
+        assert not any(module.training for module in model.modules() if isinstance(module, torch.nn.Dropout))
+        assert not model.bert.encoder.layer[0].attention.self.training
+
+
+def test_torch_compile_changes_no_number(tmp_path):
+    """The meta step takes no second derivative, so a compiled student can stay compiled."""
+    model = lambda: tiny_bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)  # noqa: E731
+    compiled = trained(tmp_path, model(), torch_compile=True, torch_compile_backend="aot_eager", max_steps=3)
+    plain = trained(tmp_path, model(), max_steps=3)
+    for ours, theirs in zip(state_of(compiled), state_of(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3, equal_nan=True)
+
+
+def test_bf16_finds_nearly_the_same_weights(tmp_path):
+    """Half precision has a wider radius; the weights it learns must be close to those in full precision."""
+    half, full = trained(tmp_path, bf16=True), trained(tmp_path)
+    difference = np.abs(np.array(half.example_weights()["labels"][:]) - np.array(full.example_weights()["labels"][:]))
+    assert difference.mean() < 0.05
+
+
+def test_peft_students(tmp_path):
+    """Only trainable parameters move, and the frozen ones keep their bits."""
+    model = get_peft_model(tiny_bert(), LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    trained(tmp_path, model=model)
+    assert all(torch.equal(dict(model.named_parameters())[name], p) for name, p in frozen.items())
+
+
+def test_a_smaller_batch_after_running_out_of_memory_starts_over(tmp_path):
+    """`auto_find_batch_size` tries again with half the batch; learned weights must begin anew with it."""
+    attempts = []
+
+    def hungry(outputs, batch):
+        attempts.append(len(outputs.logits))
+        if outputs.logits.requires_grad and len(outputs.logits) > 4:
+            raise RuntimeError("CUDA out of memory.")
+        return outputs.logits.square().sum(1)
+
+    trained(tmp_path, losses=[CrossEntropy(), hungry], auto_find_batch_size=True, per_device_train_batch_size=8)
+    assert max(attempts) == 8
+    assert attempts[-1] <= 4
+
+
+def test_hyperparameter_search_reaches_the_options(tmp_path):
+    """Options are fields of the arguments, so that a search can set them; every trial starts from the initial mixture."""
+    pytest.importorskip("optuna")
+    trainer = AMALTrainer(
+        model_init=lambda: tiny_bert(), args=toy_arguments(tmp_path, max_steps=2), train_dataset=toy_rows(24), eval_dataset=toy_rows(8, 2),
+        meta_dataset=toy_rows(10, 4), losses=[CrossEntropy(), Distillation(table_teacher(24))], method=amal(),
+    )  # fmt: skip
+    seen = []
+    trainer.add_callback(Watch(trainer, seen))
+    trainer.hyperparameter_search(
+        lambda trial: {"meta_learning_rate": trial.suggest_categorical("meta_learning_rate", [0.125])}, n_trials=2, backend="optuna"
+    )
+    assert seen == [(0.125, 0.5)] * 2
+
+
+class Watch(StopAt):
+    """At the start of every run: the policy's learning rate and the label weight."""
+
+    def __init__(self, trainer, seen):
+        super().__init__(99)
+        self.trainer = trainer
+        self.seen = seen
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        policy = self.trainer.mixture.policy
+        start = policy.normalisation(policy.network[-1].bias)
+        self.seen.append((policy.optimizer.param_groups[0]["lr"], round(start[0].item(), 6)))
+
+
+@pytest.mark.parametrize("method", [amal, lambda: amal(ExampleTable())], ids=["network", "table"])
+def test_streams_with_their_own_ids(tmp_path, method):
+    """A stream has no row numbers; its own ids name the examples in the weights."""
+    ids = [1000 + i for i in range(24)]
+    stream = toy_rows(24).add_column("example_id", ids).to_iterable_dataset()
+    teacher = lambda batch: torch.zeros(len(batch["example_id"]), 3)  # noqa: E731
+    trainer = trained(tmp_path, train=stream, method=method, losses=[CrossEntropy(), Distillation(teacher)])
+    assert sorted(trainer.example_weights()["example_id"][:]) == ids
+
+
+def test_streams_without_ids(tmp_path):
+    """A network needs no ids; a table does, and says so before training."""
+    stream = toy_rows(24).to_iterable_dataset()
+    new_trainer(tmp_path, amal, train=stream, losses=[CrossEntropy()]).train()
+    with pytest.raises(ValueError, match="column 'example_id'"):
+        new_trainer(tmp_path, lambda: amal(ExampleTable()), train=stream, losses=[CrossEntropy()])
+
+
+def test_torch_datasets_and_workers(tmp_path):
+    """Ids are added to any map-style dataset and come through worker processes."""
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return 24
+
+        def __getitem__(self, row):
+            return {key: torch.tensor(value) for key, value in rows[row].items()}
+
+    rows = toy_rows(24)
+    options = {"max_steps": -1, "num_train_epochs": 1}
+    ours = trained(tmp_path, train=Rows(), dataloader_num_workers=2, **options)
+    theirs = trained(tmp_path, train=rows, **options)
+    for a, b in zip(state_of(ours), state_of(theirs), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_users_own_loss(tmp_path):
+    """A plain function is a loss under its own name."""
+
+    def confidence(outputs, batch):
+        return outputs.logits.square().mean(1)
+
+    trainer = trained(tmp_path, losses=[CrossEntropy(), confidence])
+    assert trainer.example_weights().column_names == ["example_id", "labels", "confidence"]
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["live", "cached"])
+def test_teacher_models(tmp_path, cached, caplog):
+    """`teacher_model=` takes one model or several, live or cached; each has its own weight column."""
+    options = {"teacher_cache_dir": str(tmp_path / "cache")} if cached else {}
+    teachers = [tiny_bert(5), tiny_bert(6)]
+    trainer = AMALTrainer(
+        model=tiny_bert(), args=toy_arguments(tmp_path, **options), train_dataset=toy_rows(24), meta_dataset=toy_rows(8, 4),
+        teacher_model=teachers, method=amal(),
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.example_weights().column_names == ["example_id", "labels", "teacher", "teacher_2"]
+    assert not any(p.requires_grad for p in teachers[0].parameters())
+
+
+def test_live_and_cached_teachers_train_the_same_student(tmp_path):
+    """A cache is a matter of speed, not of numbers."""
+    runs = []
+    for options in ({}, {"teacher_cache_dir": str(tmp_path / "cache")}):
+        trainer = AMALTrainer(
+            model=tiny_bert(), args=toy_arguments(tmp_path, **options), train_dataset=toy_rows(24), meta_dataset=toy_rows(8, 4),
+            teacher_model=tiny_bert(5), method=amal(),
+        )  # fmt: skip
+        trainer.train()
+        runs.append(state_of(trainer))
+    for ours, theirs in zip(*runs, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_student_as_its_own_teacher(tmp_path):
+    """Self-distillation: a frozen copy of the student as it is now."""
+    student = tiny_bert()
+    trainer = AMALTrainer(model=student, args=toy_arguments(tmp_path), train_dataset=toy_rows(24), teacher_model=student)
+    trainer.train()
+    assert all(p.requires_grad for p in student.parameters())
+    assert trainer.state.log_history[0]["loss_teacher"] > 0
+
+
+def test_no_meta_step_is_a_log_only(tmp_path, caplog):
+    """Nothing that a run logs at warning level comes from us when all is well."""
+    with caplog.at_level(logging.WARNING, logger="amal_hf"):
+        trained(tmp_path)
+    assert not [record for record in caplog.records if record.name.startswith("amal_hf")]

@@ -1,0 +1,117 @@
+"""The bilevel step on its own, without a trainer."""
+
+import pytest
+import torch
+from conftest import tiny_bert
+from torch import nn
+
+from amal_hf import ExampleTable, LossNetwork, Method, SGDDirection
+from amal_hf.meta import Problem, meta_gradient, meta_step, scaled, undisturbed
+from amal_hf.policies.policy import Sizes
+from amal_hf.shapes import Evaluation
+
+
+def linear_problem(**changes):
+    """A linear student, two examples that pull either way, and a meta loss that one of them lowers."""
+    student = nn.Linear(2, 1, bias=False).double()
+    inputs = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+    fields = {
+        "module": student,
+        "optimizer": torch.optim.SGD(student.parameters(), lr=0.1),
+        "learning_rate": 0.1,
+        "meta_loss": lambda: student(inputs[:1]).sum(),
+        "evaluate": lambda: Evaluation(student(inputs), torch.zeros(2, 3)),
+        "ids": torch.tensor([0, 1]),
+        "progress": 0.5,
+        "dtype": torch.float64,
+    }
+    return Problem(**{**fields, **changes})
+
+
+def table(rate=0.25, **options):
+    policy = ExampleTable(learning_rate=rate)
+    policy.reset(Sizes(losses=1, teachers=0, examples=2), torch.tensor([1.0]))
+    return Method("test", policy, direction=SGDDirection(), **options)
+
+
+def test_weight_goes_to_what_lowers_the_meta_loss():
+    """Slopes are +1 and -1 by hand, scaled to mean magnitude one, so a table at rate 0.25 must move by exactly that."""
+    method = table()
+    report = meta_step(method, linear_problem())
+    torch.testing.assert_close(method.policy.store.table, torch.tensor([[1.25], [0.75]]))
+    assert report.skipped == 0
+
+
+def test_a_step_does_not_depend_on_the_learning_rate():
+    """At a learning rate of 2e-5 the official constant would move nothing."""
+    for rate in (1e-6, 10.0):
+        method = table(lookahead=False)
+        meta_step(method, linear_problem(learning_rate=rate))
+        torch.testing.assert_close(method.policy.store.table, torch.tensor([[1.25], [0.75]]))
+
+
+def test_lookahead_measures_the_meta_gradient_one_step_ahead():
+    """With V = θ², the gradient after the step `θ − lr · mean(w ℓ')` is 2θ' and not 2θ: here the step overshoots and turns its sign."""
+    signs = []
+    for ahead in (False, True):
+        problem = linear_problem(learning_rate=3.0)
+        student = problem.module
+        student.weight.data.fill_(1.0)
+        square = linear_problem(
+            module=student, optimizer=problem.optimizer, learning_rate=3.0, meta_loss=lambda s=student: s.weight.square().sum(),
+            evaluate=lambda s=student: Evaluation(torch.stack([s.weight.sum(), -0.2 * s.weight.sum()])[:, None], torch.zeros(2, 3)),
+        )  # fmt: skip
+        method = table(lookahead=ahead)
+        meta_step(method, square)
+        signs.append((method.policy.store.table[0] - 1).sign().item())
+        assert torch.equal(student.weight, torch.ones_like(student.weight)), "the student must be put back"
+    assert signs == [1.0, -1.0]
+
+
+def test_examples_with_slopes_that_are_not_finite_are_left_alone_and_counted():
+    """One overflowing example must neither stop the run nor poison the weights of the others."""
+    student = nn.Linear(2, 1, bias=False).double()
+
+    def evaluate():
+        values = student(torch.ones(2, 2, dtype=torch.float64))
+        return Evaluation(torch.cat([values[:1], values[1:] * float("nan")]), torch.full((2, 3), float("nan")))
+
+    problem = linear_problem(module=student, meta_loss=lambda: student.weight.sum(), evaluate=evaluate)
+    network = LossNetwork()
+    network.reset(Sizes(losses=1, teachers=0, examples=2), torch.tensor([1.0]))
+    for method in (table(), Method("test", network, direction=SGDDirection())):
+        report = meta_step(method, problem)
+        assert report.skipped == 1
+        assert all(torch.isfinite(value).all() for value in method.policy.parameters())
+    assert table().policy.store.table[1] == 1.0
+
+
+def test_scaled_slopes_have_mean_magnitude_one():
+    """The unit in which a policy's learning rate is given; all-zero slopes stay zero rather than become NaN."""
+    slopes, finite = scaled(torch.tensor([[1.0, -3.0], [float("inf"), 0.0]]))
+    torch.testing.assert_close(slopes, torch.tensor([[0.5, -1.5], [0.0, 0.0]]))
+    assert finite.tolist() == [True, False]
+    assert scaled(torch.zeros(3, 2))[0].abs().sum() == 0
+
+
+def test_meta_gradient_touches_no_grad():
+    """An accumulated gradient must survive, or the student's update would be another one."""
+    student = nn.Linear(2, 1)
+    student(torch.ones(1, 2)).sum().backward()
+    before = student.weight.grad.clone()
+    _, gradient = meta_gradient(dict(student.named_parameters()), lambda: student(torch.ones(1, 2)).square().sum())
+    assert torch.equal(student.weight.grad, before)
+    assert gradient["weight"].abs().sum() > 0
+
+
+def test_undisturbed_puts_modes_and_random_numbers_back():
+    """Also after an error, and for a student of which a part is in evaluation mode."""
+    model = tiny_bert().train()
+    model.bert.encoder.layer[0].eval()
+    modes, random = [m.training for m in model.modules()], torch.get_rng_state()
+    with pytest.raises(MemoryError), undisturbed(model):
+        assert not any(m.training for m in model.modules() if isinstance(m, nn.Dropout))
+        torch.rand(3)
+        raise MemoryError
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random)
