@@ -7,7 +7,8 @@ from transformers import TrainingArguments
 
 @dataclass
 class AMALArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with the options of learned mixing; reachable from the command line, YAML, JSON and hyperparameter search.
+    """`transformers.TrainingArguments` with the options of learned mixing; reachable from the command line, YAML, JSON
+       and hyperparameter search.
 
     Raises:
         ValueError: an option out of its range.
@@ -15,11 +16,17 @@ class AMALArguments(TrainingArguments):
 
     loss_weights: list[float] | None = field(
         default=None,
-        metadata={"help": "The mixture to start from (and to stay with if no method is given): one number for each loss. Equal shares by default."},
+        metadata={
+            "help": "The mixture to start from (and to stay with if no method is given): one number for each loss. "
+            "Equal shares by default."
+        },
     )
     meta_interval: int | None = field(
         default=None,
-        metadata={"help": "Optimizer steps from one meta step to the next. By default what the policy wants: 4 for a network, 1 for a table."},
+        metadata={
+            "help": "Optimizer steps from one meta step to the next. By default what the policy wants: 4 for a "
+            "network, 1 for a table."
+        },
     )
     meta_batch_size: int = field(default=32, metadata={"help": "Examples of the meta set in one meta step."})
     meta_warmup_steps: float = field(
@@ -29,15 +36,25 @@ class AMALArguments(TrainingArguments):
     meta_learning_rate: float | None = field(
         default=None, metadata={"help": "The policy's own learning rate. By default what the policy was made with."}
     )
-    meta_seed: int | None = field(default=None, metadata={"help": "Seed of the order of the meta set; `seed` by default."})
+    meta_seed: int | None = field(
+        default=None, metadata={"help": "Seed of the order of the meta set; `seed` by default."}
+    )
     teacher_cache_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder to keep teachers' logits in, so that each is computed once. Without it the teacher runs at every step."},
+        metadata={
+            "help": "Folder to keep teachers' logits in, so that each is computed once. Without it the teacher runs "
+            "at every step."
+        },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.meta_interval is None or self.meta_interval >= 1, "meta_interval", self.meta_interval, "a whole number from 1")
+        _require(
+            self.meta_interval is None or self.meta_interval >= 1,
+            "meta_interval",
+            self.meta_interval,
+            "a whole number from 1",
+        )
         _require(self.meta_batch_size >= 1, "meta_batch_size", self.meta_batch_size, "a whole number from 1")
         _require(self.meta_warmup_steps >= 0, "meta_warmup_steps", self.meta_warmup_steps, "a number from 0")
         rate = self.meta_learning_rate

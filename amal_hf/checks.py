@@ -5,7 +5,10 @@ from typing import Any
 
 import datasets
 import numpy as np
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, Trainer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from amal_hf.arguments import AMALArguments
 from amal_hf.collator import is_stream
@@ -16,11 +19,17 @@ from amal_hf.shapes import EXAMPLE_ID
 
 logger = logging.getLogger(__name__)
 
+GENERATORS = {
+    *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
+    *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values(),
+}
+"""Classes of students that generate text."""
+
 OVERLAP_LIMIT = 1_000_000
 """Rows of a training set that are compared with the meta set; more would take longer than it is worth."""
 
 
-def check_trainer(trainer: Trainer, learns: bool) -> None:
+def check_trainer(trainer: Any, learns: bool) -> None:
     """Refuse what a mixture of losses cannot work with.
 
     Raises:
@@ -29,36 +38,48 @@ def check_trainer(trainer: Trainer, learns: bool) -> None:
     """
     args = trainer.args
     if not isinstance(args, AMALArguments):
-        raise TypeError(f"AMALTrainer: with losses or a method, `args` must be AMALArguments, got {type(args).__name__}. It takes the same options.")
+        raise TypeError(
+            f"AMALTrainer: with losses or a method, `args` must be AMALArguments, got {type(args).__name__}. It takes "
+            f"the same options."
+        )
     if trainer.compute_loss_func is not None:
-        raise ValueError("AMALTrainer: `compute_loss_func` and `losses` both define the loss. Pass the function in `losses`, returning one value an example.")
+        raise ValueError(
+            "AMALTrainer: `compute_loss_func` and `losses` both define the loss. Pass the function in `losses`, "
+            "returning one value an example."
+        )
     if trainer.label_names != ["labels"]:
         raise ValueError(
-            f"AMALTrainer: losses need a student whose labels are called 'labels'; {type(trainer.model).__name__} has {trainer.label_names}. "
+            f"AMALTrainer: losses need a student whose labels are called 'labels'; {type(trainer.model).__name__} has "
+            f"{trainer.label_names}. "
             "Sequence and token classification and regression heads are supported."
         )
     student = trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
-    if any(type(student) in mapping.values() for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING)):
+    if type(student).__name__ in GENERATORS:
         raise ValueError(
             f"AMALTrainer: {type(student).__name__} generates text, and its labels are shifted against its logits. "
             "Sequence classification, token classification and regression heads are supported so far."
         )
     if args.use_liger_kernel:
-        raise ValueError("AMALTrainer: use_liger_kernel=True leaves out the logits that losses are made from. Set use_liger_kernel=False.")
+        raise ValueError(
+            "AMALTrainer: use_liger_kernel=True leaves out the logits that losses are made from. Set "
+            "use_liger_kernel=False."
+        )
     if learns:
         _check_meta_step(trainer)
 
 
-def _check_meta_step(trainer: Trainer) -> None:
+def _check_meta_step(trainer: Any) -> None:
     args = trainer.args
     if args.world_size > 1 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ValueError(
-            f"AMALTrainer: learned weights run on one process so far; this is a run of {args.world_size}. Use one process, or leave `method` out for a fixed mixture."
+            f"AMALTrainer: learned weights run on one process so far; this is a run of {args.world_size}. Use one "
+            f"process, or leave `method` out for a fixed mixture."
         )
     checkpointing = args.activation_checkpointing_kwargs or {}
     if args.activation_checkpointing and checkpointing.get("use_reentrant", False):
         raise ValueError(
-            "AMALTrainer: reentrant activation checkpointing cannot give the meta gradient (it refuses torch.autograd.grad). "
+            "AMALTrainer: reentrant activation checkpointing cannot give the meta gradient (it refuses "
+            "torch.autograd.grad). "
             'Set activation_checkpointing_kwargs={"use_reentrant": False}.'
         )
 
@@ -67,31 +88,38 @@ def check_data(train_dataset: Any, meta_dataset: Any, method: Method, num_labels
     """Refuse data that training would fail on, and warn of a meta set that is part of the training set.
 
     Raises:
-        ValueError: an empty set, no meta set where one is needed, a stream as meta set, a table of weights over a stream without ids, or labels that are
-            NaN or outside the classes.
+        ValueError: an empty set, no meta set where one is needed, a stream as meta set, a table of weights over a
+            stream without ids, or labels that are NaN or outside the classes.
     """
     check_labels(train_dataset, "train_dataset", num_labels)
     columns = getattr(train_dataset, "column_names", None)
     if method.policy.needs_ids and is_stream(train_dataset) and columns is not None and EXAMPLE_ID not in columns:
         raise ValueError(
-            f"AMALTrainer: method '{method.name}' keeps weights by example, and the training set is a stream without column '{EXAMPLE_ID}' (it has {columns}). "
-            "Add a column of unique whole numbers under this name, or use a policy that reads the examples: amal(LossNetwork())."
+            f"AMALTrainer: method '{method.name}' keeps weights by example, and the training set is a stream without "
+            f"column '{EXAMPLE_ID}' (it has {columns}). "
+            "Add a column of unique whole numbers under this name, or use a policy that reads the examples: "
+            "amal(LossNetwork())."
         )
     if not method.policy.learns:
         return
     if meta_dataset is None:
         raise ValueError(
-            f"AMALTrainer: method '{method.name}' learns weights on clean held-out examples; pass them as `meta_dataset`. "
+            f"AMALTrainer: method '{method.name}' learns weights on clean held-out examples; pass them as "
+            f"`meta_dataset`. "
             "A few hundred rows that are in neither train nor eval set are usual."
         )
     if is_stream(meta_dataset):
-        raise ValueError("AMALTrainer: meta_dataset must have a length and rows by number; it is a stream. Collect it first: Dataset.from_list(list(stream)).")
+        raise ValueError(
+            "AMALTrainer: meta_dataset must have a length and rows by number; it is a stream. Collect it first: "
+            "Dataset.from_list(list(stream))."
+        )
     check_labels(meta_dataset, "meta_dataset", num_labels)
     _warn_of_overlap(train_dataset, meta_dataset)
 
 
 def check_labels(dataset: Any, name: str, num_labels: int) -> None:
-    """Refuse an empty dataset, and labels that are NaN or not a class. Only what is in memory or on disk as a `datasets.Dataset` is looked through.
+    """Refuse an empty dataset, and labels that are NaN or not a class. Only what is in memory or on disk as a
+       `datasets.Dataset` is looked through.
 
     Raises:
         ValueError: says which rows.
@@ -111,17 +139,24 @@ def check_labels(dataset: Any, name: str, num_labels: int) -> None:
 
 def _check_label_block(block: list[Any], start: int, where: str, num_labels: int) -> None:
     if any(value is None for value in block):
-        raise ValueError(f"AMALTrainer: {where} has no label in row {start + block.index(None)}. Use {IGNORED} for a row without a label.")
+        raise ValueError(
+            f"AMALTrainer: {where} has no label in row {start + block.index(None)}. Use {IGNORED} for a row without a "
+            f"label."
+        )
     flat = np.concatenate([np.atleast_1d(np.asarray(value)).ravel() for value in block])
     if np.issubdtype(flat.dtype, np.floating):
         if np.isnan(flat).any():
             rows = [start + i for i, value in enumerate(block) if np.isnan(np.asarray(value)).any()]
-            raise ValueError(f"AMALTrainer: {where} is NaN in {len(rows)} of {len(block)} rows from {start}, first in row {rows[0]}. Remove or fix these rows.")
+            raise ValueError(
+                f"AMALTrainer: {where} is NaN in {len(rows)} of {len(block)} rows from {start}, first in row "
+                f"{rows[0]}. Remove or fix these rows."
+            )
     elif num_labels > 1:
         wrong = flat[(flat != IGNORED) & ((flat < 0) | (flat >= num_labels))]
         if len(wrong):
             raise ValueError(
-                f"AMALTrainer: {where} holds the label {wrong[0]}; the student has classes 0 to {num_labels - 1} ({IGNORED} for no label). Set num_labels when loading the student."
+                f"AMALTrainer: {where} holds the label {wrong[0]}; the student has classes 0 to {num_labels - 1} "
+                f"({IGNORED} for no label). Set num_labels when loading the student."
             )
 
 
@@ -136,9 +171,13 @@ def _warn_of_overlap(train_dataset: Any, meta_dataset: Any) -> None:
         count = _count_overlap(train_dataset, meta_dataset, chosen) if chosen else 0
         if count:
             logger.warning(
-                "%d of the first %d training rows are also in the meta set (same %s). Weights learned on examples that are trained on favour those examples; "
-                "take them out of one of the two.", count, min(len(train_dataset), OVERLAP_LIMIT), " and ".join(chosen),
-            )  # fmt: skip
+                "%d of the first %d training rows are also in the meta set (same %s). Weights learned on examples "
+                "that are trained on favour those examples; "
+                "take them out of one of the two.",
+                count,
+                min(len(train_dataset), OVERLAP_LIMIT),
+                " and ".join(chosen),
+            )
 
 
 def _count_overlap(train_dataset: datasets.Dataset, meta_dataset: datasets.Dataset, columns: list[str]) -> int:

@@ -1,5 +1,6 @@
 """Example ids and the columns of losses on their way from the dataset into the batch, whatever collator is used."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ from amal_hf.shapes import EXAMPLE_ID
 class ExampleCollator:
     """Takes ids and extra columns off the rows, lets another collator make the batch, and puts them back as tensors.
 
-    Collators pad or refuse columns that they do not know; this one shows them only what they do know. Rows without such columns pass through untouched.
+    Collators pad or refuse columns that they do not know; this one shows them only what they do know. Rows without
+    such columns pass through untouched.
 
     Args:
         collate: the collator that makes the batch.
@@ -77,10 +79,10 @@ def numbered(dataset: Any) -> tuple[Any, list[Any] | None]:
 def _check_unique(ids: list[Any]) -> None:
     if len(set(ids)) == len(ids):
         return
-    seen: set[Any] = set()
-    twice = next(i for i in ids if i in seen or seen.add(i))
+    twice = Counter(ids).most_common(1)[0][0]
     raise ValueError(
-        f"Column '{EXAMPLE_ID}' of the training set must hold a different id for every row, but {twice!r} stands there more than once "
+        f"Column '{EXAMPLE_ID}' of the training set must hold a different id for every row, but {twice!r} stands "
+        f"there more than once "
         f"({len(ids) - len(set(ids))} surplus rows). Remove the duplicates, or the column: rows are then numbered."
     )
 

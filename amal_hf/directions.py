@@ -1,7 +1,9 @@
 """Directions: which way the parameters should move so that the loss on the clean meta set falls.
 
-A direction turns the meta gradient `∇V(θ)` into the vector `v` along which the slopes of the training losses are measured. It has to be the metric in which the student
-really moves: what one step of the student's optimizer does to `V` is `−lr ⟨P ∇V, ∇ℓ⟩` with the optimizer's own preconditioner `P`.
+A direction turns the meta gradient `∇V(θ)` into the vector `v` along which the slopes of the training losses are
+measured. It has to be the metric in which the student
+really moves: what one step of the student's optimizer does to `V` is `−lr ⟨P ∇V, ∇ℓ⟩` with the optimizer's own
+    preconditioner `P`.
 """
 
 from abc import ABC, abstractmethod
@@ -39,13 +41,17 @@ class SGDDirection(Direction):
 class AdamDirection(Direction):
     """`v = ∇V / (√v̂ + ε)` with the optimizer's own second moment, held fixed.
 
-    One AdamW step moves the student by `−lr (1−β₁)/(1−β₁ᵗ) · g / (√v̂ + ε)` for a gradient `g`, so this is the exact derivative of that step for a frozen
-    second moment, up to a factor that all examples share. A fresh Adam step is never differentiated: its sensitivity `ε / (|g| + ε)²` would let the noisiest
-    coordinates decide. Before the first optimizer step, and with optimizers that keep no second moment for each parameter, it is `SGDDirection`.
+    One AdamW step moves the student by `−lr (1−β₁)/(1−β₁ᵗ) · g / (√v̂ + ε)` for a gradient `g`, so this is the exact
+    derivative of that step for a frozen second moment, up to a factor that all examples share. A fresh Adam step is
+    never differentiated: its sensitivity `ε / (|g| + ε)²` would let the noisiest coordinates decide. Before the first
+    optimizer step, and with optimizers that keep no second moment for each parameter, it is `SGDDirection`.
     """
 
     def __call__(self, gradient: Params, params: Params, optimizer: Optimizer) -> Params:
-        """The gradient divided by what AdamW would divide it by; zero where the optimizer has never moved a parameter."""
+        """The gradient divided by what AdamW would divide it by.
+
+        Zero where the optimizer has never moved a parameter.
+        """
         scales = adam_denominators(params, optimizer)
         if not scales:
             return gradient
@@ -53,7 +59,10 @@ class AdamDirection(Direction):
 
 
 def adam_denominators(params: Params, optimizer: Optimizer) -> Params:
-    """`√v̂ + ε` for every parameter that has a second moment in an Adam-like optimizer, bias corrected; empty if none has."""
+    """`√v̂ + ε` for every parameter that has a second moment in an Adam-like optimizer, bias corrected.
+
+    Empty if none has.
+    """
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     denominators: dict[str, Tensor] = {}
     for name, parameter in params.items():

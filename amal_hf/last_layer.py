@@ -1,18 +1,21 @@
 """Slopes of the output layer alone, in closed form (AMAL, arXiv:2202.03250).
 
 1. The output layer is the last `nn.Linear` of the student, `z = W h + b`; all before it counts as fixed.
-2. For a direction `(V_W, V_b)` of that layer the logits move by `V_W h_i + V_b`, so the slope is `s_ik = δ_ik · (V_W h_i + V_b)` with `δ_ik = ∂ℓ_ik/∂z_i`.
-3. `δ` needs one backward pass from the loss to the logits for each loss. No gradient of a single example is ever formed: the official code builds a matrix
-   `(B, C (d + 1))` for each loss, which at 50,000 classes is gigabytes.
-4. As the features `h` do not change, a batch passes through the student's body once, however often the step is repeated (`frozen_body`).
+2. For a direction `(V_W, V_b)` of that layer the logits move by `V_W h_i + V_b`, so the slope is `s_ik = δ_ik · (V_W
+   h_i + V_b)` with `δ_ik = ∂ℓ_ik/∂z_i`.
+3. `δ` needs one backward pass from the loss to the logits for each loss. No gradient of a single example is ever
+   formed: the official code builds a matrix `(B, C (d + 1))` for each loss, which at 50,000 classes is gigabytes.
+4. As the features `h` do not change, a batch passes through the student's body once, however often the step is
+   repeated (`frozen_body`).
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from amal_hf.shapes import Evaluate, LossTable, Params
 from amal_hf.tangents import Slopes, Tangent
@@ -42,17 +45,18 @@ def output_layer(model: nn.Module) -> nn.Linear:
     Raises:
         ValueError: the model has none, as with a head that is not linear.
     """
-    labels = model.config.num_labels
+    labels = cast(PreTrainedModel, model).config.num_labels
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == labels]
     if not layers:
         raise ValueError(
-            f"LastLayer: {type(model).__name__} has no nn.Linear with {labels} outputs, so its output layer cannot be found. "
+            f"LastLayer: {type(model).__name__} has no nn.Linear with {labels} outputs, so its output layer cannot be "
+            f"found. "
             "Use FiniteDifference(), which works with any student."
         )
     return layers[-1]
 
 
-def frozen_body(model: nn.Module, head: nn.Linear, inputs: dict[str, Tensor]) -> Callable[[], Any]:
+def frozen_body(model: nn.Module, head: nn.Module, inputs: dict[str, Tensor]) -> Callable[[], Any]:
     """Run the student once, without a graph, and return what recomputes its outputs from the output layer alone.
 
     Raises:
@@ -76,7 +80,7 @@ def frozen_body(model: nn.Module, head: nn.Linear, inputs: dict[str, Tensor]) ->
 
 @contextmanager
 def _recorded(head: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Collect (input, output) of every call of `head`, the output being a leaf that losses can be differentiated by."""
+    """Collect (input, output) of every call of `head`; the output is a leaf that losses can be differentiated by."""
     calls: list[tuple[Tensor, Tensor]] = []
 
     def cut(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -100,7 +104,9 @@ def _slope(column: Tensor, logits: list[Tensor], moves: list[Tensor]) -> LossTab
     """`δ · move` for one loss, `(B,)`."""
     deltas = torch.autograd.grad(column.sum(), logits, retain_graph=True, allow_unused=True)
     parts = [
-        torch.zeros(len(move), dtype=move.dtype, device=move.device) if delta is None else (delta * move).flatten(1).sum(1)
+        torch.zeros(len(move), dtype=move.dtype, device=move.device)
+        if delta is None
+        else (delta * move).flatten(1).sum(1)
         for delta, move in zip(deltas, moves, strict=True)
     ]
     return torch.cat(parts)

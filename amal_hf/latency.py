@@ -23,7 +23,8 @@ def measure_latency(
     batch_size: int,
     batches: int = 30,
 ) -> Latency:
-    """Classify `batches` batches of `texts` (taken in turn, again from the start when used up), after three more to warm up.
+    """Classify `batches` batches of `texts` (taken in turn, again from the start when used up), after three more to
+       warm up.
 
     Args:
         model: left in evaluation mode, on the device it is on.
@@ -38,7 +39,9 @@ def measure_latency(
     if not texts:
         raise ValueError("measure_latency: there are no texts to classify; pass some sentences of the task.")
     model.eval()
-    milliseconds = [_time(model, tokenizer, _take(texts, batch_size, number)) / batch_size for number in range(batches + 3)]
+    milliseconds = [
+        _time(model, tokenizer, _take(texts, batch_size, number)) / batch_size for number in range(batches + 3)
+    ]
     low, high = np.percentile(milliseconds[3:], [50, 95])
     return Latency(float(low), float(high))
 

@@ -73,7 +73,9 @@ class WeightLearner:
                 optimizer=student.optimizer,
                 learning_rate=student.optimizer.param_groups[0]["lr"],
                 meta_loss=lambda: self.mixture.task_loss(meta_run(), meta_batch),
-                evaluate=lambda: _joined([self.mixture.evaluate(run(), b) for run, b in zip(runs, batches, strict=True)]),
+                evaluate=lambda: _joined(
+                    [self.mixture.evaluate(run(), b) for run, b in zip(runs, batches, strict=True)]
+                ),
                 ids=torch.cat([ids_of(batch) for batch in batches]),
                 progress=student.progress,
                 dtype=student.dtype,
@@ -96,7 +98,7 @@ class WeightLearner:
 
 
 def _run(student: Student, module: nn.Module, batch: Batch) -> Callable[[], Any]:
-    """What gives the student's outputs for a batch, as often as it is called, when parameters of `module` change in between."""
+    """Gives the student's outputs for a batch at every call, however the parameters of `module` have changed."""
     inputs = student.inputs(batch)
     if module is student.model:
         return lambda: student.model(**inputs)

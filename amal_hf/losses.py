@@ -1,7 +1,8 @@
 """Losses: student outputs and a batch in, one value for every example out.
 
-A loss never averages over examples. Weighing and reducing happens in one other place (`mixture.py`), so that every example can have its own weight
-for every loss. A loss of tokens is the mean over the example's labelled tokens: a sentence counts once, however long it is.
+A loss never averages over examples. Weighing and reducing happens in one other place (`mixture.py`), so that every
+example can have its own weight for every loss. A loss of tokens is the mean over the example's labelled tokens: a
+sentence counts once, however long it is.
 """
 
 import math
@@ -29,9 +30,10 @@ class Task:
     """How the student's logits and labels are read.
 
     Args:
-        problem_type: `config.problem_type` of the student; `None` applies the rule of `transformers`: one output is a regression, integer labels are
-            classes, float labels are several yes/no labels at once.
-        label_smoothing: share of the target spread over all classes, in [0, 1); `TrainingArguments.label_smoothing_factor`.
+        problem_type: `config.problem_type` of the student; `None` applies the rule of `transformers`: one output is a
+            regression, integer labels are classes, float labels are several yes/no labels at once.
+        label_smoothing: share of the target spread over all classes, in [0, 1);
+            `TrainingArguments.label_smoothing_factor`.
     """
 
     problem_type: str | None = None
@@ -83,10 +85,11 @@ class Loss(ABC):
 class CrossEntropy(Loss):
     """The task's own loss against the labels, as `transformers` computes it but for each example.
 
-    Cross-entropy for classes (integer labels `(B,)` or `(B, T)`; or probabilities `(B, C)` if the student's `config.problem_type` is
-    "single_label_classification"), binary cross-entropy averaged over classes for
-    multi-label tasks (float labels `(B, C)`), squared error averaged over outputs for regression. Labels of -100 cost nothing, so an unlabelled row
-    has the value 0. Label smoothing follows `torch.nn.functional.cross_entropy` and applies to classes only.
+    Cross-entropy for classes (integer labels `(B,)` or `(B, T)`; or probabilities `(B, C)` if the student's
+    `config.problem_type` is "single_label_classification"), binary cross-entropy averaged over classes for multi-label
+    tasks (float labels `(B, C)`), squared error averaged over outputs for regression. Labels of -100 cost nothing, so
+    an unlabelled row has the value 0. Label smoothing follows `torch.nn.functional.cross_entropy` and applies to
+    classes only.
 
     Example:
         >>> loss = CrossEntropy()
@@ -120,12 +123,14 @@ class CrossEntropy(Loss):
 class Distillation(Loss):
     """How far the student is from a teacher's soft targets (Hinton et al. 2015, arXiv:1503.02531).
 
-    With the default divergence the value is `T² KL(softmax(z_teacher / T) ‖ softmax(z_student / T))`. Multi-label logits are read as one yes/no distribution a class,
-    averaged over classes; regression outputs are compared by squared error, without temperature; tokens are averaged over those with a label
-    (over all attended ones in a row that has no label).
+    With the default divergence the value is `T² KL(softmax(z_teacher / T) ‖ softmax(z_student / T))`. Multi-label
+    logits are read as one yes/no distribution a class, averaged over classes; regression outputs are compared by
+    squared error, without temperature; tokens are averaged over those with a label (over all attended ones in a row
+    that has no label).
 
     Args:
-        teacher: a `PreTrainedModel`, a folder or a Hub id; or any callable `(batch) -> logits` in the student's label order.
+        teacher: a `PreTrainedModel`, a folder or a Hub id; or any callable `(batch) -> logits` in the student's label
+            order.
         temperature: softness T > 0 of both distributions. Default 2.0; the AMAL code uses 4.
         divergence: `forward_kl`, `reverse_kl`, `jensen_shannon`, `logit_mse`, or your own of the same signature.
         tokenizer: the teacher's own tokenizer, if it is not the student's. A teacher given by name brings its own.
@@ -147,7 +152,9 @@ class Distillation(Loss):
         name: str = "teacher",
     ) -> None:
         if not 0 < temperature < float("inf"):
-            raise ValueError(f"Distillation: temperature must be positive and finite, got {temperature}. Usual values are 1 to 8.")
+            raise ValueError(
+                f"Distillation: temperature must be positive and finite, got {temperature}. Usual values are 1 to 8."
+            )
         self.source = teacher
         self.temperature = temperature
         self.divergence = forward_kl if divergence is None else divergence
@@ -175,14 +182,19 @@ class Distillation(Loss):
         student, teacher = at_least_fp32(outputs.logits), at_least_fp32(batch[self.logits_key])
         if student.shape != teacher.shape:
             raise ValueError(
-                f"Distillation '{self.name}': the student's logits have shape {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}; "
+                f"Distillation '{self.name}': the student's logits have shape {tuple(student.shape)}, the teacher's "
+                f"{tuple(teacher.shape)}; "
                 "both must classify the same tokens or sentences into the same classes."
             )
         labels = batch.get("labels")
         if self.task.is_regression(student):
             return _squared_error(student, teacher)
         if self.task.is_multi_label(student, labels):
-            return self.divergence(_as_two_classes(student), _as_two_classes(teacher), self.temperature).flatten(1).mean(1)
+            return (
+                self.divergence(_as_two_classes(student), _as_two_classes(teacher), self.temperature)
+                .flatten(1)
+                .mean(1)
+            )
         values = self.divergence(student, teacher, self.temperature)
         return values if values.ndim == 1 else masked_mean(values, distilled_tokens(batch))
 
@@ -202,27 +214,35 @@ class CustomLoss(Loss):
         """`(B,)`, checked.
 
         Raises:
-            ValueError: the function averaged or returned another shape; a weight for each example would silently be lost.
+            ValueError: the function averaged or returned another shape; a weight for each example would silently be
+                lost.
         """
         values = self.function(outputs, batch)
         examples = outputs.logits.shape[0]
         if not isinstance(values, Tensor) or values.shape != (examples,):
             came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
-                f"Loss '{self.name}' must return one value for each of the {examples} examples, a tensor of shape ({examples},); it returned {came}. "
+                f"Loss '{self.name}' must return one value for each of the {examples} examples, a tensor of shape "
+                f"({examples},); it returned {came}. "
                 "Do not average over the batch."
             )
         return values
 
 
 def forward_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """`T² Σ_c p_teacher (log p_teacher − log p_student)`, `(..., C) -> (...)`: covers all that the teacher holds possible."""
+    """`T² Σ_c p_teacher (log p_teacher − log p_student)`, `(..., C) -> (...)`.
+
+    Covers all that the teacher holds possible.
+    """
     log_p, log_q = F.log_softmax(teacher / temperature, -1), F.log_softmax(student / temperature, -1)
     return temperature**2 * _kl(log_p, log_q)
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """`T² Σ_c p_student (log p_student − log p_teacher)`, `(..., C) -> (...)`: settles on what the teacher holds likeliest."""
+    """`T² Σ_c p_student (log p_student − log p_teacher)`, `(..., C) -> (...)`.
+
+    Settles on what the teacher holds likeliest.
+    """
     return forward_kl(teacher, student, temperature)
 
 
@@ -234,7 +254,10 @@ def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float) -> Tens
 
 
 def logit_mse(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """`mean_c (z_student − z_teacher)²`, `(..., C) -> (...)`; the temperature does not enter. Half of it for a yes/no class, which is read as logits (0, z)."""
+    """`mean_c (z_student − z_teacher)²`, `(..., C) -> (...)`.
+
+    The temperature does not enter. Half of it for a yes/no class, which is read as logits (0, z).
+    """
     del temperature
     return (student - teacher).square().mean(-1)
 
@@ -250,17 +273,23 @@ def masked_mean(values: Tensor, mask: Tensor) -> PerExample:
 
 
 def distilled_tokens(batch: Batch) -> Tensor:
-    """`(B, T)`, bool: the tokens on which a student is compared with its teacher: the labelled ones, or all attended ones of an unlabelled row."""
-    labels = batch.get("labels")
-    attended = batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(labels, dtype=torch.bool)
-    if labels is None:
-        return attended
+    """`(B, T)`, bool: the tokens on which a student is compared with its teacher.
+
+    The labelled ones, or all attended ones of an unlabelled row.
+    """
+    if "labels" not in batch:
+        return batch["attention_mask"].bool()
+    labels = batch["labels"]
+    attended = batch.get("attention_mask", torch.ones_like(labels)).bool()
     labelled = labels != IGNORED
     return torch.where(labelled.any(1, keepdim=True), labelled, attended)
 
 
 def entropy(logits: Logits, task: Task, batch: Batch) -> PerExample:
-    """Entropy of the predicted distribution as a share of the largest possible one, in [0, 1], `(B,)`; 0 for regression."""
+    """Entropy of the predicted distribution as a share of the largest possible one, in [0, 1], `(B,)`.
+
+    0 for regression.
+    """
     logits = at_least_fp32(logits)
     if task.is_regression(logits):
         return logits.new_zeros(len(logits))
@@ -303,4 +332,7 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def _not_opened(batch: Batch) -> Logits:
-    raise RuntimeError("Distillation: the teacher has not been opened. AMALTrainer does so; on your own, set `loss.teacher` to a callable (batch) -> logits.")
+    raise RuntimeError(
+        "Distillation: the teacher has not been opened. AMALTrainer does so; on your own, set `loss.teacher` to a "
+        "callable (batch) -> logits."
+    )

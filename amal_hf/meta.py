@@ -3,10 +3,12 @@
 1. Meta gradient `g = ∇V(θ)` on a batch of the meta set (optionally at `θ̂`, one student step ahead).
 2. Direction `v = P g`, the way the student's optimizer would really go.
 3. Slopes `s_ik = ⟨v, ∇ℓ_ik⟩` of all losses of the examples of this optimizer step.
-4. The policy moves weight to losses with positive slope: for a weight `dV/dw_ik = −(lr/B) s_ik`, for a policy's parameters
-   `dV/dφ = −∇φ (1/B) Σ_ik w_ik(φ) s_ik`. Slopes are first scaled to mean magnitude one, so that a step does not depend on the learning rate or the batch size.
+4. The policy moves weight to losses with positive slope: for a weight `dV/dw_ik = −(lr/B) s_ik`, for a policy's
+   parameters `dV/dφ = −∇φ (1/B) Σ_ik w_ik(φ) s_ik`. Slopes are first scaled to mean magnitude one, so that a step does
+   not depend on the learning rate or the batch size.
 
-The student must not notice: parameters come back bit for bit, no `.grad` is touched, no global random number is drawn, every module's mode is put back.
+The student must not notice: parameters come back bit for bit, no `.grad` is touched, no global random number is drawn,
+    every module's mode is put back.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,8 +36,10 @@ class Method:
         direction: which way the meta loss improves.
         tangent: how slopes are measured.
         repeats: updates from one and the same meta batch (AMAL: 5). More than one only makes sense with `lookahead`.
-        lookahead: measure the meta gradient one student step ahead, with the present weights, as AMAL does; otherwise where the student stands, as in Learning to Reweight.
-        phase_epochs: learn in a separate pass over the training set at the start of every so many epochs (AMAL: 10) rather than while training; 0 is off.
+        lookahead: measure the meta gradient one student step ahead, with the present weights, as AMAL does; otherwise
+            where the student stands, as in Learning to Reweight.
+        phase_epochs: learn in a separate pass over the training set at the start of every so many epochs (AMAL: 10)
+            rather than while training; 0 is off.
         citation: BibTeX of the source.
     """
 
@@ -75,7 +79,10 @@ class Problem:
 
 
 class MetaReport(NamedTuple):
-    """What a bilevel step has to say: the meta loss and the number of examples left out for slopes that are not finite (scalars, on the device)."""
+    """What a bilevel step has to say.
+
+    The meta loss and the number of examples left out for slopes that are not finite (scalars, on the device).
+    """
 
     meta_loss: Tensor
     skipped: Tensor
@@ -96,7 +103,10 @@ def meta_step(method: Method, problem: Problem) -> MetaReport:
 
 
 def meta_gradient(params: Params, meta_loss: Callable[[], Tensor]) -> tuple[Tensor, Params]:
-    """`V` and `∇V`, by `torch.autograd.grad` so that no `.grad` changes; zero for parameters that `V` does not depend on."""
+    """`V` and `∇V`, by `torch.autograd.grad` so that no `.grad` changes.
+
+    Zero for parameters that `V` does not depend on.
+    """
     with torch.enable_grad():
         value = meta_loss()
         gradients = torch.autograd.grad(value, list(params.values()), allow_unused=True)
@@ -119,7 +129,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     with torch.random.fork_rng():
         model.eval()
         for module, training in modes:
-            # Activation checkpointing only acts on a layer in training mode. The flag of the layer itself switches no dropout; its parts hold those.
+            # Activation checkpointing only acts on a layer in training mode. The flag of the layer itself switches no
+            # dropout; its parts hold those.
             if getattr(module, "gradient_checkpointing", False):
                 module.training = training
         try:
@@ -131,7 +142,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _one_step_ahead(policy: Policy, params: Params, problem: Problem) -> Iterator[None]:
-    """Within the block the parameters stand where one step of gradient descent on the weighed losses would take them."""
+    """Within the block the parameters stand where one gradient step on the weighed losses would take them."""
     with torch.enable_grad():
         losses, features = problem.evaluate()
         weights = policy.weights(Observation(problem.ids, features, problem.progress)).detach()

@@ -1,6 +1,7 @@
 """The clean meta set, as an endless sequence of numbered batches.
 
-Batch n is a function of the seed and n alone, so a run that was interrupted only has to remember n, and no global random number is drawn.
+Batch n is a function of the seed and n alone, so a run that was interrupted only has to remember n, and no global
+random number is drawn.
 """
 
 import random
@@ -29,7 +30,9 @@ class MetaSet:
 
     def __init__(self, rows: Sequence[Any], collate: Callable[[list[Any]], Batch], batch_size: int, seed: int) -> None:
         if len(rows) == 0 or batch_size < 1:
-            raise ValueError(f"The meta set has {len(rows)} rows and meta_batch_size is {batch_size}; both must be at least 1.")
+            raise ValueError(
+                f"The meta set has {len(rows)} rows and meta_batch_size is {batch_size}; both must be at least 1."
+            )
         self.rows = rows
         self.collate = collate
         self.batch_size = min(batch_size, len(rows))

@@ -12,7 +12,8 @@ from amal_hf.tangents import FiniteDifference, Tangent
 
 AMAL_CITATION = """@inproceedings{amal2023,
   title = {Adaptive Mixing of Auxiliary Losses in Supervised Learning},
-  author = {Sivasubramanian, Durga and Maheshwari, Ayush and AP, Prathosh and Shenoy, Pradeep and Ramakrishnan, Ganesh},
+  author = {Sivasubramanian, Durga and Maheshwari, Ayush and AP, Prathosh and Shenoy, Pradeep
+            and Ramakrishnan, Ganesh},
   booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
   year = {2023},
   pages = {9855--9863},
@@ -20,17 +21,22 @@ AMAL_CITATION = """@inproceedings{amal2023,
 }"""
 
 
-def amal(policy: Policy | None = None, *, direction: Direction | None = None, tangent: Tangent | None = None) -> Method:
+def amal(
+    policy: Policy | None = None, *, direction: Direction | None = None, tangent: Tangent | None = None
+) -> Method:
     """Adaptive Mixing of Auxiliary Losses (arXiv:2202.03250) with this library's defaults.
 
-    The objective is the paper's: per-example weights of several losses that lower the task loss on clean held-out data. What is computed differs where measurements
-    spoke for it (see `amal_as_published` for the paper's own choices).
+    The objective is the paper's: per-example weights of several losses that lower the task loss on clean held-out
+    data. What is computed differs where measurements spoke for it (see `amal_as_published` for the paper's own
+    choices).
 
     Args:
-        policy: `LossNetwork()` by default: it carries what it learns on one example over to all that look alike, so that a meta step every 4th
-            training step is enough. `ExampleTable()` gives every example free weights and takes a meta step at every step.
+        policy: `LossNetwork()` by default: it carries what it learns on one example over to all that look alike, so
+            that a meta step every 4th training step is enough. `ExampleTable()` gives every example free weights and
+            takes a meta step at every step.
         direction: `AdamDirection()` by default, since `Trainer` trains with AdamW; `SGDDirection()` for SGD.
-        tangent: `FiniteDifference()` by default: all layers, two forward passes, nothing switched off. `LastLayer()` is cheapest.
+        tangent: `FiniteDifference()` by default: all layers, two forward passes, nothing switched off. `LastLayer()`
+            is cheapest.
     """
     return Method(
         name="amal",
@@ -41,17 +47,22 @@ def amal(policy: Policy | None = None, *, direction: Direction | None = None, ta
     )
 
 
-def amal_as_published(teachers: int = 1, teacher_weight: float = 0.9, phase_epochs: int = 10, repeats: int = 5) -> Method:
+def amal_as_published(
+    teachers: int = 1, teacher_weight: float = 0.9, phase_epochs: int = 10, repeats: int = 5
+) -> Method:
     """AMAL in the form of its official code: a free table, the last layer, learned in phases between epochs.
 
     Args:
         teachers: how many `Distillation` losses follow `CrossEntropy`; the code uses temperature 4 for them.
-        teacher_weight: first weight of every teacher; the labels start at one minus it. The code's `--lam` is 0.9 by default.
-        phase_epochs: epochs from one phase to the next; the code's `select_every` is 10, with the first phase at epoch 10.
+        teacher_weight: first weight of every teacher; the labels start at one minus it. The code's `--lam` is 0.9 by
+            default.
+        phase_epochs: epochs from one phase to the next; the code's `select_every` is 10, with the first phase at epoch
+            10.
         repeats: updates from one meta batch; 5 in the code.
 
-    The one deviation: the code multiplies the weights' gradient by 1500 whatever the student's learning rate and batch size, so that its step is 1500·lr/B of a slope. Here slopes are
-    scaled to mean magnitude one and `ExampleTable`'s learning rate (or `AMALArguments.meta_learning_rate`) sets the step.
+    The one deviation: the code multiplies the weights' gradient by 1500 whatever the student's learning rate and batch
+    size, so that its step is 1500·lr/B of a slope. Here slopes are scaled to mean magnitude one and `ExampleTable`'s
+    learning rate (or `AMALArguments.meta_learning_rate`) sets the step.
     """
     return Method(
         name="amal_as_published",

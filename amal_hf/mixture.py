@@ -1,6 +1,7 @@
 """The student's training loss: several losses, and a weight for every example and loss.
 
-    L = (1/N) Σ_i Σ_k w_ik ℓ_ik        N: examples of the optimizer step, however it is cut into micro-batches and processes
+    L = (1/N) Σ_i Σ_k w_ik ℓ_ik        N: examples of the optimizer step, however it is cut into micro-batches and
+    processes
 
 The one place where losses are weighed and summed.
 """
@@ -49,7 +50,10 @@ class Mixture:
         self.task = task
         self.names = [loss.name for loss in self.losses]
         if not self.names or len(set(self.names)) < len(self.names):
-            raise ValueError(f"losses must be at least one, each with a name of its own; got {self.names}. Pass `name=` to tell them apart.")
+            raise ValueError(
+                f"losses must be at least one, each with a name of its own; got {self.names}. Pass `name=` to tell "
+                f"them apart."
+            )
         for loss in self.losses:
             loss.bind(task)
 
@@ -64,7 +68,7 @@ class Mixture:
         return sorted({column for loss in self.losses for column in loss.columns})
 
     def reset(self, examples: int | None, initial: Tensor) -> None:
-        """Start a run from the mixture `initial`, `(K,)`, on a training set of `examples` rows (`None`: a stream)."""
+        """Start a run from the mixture `initial`, `(K,)`, on `examples` training rows (`None`: a stream)."""
         self.policy.reset(Sizes(len(self.losses), len(self.distillations), examples), initial)
         self.record = self.policy.rows() or RowStore(examples, torch.full((len(self.losses),), float("nan")))
 
@@ -73,7 +77,7 @@ class Mixture:
         return {**batch, **{key: value for loss in self.losses for key, value in loss.prepare(batch).items()}}
 
     def evaluate(self, outputs: Any, batch: Batch) -> Evaluation:
-        """All losses, `(B, K)`, with a graph to the student if there is one, and what the policy makes of the batch."""
+        """All losses, `(B, K)`, with the graph of the outputs, and what the policy makes of the batch."""
         losses = torch.stack([loss(outputs, batch) for loss in self.losses], 1)
         teachers = tuple(batch[loss.logits_key] for loss in self.distillations)
         signals = Signals(losses.detach(), outputs.logits.detach(), teachers, batch, self.task)
@@ -89,7 +93,7 @@ class Mixture:
         return Weighed((weights * losses).sum(), losses.detach(), weights)
 
     def task_loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """The meta objective: the plain task loss, averaged, without label smoothing (clean labels are meant as they stand)."""
+        """The meta objective: the mean task loss; no label smoothing, as clean labels are meant as they stand."""
         loss = CrossEntropy()
         loss.bind(Task(self.task.problem_type))
         return loss(outputs, batch).mean()
@@ -111,7 +115,10 @@ def _as_loss(loss: Loss | Any) -> Loss:
         return loss
     name = getattr(loss, "__name__", None)
     if not callable(loss) or name is None:
-        raise TypeError(f"losses must hold losses or functions (outputs, batch) -> (B,), got {loss!r}. Wrap it: CustomLoss(function, name).")
+        raise TypeError(
+            f"losses must hold losses or functions (outputs, batch) -> (B,), got {loss!r}. Wrap it: "
+            f"CustomLoss(function, name)."
+        )
     return CustomLoss(loss, name)
 
 

@@ -27,7 +27,7 @@ ExampleIds: TypeAlias = Tensor
 Logits: TypeAlias = Tensor
 """`(B, C)`, or `(B, T, C)` for token classification."""
 
-Params: TypeAlias = dict[str, Tensor]
+Params: TypeAlias = Mapping[str, Tensor]
 """Parameters (or a vector shaped like them) by name."""
 
 Batch: TypeAlias = Mapping[str, Any]

@@ -1,4 +1,7 @@
-"""The file of a checkpoint that holds what a method has learned: written whole or not at all, read only if it belongs to this run."""
+"""The file of a checkpoint that holds what a method has learned.
+
+Written whole or not at all, read only if it belongs to this run.
+"""
 
 import os
 from typing import Any
@@ -35,5 +38,8 @@ def load_state(path: str, present: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error!r}). Resume from an earlier checkpoint.") from error
     for key in IDENTITY:
         if state.get(key) != present[key]:
-            raise ValueError(f"{path} was written for {key} = {state.get(key)}, this run has {key} = {present[key]}. Resume with what it was trained with.")
+            raise ValueError(
+                f"{path} was written for {key} = {state.get(key)}, this run has {key} = {present[key]}. Resume with "
+                f"what it was trained with."
+            )
     return state

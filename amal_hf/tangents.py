@@ -2,7 +2,8 @@
 
     s_ik = ⟨v, ∇θ ℓ_ik(θ)⟩        (B, K), for a direction v shaped like the parameters
 
-Three ways of computing the same numbers, cross-checked against one another. They differ in what they ask of the student:
+Three ways of computing the same numbers, cross-checked against one another. They differ in what they ask of the
+student:
 
     FiniteDifference   two forward passes without a graph; fused attention, torch.compile, checkpointing all stay on
     ForwardMode        one forward pass with dual numbers; needs eager attention
@@ -57,13 +58,16 @@ class FiniteDifference(Tangent):
     The parameters are moved in place and put back from kept copies, bit for bit.
 
     Args:
-        radius: length of the step `ε‖v‖` in parameter space. `None` chooses by precision: 0.01 in fp32 and 0.05 under bf16 or fp16, which on a MiniLM-L6 gave relative errors
-            of 9e-5 and about 9e-3 (too small a radius drowns in rounding, too large a one in curvature); 1e-4 in fp64.
+        radius: length of the step `ε‖v‖` in parameter space. `None` chooses by precision: 0.01 in fp32 and 0.05 under
+            bf16 or fp16, which on a MiniLM-L6 gave relative errors of 9e-5 and about 9e-3 (too small a radius drowns
+            in rounding, too large a one in curvature); 1e-4 in fp64.
     """
 
     def __init__(self, radius: float | None = None) -> None:
         if radius is not None and not 0 < radius < float("inf"):
-            raise ValueError(f"FiniteDifference: radius must be positive and finite, got {radius}. None chooses by precision.")
+            raise ValueError(
+                f"FiniteDifference: radius must be positive and finite, got {radius}. None chooses by precision."
+            )
         self.radius = radius
 
     def __call__(self, model: nn.Module, direction: Params, evaluate: Evaluate, dtype: torch.dtype) -> Slopes:
@@ -84,7 +88,10 @@ class FiniteDifference(Tangent):
 
 
 class ForwardMode(Tangent):
-    """Exact slopes by forward-mode differentiation, one pass with dual numbers. Fused attention has no forward-mode rule: load the student with `attn_implementation="eager"`."""
+    """Exact slopes by forward-mode differentiation, one pass with dual numbers.
+
+    Fused attention has no forward-mode rule: load the student with `attn_implementation="eager"`.
+    """
 
     def __call__(self, model: nn.Module, direction: Params, evaluate: Evaluate, dtype: torch.dtype) -> Slopes:
         """One forward pass that carries the tangents along."""
@@ -99,7 +106,10 @@ class ForwardMode(Tangent):
 
 
 class DoubleBackward(Tangent):
-    """Exact slopes by differentiating a gradient: `s_ik = ∂/∂u_ik ⟨v, ∇θ Σ u ℓ⟩`. The graph is kept twice, and fused attention must be off as for `ForwardMode`."""
+    """Exact slopes by differentiating a gradient.
+
+    `s_ik = ∂/∂u_ik ⟨v, ∇θ Σ u ℓ⟩`. The graph is kept twice, and fused attention must be off as for `ForwardMode`.
+    """
 
     def __call__(self, model: nn.Module, direction: Params, evaluate: Evaluate, dtype: torch.dtype) -> Slopes:
         """One forward and two backward passes."""
@@ -110,7 +120,8 @@ class DoubleBackward(Tangent):
             probe = torch.zeros_like(result.losses, requires_grad=True)
             total = (probe * result.losses).sum()
             gradient = torch.autograd.grad(total, list(params.values()), create_graph=True, allow_unused=True)
-            along = sum((g * direction[name]).sum() for name, g in zip(params, gradient, strict=True) if g is not None)
+            products = [(g * direction[name]).sum() for name, g in zip(params, gradient, strict=True) if g is not None]
+            along = torch.stack(products).sum()
             (slopes,) = torch.autograd.grad(along, probe)
         return Slopes(slopes, result.losses.detach(), result.features.detach())
 

@@ -2,8 +2,10 @@
 
 One optimizer step, with a method:
 
-1. All micro-batches of the step are at hand (`get_batch_samples`); if a meta step is due, the policy learns from all of them, once (`meta.py`).
-2. Every micro-batch runs through the student; its losses are weighed and summed, divided by the number of examples of the whole step (`mixture.py`).
+1. All micro-batches of the step are at hand (`get_batch_samples`); if a meta step is due, the policy learns from all
+   of them, once (`meta.py`).
+2. Every micro-batch runs through the student; its losses are weighed and summed, divided by the number of examples of
+   the whole step (`mixture.py`).
 3. `Trainer` does the rest.
 
 Evaluation is the plain task loss of `Trainer`. Without losses and method, everything is.
@@ -26,6 +28,7 @@ from amal_hf.arguments import AMALArguments
 from amal_hf.checks import check_data, check_trainer
 from amal_hf.collator import ExampleCollator, is_stream, numbered
 from amal_hf.learner import Student, WeightLearner
+from amal_hf.logs import MixtureStatistics
 from amal_hf.losses import CrossEntropy, Distillation, Loss, Task
 from amal_hf.meta import Method
 from amal_hf.meta_set import MetaSet
@@ -33,7 +36,6 @@ from amal_hf.mixture import Mixture, ids_of
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.policies.policy import as_mixture
 from amal_hf.shapes import EXAMPLE_ID, Batch
-from amal_hf.logs import MixtureStatistics
 from amal_hf.state import load_state, save_state
 from amal_hf.teachers import TeacherInputs, open_teacher
 
@@ -60,21 +62,32 @@ class AMALTrainer(Trainer):
     Takes everything `Trainer` takes, and:
 
     Args:
-        losses: losses of the student, `[CrossEntropy()]` by default; a plain function `(outputs, batch) -> (B,)` is a loss too.
-        method: how their weights are learned, as `amal()`; `None` keeps the fixed mixture `args.loss_weights` (equal shares by default).
+        losses: losses of the student, `[CrossEntropy()]` by default; a plain function `(outputs, batch) -> (B,)` is a
+            loss too.
+        method: how their weights are learned, as `amal()`; `None` keeps the fixed mixture `args.loss_weights` (equal
+            shares by default).
         meta_dataset: small, clean and held out from both training and evaluation; needed when `method` learns.
-        teacher_model: shorthand: a model, a folder, a Hub id, or a list of them, each added as `Distillation(teacher)`.
+        teacher_model: shorthand: a model, a folder, a Hub id, or a list of them, each added as
+            `Distillation(teacher)`.
 
     With all four left out it is `Trainer`, to the last bit.
 
     Raises:
-        TypeError, ValueError: input that could not be trained on; see `checks.py` and `teachers.py`. Always at construction.
+        TypeError, ValueError: input that could not be trained on; see `checks.py` and `teachers.py`. Always at
+            construction.
 
     References:
         AMAL, arXiv:2202.03250.
     """
 
-    mixture: Mixture | None = None
+    args: AMALArguments
+    model: Any
+    train_dataset: Any
+    processing_class: Any
+    optimizer: Any
+    _signature_columns: Any
+    mixture: Mixture
+    mixes: bool = False
 
     def __init__(
         self,
@@ -95,6 +108,7 @@ class AMALTrainer(Trainer):
         check_trainer(self, self.method.policy.learns)
         check_data(self.train_dataset, meta_dataset, self.method, self.model.config.num_labels)
         task = Task(self.model.config.problem_type, self.args.label_smoothing_factor)
+        self.mixes = True
         self.mixture = Mixture(losses, self.method.policy, task)
         self.meta_dataset = meta_dataset
         self._collate = self.data_collator
@@ -102,7 +116,8 @@ class AMALTrainer(Trainer):
         self.train_dataset, self._given_ids = numbered(self.train_dataset)
         self.data_collator = ExampleCollator(self._collate, self.mixture.columns)
         self._use_one_gpu()
-        # The loss is divided by the examples of the whole optimizer step here, so `Trainer` must neither divide by the accumulation steps nor pass item counts on.
+        # The loss is divided by the examples of the whole optimizer step here, so `Trainer` must neither divide by the
+        # accumulation steps nor pass item counts on.
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = False
         self._reset()
@@ -112,13 +127,13 @@ class AMALTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The micro-batches of the next optimizer step; a meta step looks at all of them."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.mixture is not None:
+        if self.mixes:
             self._window = _Window(batches, self._count(batches))
         return batches, items
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """`Trainer`'s step, with a meta step before the first micro-batch where one is due."""
-        if self.mixture is None:
+        if not self.mixes:
             return super().training_step(model, inputs, num_items_in_batch)
         if self._window.position == 0 and self._learner is not None:
             self._learn(self._learner)
@@ -129,8 +144,11 @@ class AMALTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """In training the weighed losses over the examples of the optimizer step; in evaluation the plain task loss."""
-        if self.mixture is None or not model.training:
+        """In training the weighed losses over the examples of the optimizer step.
+
+        In evaluation the plain task loss.
+        """
+        if not self.mixes or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         window = self._window
         batch = window.prepared[window.position] if window.prepared else self.mixture.prepare(inputs)
@@ -144,29 +162,33 @@ class AMALTrainer(Trainer):
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """`Trainer`'s, without the columns that only training losses read."""
-        if self.mixture is not None:
+        if self.mixes:
             own = {EXAMPLE_ID, *self.mixture.columns}
             inputs = {name: value for name, value in inputs.items() if name not in own}
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """`Trainer`'s, with the parts of the loss and the weights beside the training loss."""
-        if self.mixture is not None and "loss" in logs:
+        if self.mixes and "loss" in logs:
             logs = {**logs, **self._statistics.flush()}
         super().log(logs, start_time)
 
     # ---- results ----
 
     def example_weights(self) -> datasets.Dataset:
-        """The weights of all training examples: `example_id` (your own, if the training set had them) and one column a loss.
+        """The weights of all training examples: `example_id` (your own, if the training set had them) and one column a
+           loss.
 
-        For a table these are its rows; for other policies the weights that each example had when it was last trained on, NaN if never.
+        For a table these are its rows; for other policies the weights that each example had when it was last trained
+        on, NaN if never.
 
         Raises:
             RuntimeError: no losses or method were given.
         """
-        if self.mixture is None:
-            raise RuntimeError("AMALTrainer.example_weights: there are no weights, since neither losses nor a method were given.")
+        if not self.mixes:
+            raise RuntimeError(
+                "AMALTrainer.example_weights: there are no weights, since neither losses nor a method were given."
+            )
         ids, table = self.mixture.record.contents()
         given = ids.tolist() if self._given_ids is None else self._given_ids
         columns = dict(zip(self.mixture.names, table.cpu().T.numpy(), strict=True))
@@ -185,8 +207,8 @@ class AMALTrainer(Trainer):
 
     def _meta_step(self, learner: WeightLearner, batches: list[Batch]) -> list[Batch]:
         """Learn from the micro-batches of one optimizer step; returns them prepared."""
-        prepared = [self.mixture.prepare(self._prepare_inputs(batch)) for batch in batches]
-        meta_batch = self._prepare_inputs(learner.next_meta_batch())
+        prepared: list[Batch] = [self.mixture.prepare(self._prepare_inputs(dict(batch))) for batch in batches]
+        meta_batch = self._prepare_inputs(dict(learner.next_meta_batch()))
         student = Student(self.model, self._student_inputs, self.optimizer, self._dtype(), self._progress())
         self._statistics.add_meta(*learner.learn(student, prepared, meta_batch))
         return prepared
@@ -200,8 +222,11 @@ class AMALTrainer(Trainer):
     # ---- set-up ----
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Every run starts from the initial mixture: a second `train()`, a trial of a search, a smaller batch after running out of memory."""
-        if self.mixture is not None:
+        """Every run starts from the initial mixture.
+
+        A second `train()`, a trial of a search, a smaller batch after running out of memory.
+        """
+        if self.mixes:
             self._reset()
         return super()._inner_training_loop(*args, **kwargs)
 
@@ -210,14 +235,20 @@ class AMALTrainer(Trainer):
         policy = self.method.policy
         if self.args.meta_learning_rate is not None:
             policy.learning_rate = self.args.meta_learning_rate
-        self.mixture.reset(None if stream else len(self.train_dataset), as_mixture(self.args.loss_weights, len(self.mixture.names)))
+        self.mixture.reset(
+            None if stream else len(self.train_dataset), as_mixture(self.args.loss_weights, len(self.mixture.names))
+        )
         self._statistics = MixtureStatistics(self.mixture.names)
         self._learner = self._new_learner() if policy.learns else None
 
     def _new_learner(self) -> WeightLearner:
         args = self.args
         seed = args.seed if args.meta_seed is None else args.meta_seed
-        rows = self._remove_unused_columns(self.meta_dataset, "meta") if isinstance(self.meta_dataset, datasets.Dataset) else self.meta_dataset
+        rows = (
+            self._remove_unused_columns(self.meta_dataset, "meta")
+            if isinstance(self.meta_dataset, datasets.Dataset)
+            else self.meta_dataset
+        )
         meta_set = MetaSet(rows, self._collate, args.meta_batch_size, seed)
         return WeightLearner(self.method, self.mixture, meta_set, args.meta_interval or self.method.policy.interval)
 
@@ -251,9 +282,10 @@ class AMALTrainer(Trainer):
         """The student's inputs, and what losses read."""
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
-            self._student_columns = set(self._signature_columns) - {"label", "label_ids", *self.label_names}
-            if self.mixture is not None:
-                self._signature_columns += [EXAMPLE_ID, *self.mixture.columns]
+            known: list[str] = self._signature_columns or []
+            self._student_columns = set(known) - {"label", "label_ids", *self.label_names}
+            if self.mixes:
+                self._signature_columns = [*known, EXAMPLE_ID, *self.mixture.columns]
 
     def _student_inputs(self, batch: Batch) -> dict[str, Any]:
         """What the student's forward takes, without labels: the losses are computed here, not in the model."""
@@ -278,7 +310,8 @@ class AMALTrainer(Trainer):
     def _use_one_gpu(self) -> None:
         if self.args.n_gpu > 1:
             logger.warning(
-                "%d GPUs are visible; torch.nn.DataParallel would lose the example weights, so one is used. `accelerate launch script.py` uses all.",
+                "%d GPUs are visible; torch.nn.DataParallel would lose the example weights, so one is used. "
+                "`accelerate launch script.py` uses all.",
                 self.args.n_gpu,
             )
             self.args._n_gpu = 1
@@ -287,12 +320,12 @@ class AMALTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.mixture is not None and self.args.should_save:
+        if self.mixes and self.args.should_save:
             save_state(self._state(), os.path.join(output_dir, STATE_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self.mixture is not None and checkpoint is not None:
+        if self.mixes and checkpoint is not None:
             state = load_state(os.path.join(checkpoint, STATE_NAME), self._state())
             self.mixture.load_state_dict(state["mixture"])
             if self._learner is not None:

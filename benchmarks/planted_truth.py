@@ -7,9 +7,9 @@ Settings:
     flipped            40 % of the training labels are wrong; the teacher was fine-tuned on these labels
     corrupted_teacher  labels are right; on 30 % of the rows the teacher's logits are those of another row
 
-A 2-layer MiniLM student is trained in the same way by every run; only losses, weights and method differ. The clean rows (300 taken out of the
-training set) are the meta set and nothing else; dev and test are the set's own. Every finished cell is one JSON file in `benchmarks/results/planted_truth`
-and is not run again.
+A 2-layer MiniLM student is trained in the same way by every run; only losses, weights and method differ. The clean
+rows (300 taken out of the training set) are the meta set and nothing else; dev and test are the set's own. Every
+finished cell is one JSON file in `benchmarks/results/planted_truth` and is not run again.
 """
 
 import argparse
@@ -71,7 +71,10 @@ def main() -> None:
         return
     for seed in options.seeds:
         for run in options.runs:
-            file = RESULTS / f"{options.data.name}-{options.setting}-{run.replace(', ', '-').replace(' ', '_')}-{seed}.json"
+            file = (
+                RESULTS
+                / f"{options.data.name}-{options.setting}-{run.replace(', ', '-').replace(' ', '_')}-{seed}.json"
+            )
             if not file.exists():
                 cell = run_cell(options.data, options.setting, run, seed, options.epochs)
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -123,10 +126,19 @@ def new_trainer(
     table = torch.from_numpy(logits)
     set_seed(seed)
     args = AMALArguments(
-        output_dir=str(WORK / "out"), num_train_epochs=epochs, per_device_train_batch_size=32, per_device_eval_batch_size=128,
-        learning_rate=2e-4, warmup_steps=0.1, weight_decay=0.01, save_strategy="no", logging_steps=50, seed=seed, disable_tqdm=True,
+        output_dir=str(WORK / "out"),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=128,
+        learning_rate=2e-4,
+        warmup_steps=0.1,
+        weight_decay=0.01,
+        save_strategy="no",
+        logging_steps=50,
+        seed=seed,
+        disable_tqdm=True,
         loss_weights=loss_weights,
-    )  # fmt: skip
+    )
     return AMALTrainer(
         model=student_from_teacher(base_model(data), layers=2),
         args=args,
@@ -161,14 +173,25 @@ def teacher_logits(data: DatasetDict, name: str, setting: str, seed: int) -> np.
     if not file.exists():
         set_seed(seed)
         args = AMALArguments(
-            output_dir=str(WORK / "teacher"), num_train_epochs=2, per_device_train_batch_size=32, per_device_eval_batch_size=128,
-            learning_rate=1e-4, warmup_steps=0.1, save_strategy="no", seed=seed, disable_tqdm=True,
-        )  # fmt: skip
+            output_dir=str(WORK / "teacher"),
+            num_train_epochs=2,
+            per_device_train_batch_size=32,
+            per_device_eval_batch_size=128,
+            learning_rate=1e-4,
+            warmup_steps=0.1,
+            save_strategy="no",
+            seed=seed,
+            disable_tqdm=True,
+        )
         tokenizer = AutoTokenizer.from_pretrained(demo_teacher_path())
         teacher = AMALTrainer(
-            model=base_model(data), args=args, train_dataset=data["train"], processing_class=tokenizer,
-            losses=[CrossEntropy()], compute_metrics=classification_metrics,
-        )  # fmt: skip
+            model=base_model(data),
+            args=args,
+            train_dataset=data["train"],
+            processing_class=tokenizer,
+            losses=[CrossEntropy()],
+            compute_metrics=classification_metrics,
+        )
         teacher.train()
         test = teacher.evaluate(data["test"])["eval_accuracy"]
         rows: Dataset = data["train"].remove_columns("label")
@@ -197,14 +220,20 @@ def print_table() -> None:
     """Mean over seeds, with the half-width of a 95 % t-interval where there are three seeds or more."""
     cells = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
     for setting in sorted({(cell["data"], cell["setting"]) for cell in cells}):
-        print(f"\n{' '.join(setting)}\n\n| run | seeds | dev | test | AUC label weight | AUC teacher weight | seconds |")
+        print(
+            f"\n{' '.join(setting)}\n\n| run | seeds | dev | test | AUC label weight | AUC teacher weight | seconds |"
+        )
         print("| --- | --- | --- | --- | --- | --- | --- |")
         for run in RUNS:
             chosen = [c for c in cells if (c["data"], c["setting"]) == setting and c["run"] == run]
             if chosen:
                 shown = [spread([100 * c[key] for c in chosen]) for key in ("dev", "test")]
-                shown += [f"{np.mean([c[key] for c in chosen]):.2f}" for key in ("labels_weight_auc", "teacher_weight_auc")]
-                print(f"| {run} | {len(chosen)} | {' | '.join(shown)} | {np.mean([c['seconds'] for c in chosen]):.0f} |")
+                shown += [
+                    f"{np.mean([c[key] for c in chosen]):.2f}" for key in ("labels_weight_auc", "teacher_weight_auc")
+                ]
+                print(
+                    f"| {run} | {len(chosen)} | {' | '.join(shown)} | {np.mean([c['seconds'] for c in chosen]):.0f} |"
+                )
 
 
 def spread(values: list[float]) -> str:

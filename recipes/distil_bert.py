@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -62,19 +62,36 @@ METHODS: dict[str, Callable[[], Method]] = {
 class RecipeArguments:
     """What to distil, and into what."""
 
-    teacher: str | None = field(default=None, metadata={"help": "Folder or Hub id; MiniLM-L6 from the demo package by default."})
-    student: str | None = field(default=None, metadata={"help": "Folder or Hub id; by default layers of the teacher's checkpoint."})
+    teacher: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id; MiniLM-L6 from the demo package by default."}
+    )
+    student: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id; by default layers of the teacher's checkpoint."}
+    )
     student_layers: int = field(default=2, metadata={"help": "Layers of the student, where none is named."})
     dataset: str | None = field(
-        default=None, metadata={"help": "Hub id, WRENCH folder, JSON lines or CSV; sentences from docstrings of installed packages by default."}
+        default=None,
+        metadata={
+            "help": "Hub id, WRENCH folder, JSON lines or CSV; sentences from docstrings of installed packages by "
+            "default."
+        },
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset, as sst2 of nyu-mll/glue."})
-    label_noise: float = field(default=0.0, metadata={"help": "Share of the training labels to make wrong, to see what learned mixing is for."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub dataset, as sst2 of nyu-mll/glue."}
+    )
+    label_noise: float = field(
+        default=0.0,
+        metadata={"help": "Share of the training labels to make wrong, to see what learned mixing is for."},
+    )
     method: str = field(default="amal", metadata={"help": "How weights are learned.", "choices": list(METHODS)})
     temperature: float = field(default=2.0, metadata={"help": "Softness of the teacher's targets."})
-    meta_rows: int = field(default=300, metadata={"help": "Clean rows taken out of the training set for the meta set."})
+    meta_rows: int = field(
+        default=300, metadata={"help": "Clean rows taken out of the training set for the meta set."}
+    )
     max_length: int = field(default=48, metadata={"help": "Tokens at which a text is cut."})
-    teacher_epochs: float = field(default=3.0, metadata={"help": "Epochs of fine-tuning the teacher; 0 takes it as it is."})
+    teacher_epochs: float = field(
+        default=3.0, metadata={"help": "Epochs of fine-tuning the teacher; 0 takes it as it is."}
+    )
     teacher_learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of that."})
     smoke: bool = field(default=False, metadata={"help": "A run of under a minute that shows that everything works."})
 
@@ -93,7 +110,9 @@ class DistilArguments(AMALArguments):
     save_strategy: str = "no"
     train_sampling_strategy: str = "group_by_length"
     dataloader_pin_memory: bool = False
-    bf16: bool = field(default_factory=lambda: has_fast_bf16(), metadata={"help": "bfloat16, where the processor computes in it."})
+    bf16: bool = field(
+        default_factory=lambda: has_fast_bf16(), metadata={"help": "bfloat16, where the processor computes in it."}
+    )
 
 
 @dataclass
@@ -131,9 +150,13 @@ def mixtures(recipe: RecipeArguments) -> list[tuple[str, list[float], Method | N
 
 def parse(command_line: list[str]) -> tuple[RecipeArguments, DistilArguments]:
     """Arguments from flags, or from one YAML or JSON file."""
-    parser = HfArgumentParser((RecipeArguments, DistilArguments))
+    parser = HfArgumentParser([RecipeArguments, DistilArguments])  # type: ignore[list-item]  # its own alias is too narrow
     if len(command_line) == 1 and command_line[0].endswith((".yaml", ".yml", ".json")):
-        recipe, args = parser.parse_yaml_file(command_line[0]) if "y" in Path(command_line[0]).suffix else parser.parse_json_file(command_line[0])
+        recipe, args = (
+            parser.parse_yaml_file(command_line[0])
+            if "y" in Path(command_line[0]).suffix
+            else parser.parse_json_file(command_line[0])
+        )
     else:
         recipe, args = parser.parse_args_into_dataclasses(command_line)
     if recipe.smoke:
@@ -142,7 +165,10 @@ def parse(command_line: list[str]) -> tuple[RecipeArguments, DistilArguments]:
 
 
 def has_fast_bf16() -> bool:
-    """Whether bfloat16 is faster than float32 here: it is on GPUs that have it, and on CPUs with instructions for it."""
+    """Whether bfloat16 is faster than float32 here.
+
+    It is on GPUs that have it, and on CPUs with instructions for it.
+    """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     features = torch.cpu.get_capabilities()
@@ -150,10 +176,13 @@ def has_fast_bf16() -> bool:
 
 
 def load_data(recipe: RecipeArguments, seed: int) -> DatasetDict:
-    """Splits train, meta, validation and test with a column `label`; labels of the training set made wrong if asked for."""
+    """Splits train, meta, validation and test with a column `label`.
+
+    Labels of the training set made wrong if asked for.
+    """
     if recipe.dataset is None:
-        sizes = {"train": 400, "meta": 100, "validation": 100, "test": 200} if recipe.smoke else None
-        data = docstring_corpus(seed=seed) if sizes is None else docstring_corpus(max_classes=4, rows=sizes, seed=seed)
+        few = {"train": 400, "meta": 100, "validation": 100, "test": 200}
+        data = docstring_corpus(max_classes=4, rows=few, seed=seed) if recipe.smoke else docstring_corpus(seed=seed)
     else:
         data = complete(read_dataset(recipe.dataset, config=recipe.dataset_config), recipe.meta_rows, seed)
     data["train"] = flip_labels(data["train"], recipe.label_noise, seed)
@@ -164,7 +193,10 @@ def load_data(recipe: RecipeArguments, seed: int) -> DatasetDict:
 
 
 def complete(data: DatasetDict, meta_rows: int, seed: int) -> DatasetDict:
-    """Take the splits that are missing out of the training set. Test sets without labels are no use: the validation set takes their place."""
+    """Take the splits that are missing out of the training set.
+
+    Test sets without labels are no use: the validation set takes their place.
+    """
     labelled = {name: split.filter(lambda row: row["label"] >= 0) for name, split in data.items()}
     given = {name: split for name, split in labelled.items() if len(split) and name in ("validation", "test")}
     if "test" not in given and "validation" in given:
@@ -187,7 +219,10 @@ def with_head(checkpoint: str | Path, label: ClassLabel) -> PreTrainedModel:
     """A checkpoint with a classification head for these classes, whether it had one or not."""
     names = dict(enumerate(label.names))
     return AutoModelForSequenceClassification.from_pretrained(
-        checkpoint, id2label=names, label2id={name: number for number, name in names.items()}, ignore_mismatched_sizes=True
+        checkpoint,
+        id2label=names,
+        label2id={name: number for number, name in names.items()},
+        ignore_mismatched_sizes=True,
     )
 
 
@@ -257,9 +292,9 @@ def train(name: str, trainer: AMALTrainer) -> Run:
 
 def scores(run: Run, teacher: Run, data: DatasetDict) -> dict[str, Any]:
     """A row of the table, as plain numbers."""
-    guesses = {split: run.trainer.predict(data[split]).predictions.argmax(-1) for split in ("validation", "test")}
+    guesses = {split: predicted(run, data[split]) for split in ("validation", "test")}
     right = {split: guess == np.array(data[split]["label"][:]) for split, guess in guesses.items()}
-    taught = teacher.trainer.predict(data["test"]).predictions.argmax(-1)
+    taught = predicted(teacher, data["test"])
     model, tokenizer = run.trainer.model, run.trainer.processing_class
     texts = data["test"][find_text_columns(data["test"].column_names)[0]][:256]
     return {
@@ -275,14 +310,21 @@ def scores(run: Run, teacher: Run, data: DatasetDict) -> dict[str, Any]:
     }
 
 
+def predicted(run: Run, rows: Dataset) -> np.ndarray:
+    """The class of every row."""
+    return np.asarray(run.trainer.predict(rows).predictions).argmax(-1)
+
+
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
     print(f"\n{'':20}   dev    test  95 % interval  as teacher  parameters  ms/sentence, batch 1, 32   seconds")
     for row in rows:
         low, high = row["test_interval"]
         print(
-            f"{row['name']:20} {100 * row['dev']:5.1f}   {100 * row['test']:5.1f}    {100 * low:4.1f} to {100 * high:4.1f}     {100 * row['agreement']:5.1f} %"
-            f"  {row['parameters'] / 1e6:8.1f} M            {row['ms_batch_1']:6.1f} {row['ms_batch_32']:6.1f}   {row['train_seconds']:7.0f}"
+            f"{row['name']:20} {100 * row['dev']:5.1f}   {100 * row['test']:5.1f}    {100 * low:4.1f} to "
+            f"{100 * high:4.1f}     {100 * row['agreement']:5.1f} %"
+            f"  {row['parameters'] / 1e6:8.1f} M            {row['ms_batch_1']:6.1f} {row['ms_batch_32']:6.1f}   "
+            f"{row['train_seconds']:7.0f}"
         )
 
 

@@ -21,7 +21,13 @@ VOCABULARY, LENGTH = 60, 10
 def tiny_bert(seed: int = 0, head: type[PreTrainedModel] = BertForSequenceClassification, **config) -> PreTrainedModel:
     """A random BERT of a few thousand parameters."""
     set_seed(seed)
-    sizes = {"num_labels": 3, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {
+        "num_labels": 3,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     return head(BertConfig(vocab_size=VOCABULARY, max_position_embeddings=32, **{**sizes, **config}))
 
 
@@ -41,9 +47,16 @@ def toy_rows(count: int, seed: int = 0, labels: int = 3) -> datasets.Dataset:
 def toy_arguments(folder, **options) -> AMALArguments:
     """Arguments of a short, quiet run."""
     defaults = {
-        "per_device_train_batch_size": 4, "max_steps": 6, "learning_rate": 1e-3, "logging_steps": 2, "save_strategy": "no",
-        "disable_tqdm": True, "meta_batch_size": 8, "use_cpu": True, "dataloader_pin_memory": False,
-    }  # fmt: skip
+        "per_device_train_batch_size": 4,
+        "max_steps": 6,
+        "learning_rate": 1e-3,
+        "logging_steps": 2,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "meta_batch_size": 8,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+    }
     return AMALArguments(output_dir=str(folder), **{**defaults, **options})
 
 

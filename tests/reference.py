@@ -15,7 +15,8 @@ def slopes_by_unrolling(
     meta_loss: Callable[[Callable[..., object]], Tensor],
     scales: Params,
 ) -> LossTable:
-    """`−B/lr · dV/dε` through one unrolled student step `θ − lr · P ∇ Σ ε ℓ / B` at ε = 0, which is what a slope claims to be.
+    """`−B/lr · dV/dε` through one unrolled student step `θ − lr · P ∇ Σ ε ℓ / B` at ε = 0, which is what a slope
+       claims to be.
 
     Args:
         model: the student, in a mode without randomness.

@@ -39,8 +39,7 @@ def test_convex_takes_weights_that_are_far_away():
 
 @pytest.mark.parametrize(("normalisation", "total"), [(Convex(), 1.0), (ConvexOrNone(0.25), 0.75), (MeanOne(), 1.0)])
 def test_a_normalisation_starts_at_the_shares_of_the_mixture(normalisation, total):
-    """A mixture of any sum gives the same start as its shares; a share of zero starts small rather than stuck at -inf.
-    """
+    """A mixture of any sum starts at its shares; a share of zero starts small rather than stuck at -inf."""
     scores = normalisation.start(torch.tensor([6.0, 2.0, 0.0]))
     weights = normalisation(scores[None])
     assert scores.isfinite().all()

@@ -18,26 +18,38 @@ def with_labels(values):
 def make(folder, **changes):
     """A trainer that would work, but for the changes."""
     fields = {
-        "model": tiny_bert(), "args": toy_arguments(folder), "train_dataset": toy_rows(8), "meta_dataset": toy_rows(6, 4), "method": amal(),
-    }  # fmt: skip
+        "model": tiny_bert(),
+        "args": toy_arguments(folder),
+        "train_dataset": toy_rows(8),
+        "meta_dataset": toy_rows(6, 4),
+        "method": amal(),
+    }
     return AMALTrainer(**{**fields, **changes})
-
 
 
 BAD = {
     "no meta set": ({"meta_dataset": None}, "pass them as `meta_dataset`"),
     "empty meta set": ({"meta_dataset": toy_rows(6).select([])}, "meta_dataset is empty"),
     "empty training set": ({"train_dataset": toy_rows(6).select([])}, "train_dataset is empty"),
-    "NaN labels": ({"train_dataset": with_labels([0.0, float("nan"), 1.0])}, "NaN in 1 of 3 rows from 0, first in row 1"),
+    "NaN labels": (
+        {"train_dataset": with_labels([0.0, float("nan"), 1.0])},
+        "NaN in 1 of 3 rows from 0, first in row 1",
+    ),
     "no label": ({"train_dataset": with_labels([0, None, 1])}, "no label in row 1"),
     "label beyond the classes": ({"train_dataset": with_labels([0, 3, 1])}, "label 3; the student has classes 0 to 2"),
     "wrong label in the meta set": ({"meta_dataset": with_labels([0, -7])}, "meta_dataset.*label -7"),
     "meta set is a stream": ({"meta_dataset": toy_rows(6).to_iterable_dataset()}, "it is a stream"),
-    "ids twice": ({"train_dataset": toy_rows(3).add_column("example_id", ["a", "b", "a"])}, "'a' stands there more than once"),
+    "ids twice": (
+        {"train_dataset": toy_rows(3).add_column("example_id", ["a", "b", "a"])},
+        "'a' stands there more than once",
+    ),
     "no losses": ({"losses": []}, "at least one"),
     "losses of one name": ({"losses": [CrossEntropy(), CrossEntropy()]}, "a name of its own"),
     "two definitions of the loss": ({"compute_loss_func": lambda *_: None}, "both define the loss"),
-    "plain arguments": ({"args": TrainingArguments("out", use_cpu=True)}, "must be AMALArguments, got TrainingArguments"),
+    "plain arguments": (
+        {"args": TrainingArguments("out", use_cpu=True)},
+        "must be AMALArguments, got TrainingArguments",
+    ),
     "question answering": ({"model": tiny_bert(head=BertForQuestionAnswering)}, "start_positions"),
     "next token": ({"model": tiny_bert(head=BertLMHeadModel, is_decoder=True)}, "generates text"),
 }
@@ -61,13 +73,16 @@ def test_a_teacher_with_other_classes_is_refused(tmp_path):
 
 def test_reentrant_checkpointing_is_refused(tmp_path):
     """It cannot give a meta gradient, and would say so only in the first meta step."""
-    args = toy_arguments(tmp_path, activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True})
+    args = toy_arguments(
+        tmp_path, activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True}
+    )
     with pytest.raises(ValueError, match="reentrant"):
         make(tmp_path, args=args)
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("meta_interval", 0), ("meta_batch_size", 0), ("meta_warmup_steps", -1), ("meta_learning_rate", 0.0)]
+    ("option", "value"),
+    [("meta_interval", 0), ("meta_batch_size", 0), ("meta_warmup_steps", -1), ("meta_learning_rate", 0.0)],
 )
 def test_options_out_of_range_are_refused(tmp_path, option, value):
     """The message names option, range and value."""
@@ -86,7 +101,11 @@ def test_a_mixture_that_does_not_fit_the_losses_is_refused(tmp_path, loss_weight
     """One finite number of at least zero for each loss."""
     teacher = lambda batch: torch.zeros(len(batch["labels"]), 3)  # noqa: E731
     with pytest.raises(ValueError, match="2 finite numbers"):
-        make(tmp_path, args=toy_arguments(tmp_path, loss_weights=loss_weights), losses=[CrossEntropy(), Distillation(teacher)])
+        make(
+            tmp_path,
+            args=toy_arguments(tmp_path, loss_weights=loss_weights),
+            losses=[CrossEntropy(), Distillation(teacher)],
+        )
 
 
 @pytest.mark.parametrize("by", ["text", "input_ids", "example_id"])
@@ -105,7 +124,7 @@ def test_a_meta_set_that_overlaps_the_training_set_is_warned_of(tmp_path, caplog
 
 
 def test_one_of_several_gpus_is_used_rather_than_data_parallel(tmp_path, caplog):
-    """`python script.py` on a box with several GPUs must not silently become nn.DataParallel, which splits a batch from its weights."""
+    """`python script.py` with several GPUs must not become nn.DataParallel, which parts a batch from its weights."""
     args = toy_arguments(tmp_path)
     args._n_gpu = 4
     with caplog.at_level(logging.WARNING, logger="amal_hf"):
@@ -118,6 +137,16 @@ def test_arguments_are_parsed_from_flags(tmp_path):
     """Every option is a field, so that the command line, YAML and JSON reach it."""
     from transformers import HfArgumentParser
 
-    flags = ["--output_dir", str(tmp_path), "--loss_weights", "0.3", "0.7", "--meta_interval", "8", "--meta_warmup_steps", "0.1"]
+    flags = [
+        "--output_dir",
+        str(tmp_path),
+        "--loss_weights",
+        "0.3",
+        "0.7",
+        "--meta_interval",
+        "8",
+        "--meta_warmup_steps",
+        "0.1",
+    ]
     (args,) = HfArgumentParser(AMALArguments).parse_args_into_dataclasses(flags)
     assert (args.loss_weights, args.meta_interval, args.get_meta_warmup_steps(50)) == ([0.3, 0.7], 8, 5)

@@ -88,8 +88,6 @@ def test_the_tokenizer_of_the_inner_collator_shows(tokenizer):
     assert ExampleCollator(default_data_collator, []).tokenizer is None
 
 
-
-
 @pytest.mark.parametrize("formatted", ["numpy", pytest.param("torch")])
 @pytest.mark.filterwarnings("ignore:Creating a tensor from a list")
 def test_columns_of_a_formatted_dataset_become_tensors(formatted):

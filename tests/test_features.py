@@ -29,7 +29,10 @@ def test_activation_checkpointing_changes_no_number(tmp_path):
 
 
 def test_checkpointing_is_on_in_the_meta_step_as_well():
-    """Without it a student that only just fits would run out of memory in its first meta step; dropout must be off all the same."""
+    """Without it a student that only just fits would run out of memory in its first meta step.
+
+    Dropout must be off all the same.
+    """
     model = tiny_bert().train()
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     with undisturbed(model):
@@ -78,16 +81,26 @@ def test_a_smaller_batch_after_running_out_of_memory_starts_over(tmp_path):
 
 
 def test_hyperparameter_search_reaches_the_options(tmp_path):
-    """Options are fields of the arguments, so that a search can set them; every trial starts from the initial mixture."""
+    """Options are fields of the arguments, so that a search can set them.
+
+    Every trial starts from the initial mixture.
+    """
     pytest.importorskip("optuna")
     trainer = AMALTrainer(
-        model_init=lambda: tiny_bert(), args=toy_arguments(tmp_path, max_steps=2), train_dataset=toy_rows(24), eval_dataset=toy_rows(8, 2),
-        meta_dataset=toy_rows(10, 4), losses=[CrossEntropy(), Distillation(table_teacher(24))], method=amal(),
-    )  # fmt: skip
+        model_init=lambda: tiny_bert(),
+        args=toy_arguments(tmp_path, max_steps=2),
+        train_dataset=toy_rows(24),
+        eval_dataset=toy_rows(8, 2),
+        meta_dataset=toy_rows(10, 4),
+        losses=[CrossEntropy(), Distillation(table_teacher(24))],
+        method=amal(),
+    )
     seen = []
     trainer.add_callback(Watch(trainer, seen))
     trainer.hyperparameter_search(
-        lambda trial: {"meta_learning_rate": trial.suggest_categorical("meta_learning_rate", [0.125])}, n_trials=2, backend="optuna"
+        lambda trial: {"meta_learning_rate": trial.suggest_categorical("meta_learning_rate", [0.125])},
+        n_trials=2,
+        backend="optuna",
     )
     assert seen == [(0.125, 0.5)] * 2
 
@@ -158,9 +171,13 @@ def test_teacher_models(tmp_path, cached, caplog):
     options = {"teacher_cache_dir": str(tmp_path / "cache")} if cached else {}
     teachers = [tiny_bert(5), tiny_bert(6)]
     trainer = AMALTrainer(
-        model=tiny_bert(), args=toy_arguments(tmp_path, **options), train_dataset=toy_rows(24), meta_dataset=toy_rows(8, 4),
-        teacher_model=teachers, method=amal(),
-    )  # fmt: skip
+        model=tiny_bert(),
+        args=toy_arguments(tmp_path, **options),
+        train_dataset=toy_rows(24),
+        meta_dataset=toy_rows(8, 4),
+        teacher_model=teachers,
+        method=amal(),
+    )
     trainer.train()
     assert trainer.example_weights().column_names == ["example_id", "labels", "teacher", "teacher_2"]
     assert not any(p.requires_grad for p in teachers[0].parameters())
@@ -171,9 +188,13 @@ def test_live_and_cached_teachers_train_the_same_student(tmp_path):
     runs = []
     for options in ({}, {"teacher_cache_dir": str(tmp_path / "cache")}):
         trainer = AMALTrainer(
-            model=tiny_bert(), args=toy_arguments(tmp_path, **options), train_dataset=toy_rows(24), meta_dataset=toy_rows(8, 4),
-            teacher_model=tiny_bert(5), method=amal(),
-        )  # fmt: skip
+            model=tiny_bert(),
+            args=toy_arguments(tmp_path, **options),
+            train_dataset=toy_rows(24),
+            meta_dataset=toy_rows(8, 4),
+            teacher_model=tiny_bert(5),
+            method=amal(),
+        )
         trainer.train()
         runs.append(state_of(trainer))
     for ours, theirs in zip(*runs, strict=True):
@@ -183,7 +204,9 @@ def test_live_and_cached_teachers_train_the_same_student(tmp_path):
 def test_the_student_as_its_own_teacher(tmp_path):
     """Self-distillation: a frozen copy of the student as it is now."""
     student = tiny_bert()
-    trainer = AMALTrainer(model=student, args=toy_arguments(tmp_path), train_dataset=toy_rows(24), teacher_model=student)
+    trainer = AMALTrainer(
+        model=student, args=toy_arguments(tmp_path), train_dataset=toy_rows(24), teacher_model=student
+    )
     trainer.train()
     assert all(p.requires_grad for p in student.parameters())
     assert trainer.state.log_history[0]["loss_teacher"] > 0

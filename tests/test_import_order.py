@@ -1,5 +1,4 @@
-"""Who may import whom: a file imports only from lower levels, so that any of them can be read without those above it.
-"""
+"""Who may import whom: a file imports only from lower levels, so that it can be read without those above it."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -15,16 +14,33 @@ PACKAGE = Path(amal_hf.__file__).parent
 LEVELS = [
     {"shapes"},
     {
-        "losses", "directions", "tangents", "last_layer", "teachers", "teacher_cache", "teacher_inputs",
-        "students", "data", "demo", "metrics", "latency", "plots", "state", "policies", "policies.policy",
-        "policies.store", "policies.bounds", "policies.example_table", "policies.fixed_weights",
+        "losses",
+        "directions",
+        "tangents",
+        "last_layer",
+        "teachers",
+        "teacher_cache",
+        "teacher_inputs",
+        "students",
+        "data",
+        "demo",
+        "metrics",
+        "latency",
+        "plots",
+        "state",
+        "policies",
+        "policies.policy",
+        "policies.store",
+        "policies.bounds",
+        "policies.example_table",
+        "policies.fixed_weights",
         "policies.loss_network",
     },
     {"mixture", "meta", "meta_set", "collator", "logs"},
     {"learner", "methods", "arguments"},
     {"checks"},
     {"trainer"},
-]  # fmt: skip
+]
 """Lowest first. `__init__` is above all and imported by none."""
 
 NEIGHBOURS = {
@@ -41,9 +57,18 @@ NEVER = {("trainer", "methods")}
 """A method is passed to the trainer, which knows none."""
 
 MATHEMATICS = {
-    "shapes", "losses", "directions", "tangents", "last_layer", "state", "mixture", "meta", "meta_set", "logs",
+    "shapes",
+    "losses",
+    "directions",
+    "tangents",
+    "last_layer",
+    "state",
+    "mixture",
+    "meta",
+    "meta_set",
+    "logs",
     "learner",
-}  # fmt: skip
+}
 """Takes tensors and closures, never a model class, a trainer or a configuration; so do the policies."""
 
 FILES = {

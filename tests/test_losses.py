@@ -141,12 +141,14 @@ CASES = {
     "regression, several": labels_case(
         "numbers", Task(NUMBERS), lambda z, row: ((z - row["labels"]) ** 2).mean(), B, C
     ),
-    "tokens": labels_case(
-        "tokens", Task(), token_mean(lambda z, row, t: class_loss(z, row["labels"][t])), B, T, C
-    ),
+    "tokens": labels_case("tokens", Task(), token_mean(lambda z, row, t: class_loss(z, row["labels"][t])), B, T, C),
     "tokens smoothed": labels_case(
-        "tokens", Task(label_smoothing=0.1), token_mean(lambda z, row, t: class_loss(z, row["labels"][t], 0.1)),
-        B, T, C,
+        "tokens",
+        Task(label_smoothing=0.1),
+        token_mean(lambda z, row, t: class_loss(z, row["labels"][t], 0.1)),
+        B,
+        T,
+        C,
     ),
     **{f"{d.__name__} at {t}": divergence_case(d, t) for d in BY_HAND for t in (1.0, 4.0)},
     "teacher, several labels": teacher_case("several", Task(), two_class_mean, B, C),
@@ -156,9 +158,12 @@ CASES = {
     ),
     "own": Case(
         CustomLoss(lambda outputs, batch: outputs.logits[:, 0] * batch["factor"], "own", ("factor",)),
-        Task(), random(B, C, seed=1), {"factor": random(B, seed=7)}, lambda z, row: z[0] * row["factor"],
+        Task(),
+        random(B, C, seed=1),
+        {"factor": random(B, seed=7)},
+        lambda z, row: z[0] * row["factor"],
     ),
-}  # fmt: skip
+}
 
 
 def values_of(case: Case, logits=None, batch: dict[str, Any] | None = None):
@@ -303,8 +308,7 @@ def test_a_divergence_is_zero_only_between_equals(divergence):
 
 @pytest.mark.parametrize("gap", [0.0, 80.0, 200.0, 1e4])
 def test_jensen_shannon_is_symmetric_bounded_and_finite_where_probabilities_underflow(gap):
-    """From a gap of about 104 on, exp(-gap) is 0 in fp32, where a careless 0·log 0 would be NaN in value or gradient.
-    """
+    """From a gap of about 104 on, exp(-gap) is 0 in fp32, where a careless 0·log 0 would be NaN."""
     student = torch.tensor([[0.0, -gap, -gap], [0.0, -gap, -gap]], requires_grad=True)
     teacher = torch.tensor([[0.0, -gap, -gap], [-gap, -gap, 0.0]])
     values = jensen_shannon(student, teacher, 1.0)
@@ -330,14 +334,18 @@ ENTROPIES = {
     "regression": (torch.ones(1, 1), Task(), {}, 0.0),
     "several labels": (torch.tensor([[0.0, 1e4]]), Task(SEVERAL), {}, 0.5),
     "several labels, as many as tokens": (
-        torch.tensor([[0.0, 1e4]]), Task(SEVERAL),
-        {"labels": torch.tensor([[1.0, -100.0]]), "attention_mask": torch.ones(1, 2)}, 0.5,
+        torch.tensor([[0.0, 1e4]]),
+        Task(SEVERAL),
+        {"labels": torch.tensor([[1.0, -100.0]]), "attention_mask": torch.ones(1, 2)},
+        0.5,
     ),
     "tokens": (
-        torch.tensor([[[0.0, 0.0], [1e4, 0.0], [0.0, 0.0]]]), Task(),
-        {"labels": torch.tensor([[1, 0, -100]]), "attention_mask": torch.ones(1, 3)}, 0.5,
+        torch.tensor([[[0.0, 0.0], [1e4, 0.0], [0.0, 0.0]]]),
+        Task(),
+        {"labels": torch.tensor([[1, 0, -100]]), "attention_mask": torch.ones(1, 3)},
+        0.5,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ENTROPIES)

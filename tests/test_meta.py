@@ -35,7 +35,7 @@ def table(rate=0.25, **options):
 
 
 def test_weight_goes_to_what_lowers_the_meta_loss():
-    """Slopes are +1 and -1 by hand, scaled to mean magnitude one, so a table at rate 0.25 must move by exactly that."""
+    """Slopes are +1 and -1 by hand, scaled to mean magnitude one, so a table at rate 0.25 must move by that."""
     method = table()
     report = meta_step(method, linear_problem())
     torch.testing.assert_close(method.policy.store.table, torch.tensor([[1.25], [0.75]]))
@@ -51,16 +51,24 @@ def test_a_step_does_not_depend_on_the_learning_rate():
 
 
 def test_lookahead_measures_the_meta_gradient_one_step_ahead():
-    """With V = θ², the gradient after the step `θ − lr · mean(w ℓ')` is 2θ' and not 2θ: here the step overshoots and turns its sign."""
+    """With V = θ², the gradient after the step `θ − lr · mean(w ℓ')` is 2θ' and not 2θ.
+
+    Here the step overshoots and turns its sign.
+    """
     signs = []
     for ahead in (False, True):
         problem = linear_problem(learning_rate=3.0)
         student = problem.module
         student.weight.data.fill_(1.0)
         square = linear_problem(
-            module=student, optimizer=problem.optimizer, learning_rate=3.0, meta_loss=lambda s=student: s.weight.square().sum(),
-            evaluate=lambda s=student: Evaluation(torch.stack([s.weight.sum(), -0.2 * s.weight.sum()])[:, None], torch.zeros(2, 3)),
-        )  # fmt: skip
+            module=student,
+            optimizer=problem.optimizer,
+            learning_rate=3.0,
+            meta_loss=lambda s=student: s.weight.square().sum(),
+            evaluate=lambda s=student: Evaluation(
+                torch.stack([s.weight.sum(), -0.2 * s.weight.sum()])[:, None], torch.zeros(2, 3)
+            ),
+        )
         method = table(lookahead=ahead)
         meta_step(method, square)
         signs.append((method.policy.store.table[0] - 1).sign().item())

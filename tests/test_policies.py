@@ -130,8 +130,6 @@ def test_a_loss_with_positive_slope_gains_weight(name):
     assert (after[4:] < before[4:] - 0.05).all()
 
 
-
-
 @pytest.mark.parametrize("name", ["clamped table", pytest.param("mean-one network")])
 def test_a_single_loss_can_be_weighed_between_examples(name):
     """With one loss there is no mixture to choose, but bad examples can still be trained on less."""
@@ -239,13 +237,14 @@ def test_a_table_starts_within_its_bound(bound, initial):
 TASKS = {
     "classes": (Task(), (4, 3), torch.tensor([0, 2, -100, 1])),
     "several labels": (
-        Task("multi_label_classification"), (4, 3),
+        Task("multi_label_classification"),
+        (4, 3),
         torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1], [-100, -100, -100]]),
     ),
     "regression": (Task("regression"), (4, 1), torch.zeros(4)),
     "tokens": (Task(), (4, 5, 3), torch.tensor([[0, 1, 2, -100, -100]] * 3 + [[-100] * 5])),
     "no labels": (Task("single_label_classification"), (4, 3), None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -314,8 +313,7 @@ def test_random_weights_are_a_function_of_seed_and_example():
 
 
 def test_no_random_weight_is_nan():
-    """An example that has this draw would end the training: with a million examples and three losses one run in six.
-    """
+    """One such draw would end the training: with a million examples and three losses one run in six."""
     assert begun("random", 3).weights(Observation(torch.tensor([18_789_023]), torch.zeros(1, 0), 0.0)).isfinite().all()
 
 
@@ -335,8 +333,6 @@ UNCHECKED = [
     # A mixture of zeros has no shares: every weight, and then the student, would be NaN.
     *(lambda name=name: begun(name, mixture=[0.0, 0.0]) for name in NETWORKS),
 ]
-
-
 
 
 @pytest.mark.parametrize("make", [*BAD, *(pytest.param(make) for make in UNCHECKED)])

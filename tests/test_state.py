@@ -56,8 +56,7 @@ def test_the_state_of_another_run_is_refused(path, key, written, present):
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):
-    """A checkpoint of plain `Trainer` has none; starting with fresh weights in silence would pass for a resumed run.
-    """
+    """A checkpoint of plain `Trainer` has none; fresh weights in silence would pass for a resumed run."""
     with pytest.raises(FileNotFoundError, match=r"amal\.pt is missing.*save_only_model.*start anew"):
         load_state(str(tmp_path / "amal.pt"), STATE)
 

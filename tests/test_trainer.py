@@ -73,7 +73,8 @@ def no_dropout(**config):
 
 @all_methods
 def test_gradients_do_not_depend_on_how_a_batch_is_cut(tmp_path, method):
-    """The same examples must give the same gradient for every batch size and accumulation, the ragged last window included.
+    """The same examples must give the same gradient for every batch size and accumulation, the ragged last window
+       included.
 
     In fp64, since rounding is what is left otherwise.
     """
@@ -82,9 +83,17 @@ def test_gradients_do_not_depend_on_how_a_batch_is_cut(tmp_path, method):
         seen = Gradients()
         # 22 rows: a full window of 12 and a ragged one of 10
         trainer = new_trainer(
-            tmp_path, method, rows=22, model=no_dropout().double(), callbacks=[seen], per_device_train_batch_size=size,
-            gradient_accumulation_steps=accumulation, meta_interval=1, train_sampling_strategy="sequential", max_grad_norm=0.0,
-        )  # fmt: skip
+            tmp_path,
+            method,
+            rows=22,
+            model=no_dropout().double(),
+            callbacks=[seen],
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            meta_interval=1,
+            train_sampling_strategy="sequential",
+            max_grad_norm=0.0,
+        )
         trainer.train()
         runs.append((seen.steps, trainer.example_weights().to_pandas().to_numpy()))
     steps, weights = runs[0]
@@ -99,8 +108,10 @@ def test_gradients_do_not_depend_on_how_a_batch_is_cut(tmp_path, method):
 
 @learned
 def test_the_student_does_not_notice_a_meta_step(tmp_path, method, monkeypatch):
-    """Parameters, gradients, modes and the global random numbers must be untouched, or learned weights could not be told from a changed training."""
-    trainer = new_trainer(tmp_path, method, train=toy_rows(24), gradient_accumulation_steps=2, num_train_epochs=3, max_steps=-1)
+    """Parameters, gradients, modes and random numbers must be untouched, or the training would be another one."""
+    trainer = new_trainer(
+        tmp_path, method, train=toy_rows(24), gradient_accumulation_steps=2, num_train_epochs=3, max_steps=-1
+    )
     inner, steps = AMALTrainer._meta_step, []
 
     def snapshot():
@@ -142,7 +153,10 @@ def state_of(trainer):
 
 @all_methods
 def test_an_interrupted_run_equals_the_uninterrupted_one(tmp_path, method):
-    """Stopped at every step of twelve and resumed, all must come out bit for bit: student, weights, random numbers, meta set."""
+    """Stopped at every step of twelve and resumed, all must come out bit for bit.
+
+    Student, weights, random numbers, meta set.
+    """
     options = {"max_steps": 12, "save_strategy": "steps", "save_steps": 1, "meta_warmup_steps": 2, "logging_steps": 5}
     whole = new_trainer(tmp_path / "whole", method, rows=18, **options)
     whole.train()
@@ -157,9 +171,13 @@ def test_an_interrupted_run_equals_the_uninterrupted_one(tmp_path, method):
 def test_an_interruption_inside_an_accumulation_window_is_resumed_from_its_step(tmp_path):
     """With accumulation and a ragged last window the meta set must go on at the right batch."""
     options = {
-        "max_steps": -1, "num_train_epochs": 3, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1,
+        "max_steps": -1,
+        "num_train_epochs": 3,
+        "gradient_accumulation_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
         "meta_interval": 1,
-    }  # fmt: skip
+    }
     whole = new_trainer(tmp_path / "whole", METHODS["table"], rows=18, **options)
     whole.train()
     interrupted = new_trainer(tmp_path / "cut", METHODS["table"], rows=18, callbacks=[StopAt(4)], **options)
@@ -185,7 +203,9 @@ def test_a_mixture_of_labels_alone_is_the_mean_loss(tmp_path):
     """One loss with weight one must train as the model's own loss does."""
     seen, expected = Gradients(), Gradients()
     options = {"per_device_train_batch_size": 8, "max_steps": 1, "loss_weights": [1.0]}
-    new_trainer(tmp_path, METHODS["fixed"], losses=[CrossEntropy()], callbacks=[seen], model=no_dropout(), **options).train()
+    new_trainer(
+        tmp_path, METHODS["fixed"], losses=[CrossEntropy()], callbacks=[seen], model=no_dropout(), **options
+    ).train()
     args = toy_arguments(tmp_path, **options)
     Trainer(model=no_dropout(), args=args, train_dataset=toy_rows(24), callbacks=[expected]).train()
     for name, gradient in expected.steps[0].items():
@@ -193,17 +213,29 @@ def test_a_mixture_of_labels_alone_is_the_mean_loss(tmp_path):
 
 
 def test_logs_hold_the_parts(tmp_path):
-    """Users tune by the parts of the loss and the spread of the weights; they must be finite plain numbers that JSON takes."""
+    """Users tune by the parts of the loss and the spread of the weights.
+
+    They must be finite plain numbers that JSON takes.
+    """
     trainer = new_trainer(tmp_path, METHODS["network"])
     trainer.train()
     entry = trainer.state.log_history[0]
-    assert {"loss_labels", "loss_teacher", "weight_labels_mean", "weight_teacher_p90", "meta_loss", "meta_skipped"} <= set(entry)
+    assert {
+        "loss_labels",
+        "loss_teacher",
+        "weight_labels_mean",
+        "weight_teacher_p90",
+        "meta_loss",
+        "meta_skipped",
+    } <= set(entry)
     assert json.loads(json.dumps(entry)) == entry
 
 
 def test_meta_steps_follow_warm_up_and_interval(tmp_path):
     """12 steps, a quarter of them warm-up, every third: steps 3, 6 and 9."""
-    trainer = new_trainer(tmp_path, METHODS["network"], max_steps=12, meta_warmup_steps=0.25, meta_interval=3, logging_steps=1)
+    trainer = new_trainer(
+        tmp_path, METHODS["network"], max_steps=12, meta_warmup_steps=0.25, meta_interval=3, logging_steps=1
+    )
     trainer.train()
     assert [entry["step"] - 1 for entry in trainer.state.log_history if "meta_loss" in entry] == [3, 6, 9]
 
@@ -223,9 +255,13 @@ def test_weights_follow_the_users_ids_through_shuffling(tmp_path):
 def test_a_second_run_starts_over(tmp_path):
     """A search trains the same trainer again; what an earlier trial has learned must not leak into it."""
     trainer = AMALTrainer(
-        model_init=lambda: tiny_bert(), args=toy_arguments(tmp_path, meta_interval=1), train_dataset=toy_rows(24),
-        meta_dataset=toy_rows(10, 4), losses=[CrossEntropy(), Distillation(table_teacher(24))], method=amal(),
-    )  # fmt: skip
+        model_init=lambda: tiny_bert(),
+        args=toy_arguments(tmp_path, meta_interval=1),
+        train_dataset=toy_rows(24),
+        meta_dataset=toy_rows(10, 4),
+        losses=[CrossEntropy(), Distillation(table_teacher(24))],
+        method=amal(),
+    )
     trainer.train()
     first = state_of(trainer)
     trainer.train()
@@ -243,16 +279,23 @@ def test_two_trainers_do_not_share_what_one_learns(tmp_path):
 def test_best_model_and_early_stopping(tmp_path):
     """The usual callbacks must find what they look for."""
     trainer = new_trainer(
-        tmp_path, METHODS["network"], callbacks=[EarlyStoppingCallback(1)], load_best_model_at_end=True, eval_strategy="steps",
-        save_strategy="steps", eval_steps=2, save_steps=2, metric_for_best_model="loss",
-    )  # fmt: skip
+        tmp_path,
+        METHODS["network"],
+        callbacks=[EarlyStoppingCallback(1)],
+        load_best_model_at_end=True,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=2,
+        save_steps=2,
+        metric_for_best_model="loss",
+    )
     trainer.train()
     assert trainer.state.best_model_checkpoint is not None
 
 
 @learned
 def test_labels_that_are_wrong_lose_their_weight(tmp_path, method):
-    """The point of it all: with 40 % wrong labels and a teacher that errs elsewhere, label weight must separate right rows from wrong ones."""
+    """With 40 % wrong labels and a teacher that errs elsewhere, label weight must tell right rows from wrong ones."""
     rows = toy_rows(240)
     truth = torch.tensor(rows["labels"][:])
     wrong = torch.rand(240, generator=torch.Generator().manual_seed(0)) < 0.4
@@ -260,8 +303,15 @@ def test_labels_that_are_wrong_lose_their_weight(tmp_path, method):
     unsure = torch.rand(240, 1, generator=torch.Generator().manual_seed(1)) < 0.4
     teacher = torch.nn.functional.one_hot(truth, 3) * 6.0 * ~unsure
     trainer = new_trainer(
-        tmp_path, method, train=noisy, losses=[CrossEntropy(), Distillation(lambda batch: teacher[batch["example_id"]])],
-        max_steps=120, meta_interval=1, learning_rate=5e-3, per_device_train_batch_size=24, meta_batch_size=10,
-    )  # fmt: skip
+        tmp_path,
+        method,
+        train=noisy,
+        losses=[CrossEntropy(), Distillation(lambda batch: teacher[batch["example_id"]])],
+        max_steps=120,
+        meta_interval=1,
+        learning_rate=5e-3,
+        per_device_train_batch_size=24,
+        meta_batch_size=10,
+    )
     trainer.train()
     assert auc(np.array(trainer.example_weights()["labels"][:]), ~wrong.numpy()) > 0.7

@@ -11,7 +11,9 @@ from amal_hf import AMALTrainer
 
 def summed_loss(outputs, labels, num_items_in_batch=None):
     """A `compute_loss_func` that is not the model's own loss."""
-    return torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / (num_items_in_batch or len(labels))
+    return torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / (
+        num_items_in_batch or len(labels)
+    )
 
 
 def lora():
@@ -40,20 +42,28 @@ def run(trainer_class, folder, options, extra):
     extra = {**extra, "model": extra.get("model", tiny_bert)()}
     trainer = trainer_class(args=toy_arguments(folder, seed=7, **options), train_dataset=toy_rows(22), **extra)
     trainer.train()
-    logs = [{k: v for k, v in entry.items() if "runtime" not in k and "per_second" not in k} for entry in trainer.state.log_history]
+    logs = [
+        {k: v for k, v in entry.items() if "runtime" not in k and "per_second" not in k}
+        for entry in trainer.state.log_history
+    ]
     return trainer.model.state_dict(), trainer.optimizer.state_dict()["state"], logs, torch.get_rng_state()
 
 
 @pytest.mark.parametrize(("options", "extra"), CASES.values(), ids=CASES.keys())
 def test_off_is_trainer(tmp_path, options, extra):
-    """Weights, optimizer state, logs and random state must be those of `Trainer`: swapping the class must not change anybody's results."""
+    """Weights, optimizer state, logs and random state must be those of `Trainer`.
+
+    Swapping the class must not change anybody's results.
+    """
     weights, moments, logs, random = run(Trainer, tmp_path / "a", options, extra)
     our_weights, our_moments, our_logs, our_random = run(AMALTrainer, tmp_path / "b", options, extra)
     assert len(logs) >= 4, "a vacuous comparison"
     assert our_logs == logs
     assert torch.equal(our_random, random)
     assert all(torch.equal(our_weights[name], value) for name, value in weights.items())
-    assert all(torch.equal(our_moments[i][name], value) for i, state in moments.items() for name, value in state.items())
+    assert all(
+        torch.equal(our_moments[i][name], value) for i, state in moments.items() for name, value in state.items()
+    )
 
 
 def test_off_has_no_example_weights(tmp_path):

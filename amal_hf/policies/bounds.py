@@ -1,7 +1,9 @@
 """Bounds: what keeps weights in a sensible range.
 
-A table of free weights works better with every weight in [0, 2] on its own: a convex mixture cannot drop an example whose label and teacher are both wrong. A network must
-be normalised: the part that all slopes share is a learning rate in disguise, and drives unnormalised weights to their upper bound together.
+A table of free weights works better with every weight in [0, 2] on its own: a convex mixture cannot drop an example
+whose label and teacher are both wrong. A network must
+be normalised: the part that all slopes share is a learning rate in disguise, and drives unnormalised weights to their
+    upper bound together.
 """
 
 from abc import ABC, abstractmethod
@@ -24,7 +26,10 @@ def clamp(weights: LossTable) -> LossTable:
 
 
 def convex(weights: LossTable) -> LossTable:
-    """Euclidean projection of every row onto the simplex: no weight negative, their sum one (the form of the AMAL paper's first version)."""
+    """Euclidean projection of every row onto the simplex.
+
+    No weight negative, their sum one (the form of the AMAL paper's first version).
+    """
     # The projection does not mind a shift; a largest entry of 0 keeps the 1 below from being lost in rounding.
     weights = weights - weights.amax(-1, keepdim=True)
     ranked = weights.sort(-1, descending=True).values
@@ -52,7 +57,10 @@ class Normalisation(nn.Module, ABC):
 
 
 class Convex(Normalisation):
-    """Softmax over the losses of an example: its weights sum to one. With a single loss there is nothing to choose; use `MeanOne` or `ConvexOrNone`."""
+    """Softmax over the losses of an example.
+
+    Its weights sum to one. With a single loss there is nothing to choose; use `MeanOne` or `ConvexOrNone`.
+    """
 
     def start(self, initial: Tensor) -> Tensor:
         """Log shares; a mixture that does not sum to one is scaled to it."""
@@ -87,10 +95,11 @@ class ConvexOrNone(Normalisation):
 
 
 class MeanOne(Normalisation):
-    """Sigmoids, scaled so that an example's weights sum to one on average over examples: examples compete with one another as well.
+    """Sigmoids, scaled so that an example's weights sum to one on average over examples: examples compete with one
+       another as well.
 
-    An update divides by the mean of its own batch, which takes the common part out of the gradient. In between, weights are divided by a running mean of
-    these, because a batch that is cut in pieces has several means.
+    An update divides by the mean of its own batch, which takes the common part out of the gradient. In between,
+    weights are divided by a running mean of these, because a batch that is cut in pieces has several means.
 
     Args:
         momentum: share of the new mean in the running one.
@@ -106,7 +115,10 @@ class MeanOne(Normalisation):
         self.register_buffer("mean", torch.ones(()))
 
     def start(self, initial: Tensor) -> Tensor:
-        """Logits of half the shares, over a running mean that starts at a half: a share near one would start where a sigmoid has no gradient left."""
+        """Logits of half the shares, over a running mean that starts at a half.
+
+        A share near one would start where a sigmoid has no gradient left.
+        """
         self.mean.fill_(0.5)
         return (0.5 * initial / initial.sum()).clamp(min=1e-4).logit()
 

@@ -15,7 +15,8 @@ class ExampleTable(Policy):
     An example is only judged when it is in the batch of a meta step, so a table wants one at every training step.
 
     Args:
-        learning_rate: step on a weight for a slope of average size. The official code multiplies by 1500·lr/B, which at lr 2e-5 and B = 32 moves nothing.
+        learning_rate: step on a weight for a slope of average size. The official code multiplies by 1500·lr/B, which
+            at lr 2e-5 and B = 32 moves nothing.
         bound: `clamp` (each weight in [0, 2], the default) or `convex` (each row on the simplex).
         initial: `(K,)` weights to start from; `None` takes the run's mixture.
 
@@ -29,7 +30,9 @@ class ExampleTable(Policy):
     needs_ids = True
     store: RowStore
 
-    def __init__(self, learning_rate: float = 0.1, bound: Projection = clamp, initial: list[float] | None = None) -> None:
+    def __init__(
+        self, learning_rate: float = 0.1, bound: Projection = clamp, initial: list[float] | None = None
+    ) -> None:
         super().__init__()
         if not 0 < learning_rate < float("inf"):
             raise ValueError(f"ExampleTable: learning_rate must be positive and finite, got {learning_rate}.")

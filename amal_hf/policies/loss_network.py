@@ -10,10 +10,11 @@ from amal_hf.shapes import Features, Logits, LossTable
 
 
 class LossNetwork(Policy):
-    """Weights from surface statistics: the losses, the probability that student and teachers give the label, their entropies, and progress.
+    """Weights from surface statistics: the losses, the probability that student and teachers give the label, their
+       entropies, and progress.
 
-    What it learns on one example holds for all that look alike, so it needs a meta step only now and then and follows the student as it trains. It starts at the
-    initial mixture for every example.
+    What it learns on one example holds for all that look alike, so it needs a meta step only now and then and follows
+    the student as it trains. It starts at the initial mixture for every example.
 
     Args:
         hidden: width of the one hidden layer.
@@ -21,8 +22,8 @@ class LossNetwork(Policy):
         normalisation: `Convex()` (softmax over the losses, the default), `ConvexOrNone()` or `MeanOne()`.
         seed: of its first weights.
 
-    References:
-        The form of Meta-Weight-Net (Shu et al. 2019, arXiv:1902.07379), widened from one loss to several, inside AMAL's objective (arXiv:2202.03250).
+    References: The form of Meta-Weight-Net (Shu et al. 2019, arXiv:1902.07379), widened from one loss to several,
+        inside AMAL's objective (arXiv:2202.03250).
     """
 
     interval = 4
@@ -33,7 +34,9 @@ class LossNetwork(Policy):
     ) -> None:
         super().__init__()
         if hidden < 1 or not 0 < learning_rate < float("inf"):
-            raise ValueError(f"LossNetwork: hidden and learning_rate must be positive and finite, got {hidden} and {learning_rate}.")
+            raise ValueError(
+                f"LossNetwork: hidden and learning_rate must be positive and finite, got {hidden} and {learning_rate}."
+            )
         self.hidden = hidden
         self.learning_rate = learning_rate
         self.normalisation = Convex() if normalisation is None else normalisation
@@ -44,11 +47,10 @@ class LossNetwork(Policy):
         start = self.normalisation.start(initial)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
-            self.network = nn.Sequential(
-                nn.Linear(_feature_count(sizes) + 1, self.hidden), nn.Tanh(), nn.Linear(self.hidden, len(start))
-            )
-        nn.init.zeros_(self.network[-1].weight)
-        self.network[-1].bias.data.copy_(start)
+            last = nn.Linear(self.hidden, len(start))
+            self.network = nn.Sequential(nn.Linear(_feature_count(sizes) + 1, self.hidden), nn.Tanh(), last)
+        nn.init.zeros_(last.weight)
+        last.bias.data.copy_(start)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
 
     def observe(self, signals: Signals) -> Features:
@@ -63,7 +65,10 @@ class LossNetwork(Policy):
         return weights
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
-        """One Adam step on `−mean Σ_k w_ik(φ) s_ik`; the gradient is taken without touching any `.grad` of the student."""
+        """One Adam step on `−mean Σ_k w_ik(φ) s_ik`.
+
+        The gradient is taken without touching any `.grad` of the student.
+        """
         gain = (self.normalisation.of_step(self._scores(observation)) * slopes).sum(1).mean()
         parameters = list(self.network.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(-gain, parameters), strict=True):
@@ -103,5 +108,9 @@ def _fit_and_entropy(logits: Logits, signals: Signals) -> Tensor:
     cross_entropy = CrossEntropy()
     cross_entropy.bind(Task(signals.task.problem_type))  # without label smoothing: a probability is wanted
     labels = signals.batch.get("labels")
-    fit = torch.ones(len(logits), device=logits.device) if labels is None else cross_entropy.of_logits(logits, labels).neg().exp()
+    fit = (
+        torch.ones(len(logits), device=logits.device)
+        if labels is None
+        else cross_entropy.of_logits(logits, labels).neg().exp()
+    )
     return torch.stack([fit, entropy(logits, signals.task, signals.batch)], 1)

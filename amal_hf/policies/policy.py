@@ -57,7 +57,8 @@ class Policy(nn.Module, ABC):
     Attributes:
         learns: whether the policy wants slopes; one that does not needs no meta set.
         needs_ids: whether weights belong to examples by id, so that a stream has to bring a column of ids.
-        interval: optimizer steps from one meta step to the next, where `AMALArguments.meta_interval` does not say otherwise.
+        interval: optimizer steps from one meta step to the next, where `AMALArguments.meta_interval` does not say
+            otherwise.
         learning_rate: how far one update goes, in units of slopes whose mean magnitude is one.
     """
 
@@ -76,7 +77,10 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def weights(self, observation: Observation) -> LossTable:
-        """The weights `w_ik`, `(B, K)`, none negative; they carry a graph to the policy's own parameters, if it has any."""
+        """The weights `w_ik`, `(B, K)`, none negative.
+
+        They carry a graph to the policy's own parameters, if it has any.
+        """
 
     @abstractmethod
     def update(self, observation: Observation, slopes: LossTable) -> None:
@@ -101,8 +105,14 @@ def as_mixture(initial: Tensor | list[float] | None, losses: int) -> Tensor:
     if initial is None:
         return torch.full((losses,), 1 / losses)
     mixture = torch.as_tensor(initial, dtype=torch.float32)
-    if mixture.shape != (losses,) or not bool(torch.isfinite(mixture).all()) or bool((mixture < 0).any()) or not mixture.sum() > 0:
+    if (
+        mixture.shape != (losses,)
+        or not bool(torch.isfinite(mixture).all())
+        or bool((mixture < 0).any())
+        or not mixture.sum() > 0
+    ):
         raise ValueError(
-            f"The initial mixture must hold {losses} finite numbers of at least 0, one for each loss in their order and not all zero; got {mixture.tolist()}."
+            f"The initial mixture must hold {losses} finite numbers of at least 0, one for each loss in their order "
+            f"and not all zero; got {mixture.tolist()}."
         )
     return mixture

@@ -11,7 +11,8 @@ from amal_hf.shapes import ExampleIds, LossTable
 class RowStore(nn.Module):
     """`(N, K)` numbers by example id.
 
-    With a training set of known length the id is the row. For a stream, rows are made as ids turn up, and the table grows by doubling.
+    With a training set of known length the id is the row. For a stream, rows are made as ids turn up, and the table
+    grows by doubling.
 
     Args:
         examples: N, or `None` for a stream.
