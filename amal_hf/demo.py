@@ -52,16 +52,17 @@ _SENTENCES_PER_FILE = 100
 _MAX_FILE_BYTES = 150_000
 _SKIPPED_FOLDERS = {"tests", "test", "testing", "_testing", "_vendor"}
 
-# In order of preference, each with the words that would give it away: any word around a stem, or a whole word.
+# In order of preference (what is most unlike the others first), each with the words that would give it away: any word
+# around a stem, or a whole word.
 _PACKAGES = {
     "torch": r"\w*torch\w*",
-    "transformers": r"\w*transformers?\w*",
-    "numpy": r"\w*numpy\w*|np|ndarrays?",
     "pandas": r"\w*pandas\w*|pd",
     "sympy": r"\w*sympy\w*",
     "networkx": r"\w*networkx\w*|nx",
     "huggingface_hub": r"\w*hugging[ _]?face\w*|hf\w*|hub",
     "setuptools": r"\w*setuptools\w*|distutils",
+    "transformers": r"\w*transformers?\w*",
+    "numpy": r"\w*numpy\w*|np|ndarrays?",
     "datasets": r"\w*datasets?\w*",
     "mpmath": r"\w*mpmath\w*|mp[fci]",
 }
@@ -97,11 +98,12 @@ def demo_teacher_path() -> Path:
     return folder
 
 
-def docstring_corpus(max_classes: int = 8, rows: Mapping[str, int] = CORPUS_ROWS, seed: int = 0) -> DatasetDict:
+def docstring_corpus(max_classes: int = 6, rows: Mapping[str, int] = CORPUS_ROWS, seed: int = 0) -> DatasetDict:
     """Sentences from the docstrings of installed packages, with the package as the class.
 
     Args:
-        max_classes: the number of packages to tell apart; 8 is as many as have enough sentences for `CORPUS_ROWS`.
+        max_classes: the number of packages to tell apart; 6 by default, whose sentences can mostly be told
+            apart; with 8 many cannot be, and MiniLM-L6 stays at 72 % on the test set.
         rows: the rows of each split. If fewer than `max_classes` packages qualify, all splits shrink in proportion.
         seed: draws files, sentences and splits.
 

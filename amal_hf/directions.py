@@ -72,5 +72,5 @@ def adam_denominators(params: Params, optimizer: Optimizer) -> Params:
         group = groups[id(parameter)]
         second = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
         correction = 1 - group["betas"][1] ** state["step"]
-        denominators[name] = (second / correction).sqrt().add_(group["eps"])
+        denominators[name] = (second / correction).sqrt_().add_(group["eps"])
     return denominators

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from amal_hf.shapes import Evaluate, LossTable, Params
 from amal_hf.tangents import Slopes, Tangent
@@ -45,7 +44,7 @@ def output_layer(model: nn.Module) -> nn.Linear:
     Raises:
         ValueError: the model has none, as with a head that is not linear.
     """
-    labels = cast(PreTrainedModel, model).config.num_labels
+    labels = cast(Any, model).config.num_labels
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == labels]
     if not layers:
         raise ValueError(

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from amal_hf.directions import AdamDirection, Direction
 from amal_hf.policies.policy import Observation, Policy
 from amal_hf.shapes import Evaluate, ExampleIds, LossTable, Params
-from amal_hf.tangents import FiniteDifference, Tangent, displaced
+from amal_hf.tangents import FiniteDifference, Tangent, movable, movable_parameters
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class MetaReport(NamedTuple):
 
 def meta_step(method: Method, problem: Problem) -> MetaReport:
     """Update the policy once, or `method.repeats` times from the same two batches."""
-    params = {name: p for name, p in problem.module.named_parameters() if p.requires_grad}
+    params = movable_parameters(problem.module)
     for _ in range(method.repeats):
         with _one_step_ahead(method.policy, params, problem) if method.lookahead else nullcontext():
             value, gradient = meta_gradient(params, problem.meta_loss)
@@ -149,5 +149,6 @@ def _one_step_ahead(policy: Policy, params: Params, problem: Problem) -> Iterato
         total = (weights * losses).sum() / len(losses)
         gradients = torch.autograd.grad(total, list(params.values()), allow_unused=True)
     moved = {name: g for name, g in zip(params, gradients, strict=True) if g is not None}
-    with displaced(params, moved, -torch.tensor(problem.learning_rate, device=total.device)):
+    with movable(params, moved) as move:
+        move(-torch.tensor(problem.learning_rate, device=total.device))
         yield

@@ -13,7 +13,7 @@ A fourth, `last_layer.LastLayer`, is the closed form for the student's output la
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -75,11 +75,11 @@ class FiniteDifference(Tangent):
         radius = _RADIUS.get(dtype, 0.05) if self.radius is None else self.radius
         step = radius / global_norm(direction).clamp(min=torch.finfo(torch.float32).tiny)
         params = dict(model.named_parameters())
-        with torch.no_grad():
-            with displaced(params, direction, step):
-                plus = evaluate()
-            with displaced(params, direction, -step):
-                minus = evaluate()
+        with torch.no_grad(), movable(params, direction) as move:
+            move(step)
+            plus = evaluate()
+            move(-step)
+            minus = evaluate()
         return Slopes(
             slopes=(plus.losses - minus.losses) / (2 * step),
             losses=(plus.losses + minus.losses) / 2,
@@ -133,22 +133,39 @@ def global_norm(vector: Params) -> Tensor:
 
 
 @contextmanager
-def displaced(params: Params, direction: Params, step: Tensor) -> Iterator[None]:
-    """Within the block the parameters stand at `θ + step · v`; afterwards they hold their old bits, whatever happened.
+def movable(params: Params, direction: Params) -> Iterator[Callable[[Tensor], None]]:
+    """Within the block, a function that puts the parameters at `θ + step · v`; afterwards they hold their old bits.
+
+    They are put back from copies, whatever happened in between: subtracting what was added would not give the same
+    bits.
 
     Raises:
         KeyError: a direction for a parameter that is not there.
     """
     kept = {name: params[name].detach().clone() for name in direction}
+
+    @torch.no_grad()
+    def move(step: Tensor) -> None:
+        for name, v in direction.items():
+            torch.addcmul(kept[name], v, step, out=params[name])
+
     try:
-        with torch.no_grad():
-            for name, v in direction.items():
-                params[name].add_((v * step).to(params[name].dtype))
-        yield
+        yield move
     finally:
         with torch.no_grad():
             for name, old in kept.items():
                 params[name].copy_(old)
+
+
+def movable_parameters(module: nn.Module) -> Params:
+    """The trainable parameters of a module without its embedding tables, by name.
+
+    A table's gradient touches the few rows of the batch, so two examples are related through it only by shared words,
+    and an Adam direction there is mostly noise; yet it is the largest tensor of a small model, and moving it costs as
+    much as a forward pass. On request a tangent moves it all the same.
+    """
+    tables = {id(p) for part in module.modules() if isinstance(part, nn.Embedding) for p in part.parameters()}
+    return {name: p for name, p in module.named_parameters() if p.requires_grad and id(p) not in tables}
 
 
 class _Swapped(nn.Module):

@@ -117,11 +117,12 @@ class DistilArguments(AMALArguments):
 
 @dataclass
 class Run:
-    """One model that was trained, and what it scores."""
+    """One model that was trained, and its guesses on the test set."""
 
     name: str
     trainer: AMALTrainer
-    seconds: float
+    seconds: float = 0.0
+    guesses: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
 def main() -> None:
@@ -237,7 +238,7 @@ def train_teacher(
     own.push_to_hub = False
     teacher = with_head(recipe.teacher or demo_teacher_path(), data["train"].features["label"])
     trainer = new_trainer(teacher, own, data, tokenizer, losses=[CrossEntropy()])
-    run = train("teacher", trainer) if recipe.teacher_epochs > 0 else Run("teacher", trainer, 0.0)
+    run = train("teacher", trainer) if recipe.teacher_epochs > 0 else Run("teacher", trainer)
     trainer.save_model()
     return run
 
@@ -292,17 +293,16 @@ def train(name: str, trainer: AMALTrainer) -> Run:
 
 def scores(run: Run, teacher: Run, data: DatasetDict) -> dict[str, Any]:
     """A row of the table, as plain numbers."""
-    guesses = {split: predicted(run, data[split]) for split in ("validation", "test")}
-    right = {split: guess == np.array(data[split]["label"][:]) for split, guess in guesses.items()}
-    taught = predicted(teacher, data["test"])
+    _, right_dev = predicted(run, data["validation"])
+    run.guesses, right = predicted(run, data["test"])
     model, tokenizer = run.trainer.model, run.trainer.processing_class
     texts = data["test"][find_text_columns(data["test"].column_names)[0]][:256]
     return {
         "name": run.name,
-        "dev": float(right["validation"].mean()),
-        "test": float(right["test"].mean()),
-        "test_interval": bootstrap_interval(right["test"], seed=0),
-        "agreement": float((guesses["test"] == taught).mean()),
+        "dev": float(right_dev.mean()),
+        "test": float(right.mean()),
+        "test_interval": bootstrap_interval(right, seed=0),
+        "agreement": float((run.guesses == teacher.guesses).mean()),
         "parameters": model.num_parameters(),
         "ms_batch_1": measure_latency(model, tokenizer, texts, 1).p50,
         "ms_batch_32": measure_latency(model, tokenizer, texts, 32, batches=8).p50,
@@ -310,9 +310,11 @@ def scores(run: Run, teacher: Run, data: DatasetDict) -> dict[str, Any]:
     }
 
 
-def predicted(run: Run, rows: Dataset) -> np.ndarray:
-    """The class of every row."""
-    return np.asarray(run.trainer.predict(rows).predictions).argmax(-1)
+def predicted(run: Run, rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """The class guessed for every row, and whether it is right. Rows come in the order of the trainer's sampler, which may group them by length."""
+    output = run.trainer.predict(rows)
+    guesses = np.asarray(output.predictions).argmax(-1)
+    return guesses, guesses == output.label_ids
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from amal_hf import AdamDirection, DoubleBackward, FiniteDifference, ForwardMode
 from amal_hf.directions import adam_denominators
 from amal_hf.meta import meta_gradient
 from amal_hf.shapes import Evaluation
-from amal_hf.tangents import displaced
+from amal_hf.tangents import movable
 
 
 TANGENTS = [FiniteDifference(), ForwardMode(), DoubleBackward(), LastLayer()]
@@ -101,7 +101,9 @@ def test_parameters_come_back_after_an_error(setting):
     """Running out of memory inside a measurement must not leave the student displaced."""
     params = dict(setting[0].named_parameters())
     before = {name: p.clone() for name, p in params.items()}
-    with pytest.raises(MemoryError), displaced(params, before, torch.tensor(0.3)):
+    with pytest.raises(MemoryError), movable(params, before) as move:
+        move(torch.tensor(0.3))
+        assert not torch.equal(params["classifier.weight"], before["classifier.weight"])
         raise MemoryError
     assert all(torch.equal(p, before[name]) for name, p in params.items())
 
