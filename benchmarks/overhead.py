@@ -59,9 +59,8 @@ def main() -> None:
 def compare(length: int, rounds: int) -> dict[str, object]:
     """Ratios at one length: the median over rounds."""
     runs = [{name: spawn(name, length) for name in VARIANTS} for _ in range(rounds)]
-    print(
-        f"\nlength {length}: a step with the fixed mixture takes {np.median([r['fixed mixture'][0] for r in runs]):.3f} s"
-    )
+    plain = np.median([run["fixed mixture"][0] for run in runs])
+    print(f"\nlength {length}: a step with the fixed mixture takes {plain:.3f} s")
     print("| variant | time | peak memory |\n| --- | --- | --- |")
     ratios = {}
     for name in VARIANTS:
@@ -93,7 +92,7 @@ class Clock(TrainerCallback):
 
 
 def measure(name: str, length: int) -> tuple[float, int]:
-    """Train `WARM_UP + STEPS` steps: mean seconds of the latter (whole meta intervals) and the process's peak bytes."""
+    """Train `WARM_UP + STEPS` steps: mean seconds of the latter, whole meta intervals, and the process's peak."""
     set_seed(0)
     method, interval = VARIANTS[name]
     rows = random_rows(32 * (WARM_UP + STEPS + 1), length)
@@ -124,8 +123,9 @@ def measure(name: str, length: int) -> tuple[float, int]:
 
 def student() -> BertForSequenceClassification:
     """Three layers of MiniLM's size."""
-    sizes = {"hidden_size": 384, "num_hidden_layers": 3, "num_attention_heads": 12, "intermediate_size": 1536}
-    return BertForSequenceClassification(BertConfig(num_labels=6, **sizes))
+    config = BertConfig(hidden_size=384, num_hidden_layers=3, num_attention_heads=12, intermediate_size=1536)
+    config.num_labels = 6
+    return BertForSequenceClassification(config)
 
 
 def random_rows(count: int, length: int) -> Dataset:

@@ -40,6 +40,7 @@ from amal_hf import (
 from amal_hf.data import flip_labels, read_dataset, split_dataset
 from amal_hf.demo import demo_teacher_path
 from amal_hf.metrics import auc, classification_metrics
+from amal_hf.precision import has_fast_bf16
 
 
 RESULTS = Path(__file__).parent / "results" / "planted_truth"
@@ -178,6 +179,7 @@ def teacher_logits(data: DatasetDict, name: str, setting: str, seed: int) -> np.
             per_device_train_batch_size=32,
             per_device_eval_batch_size=128,
             learning_rate=1e-4,
+            bf16=has_fast_bf16(),
             warmup_steps=0.1,
             save_strategy="no",
             seed=seed,

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import (
     AutoModelForSequenceClassification,
@@ -49,6 +48,7 @@ from amal_hf.demo import demo_teacher_path, docstring_corpus
 from amal_hf.latency import measure_latency
 from amal_hf.metrics import bootstrap_interval, classification_metrics
 from amal_hf.plots import plot_weight_history
+from amal_hf.precision import has_fast_bf16
 
 
 METHODS: dict[str, Callable[[], Method]] = {
@@ -101,7 +101,7 @@ class DistilArguments(AMALArguments):
     """Training arguments of the student, with defaults that suit a small one on a small set."""
 
     output_dir: str = "out/distil_bert"
-    num_train_epochs: float = 6.0
+    num_train_epochs: float = 4.0
     learning_rate: float = 3e-4
     per_device_train_batch_size: int = 32
     per_device_eval_batch_size: int = 128
@@ -111,7 +111,7 @@ class DistilArguments(AMALArguments):
     train_sampling_strategy: str = "group_by_length"
     dataloader_pin_memory: bool = False
     bf16: bool = field(
-        default_factory=lambda: has_fast_bf16(), metadata={"help": "bfloat16, where the processor computes in it."}
+        default_factory=has_fast_bf16, metadata={"help": "bfloat16, where the processor computes in it."}
     )
 
 
@@ -163,17 +163,6 @@ def parse(command_line: list[str]) -> tuple[RecipeArguments, DistilArguments]:
     if recipe.smoke:
         recipe.teacher_epochs, recipe.meta_rows, args.num_train_epochs, args.logging_steps = 1.0, 100, 1.0, 2
     return recipe, args
-
-
-def has_fast_bf16() -> bool:
-    """Whether bfloat16 is faster than float32 here.
-
-    It is on GPUs that have it, and on CPUs with instructions for it.
-    """
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    features = torch.cpu.get_capabilities()
-    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
 def load_data(recipe: RecipeArguments, seed: int) -> DatasetDict:
@@ -311,7 +300,7 @@ def scores(run: Run, teacher: Run, data: DatasetDict) -> dict[str, Any]:
 
 
 def predicted(run: Run, rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """The class guessed for every row, and whether it is right. Rows come in the order of the trainer's sampler, which may group them by length."""
+    """The class of every row, and whether it is right; in the order of the sampler, which may group by length."""
     output = run.trainer.predict(rows)
     guesses = np.asarray(output.predictions).argmax(-1)
     return guesses, guesses == output.label_ids
@@ -319,15 +308,21 @@ def predicted(run: Run, rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
-    print(f"\n{'':20}   dev    test  95 % interval  as teacher  parameters  ms/sentence, batch 1, 32   seconds")
+    columns = ("dev", "test", "95 % interval", "as teacher", "parameters", "ms, batch 1", "batch 32", "seconds")
+    print(f"\n{'':20}" + "".join(f"{column:>15}" for column in columns))
     for row in rows:
         low, high = row["test_interval"]
-        print(
-            f"{row['name']:20} {100 * row['dev']:5.1f}   {100 * row['test']:5.1f}    {100 * low:4.1f} to "
-            f"{100 * high:4.1f}     {100 * row['agreement']:5.1f} %"
-            f"  {row['parameters'] / 1e6:8.1f} M            {row['ms_batch_1']:6.1f} {row['ms_batch_32']:6.1f}   "
-            f"{row['train_seconds']:7.0f}"
+        cells = (
+            f"{row['dev']:.1%}",
+            f"{row['test']:.1%}",
+            f"{low:.1%} - {high:.1%}",
+            f"{row['agreement']:.1%}",
+            f"{row['parameters'] / 1e6:.1f} M",
+            f"{row['ms_batch_1']:.1f}",
+            f"{row['ms_batch_32']:.1f}",
+            f"{row['train_seconds']:.0f}",
         )
+        print(f"{row['name']:20}" + "".join(f"{cell:>15}" for cell in cells))
 
 
 def save(run: Run, rows: list[dict[str, Any]], args: DistilArguments, data: DatasetDict) -> None:

@@ -26,6 +26,7 @@ LEVELS = [
         "demo",
         "metrics",
         "latency",
+        "precision",
         "plots",
         "state",
         "policies",
