@@ -75,8 +75,9 @@ def _check_meta_step(trainer: Any) -> None:
             f"AMALTrainer: learned weights run on one process so far; this is a run of {args.world_size}. Use one "
             f"process, or leave `method` out for a fixed mixture."
         )
-    checkpointing = args.activation_checkpointing_kwargs or {}
-    if args.activation_checkpointing and checkpointing.get("use_reentrant", False):
+    # The older name: it is kept in step with `activation_checkpointing` where that exists (from transformers 5.23 on).
+    checkpointing = args.gradient_checkpointing_kwargs or {}
+    if args.gradient_checkpointing and checkpointing.get("use_reentrant", False):
         raise ValueError(
             "AMALTrainer: reentrant activation checkpointing cannot give the meta gradient (it refuses "
             "torch.autograd.grad). "

@@ -18,6 +18,12 @@ from amal_hf import AMALArguments
 VOCABULARY, LENGTH = 60, 10
 
 
+# transformers 5.23 renamed what was gradient checkpointing.
+CHECKPOINTING = (
+    "activation_checkpointing" if hasattr(AMALArguments, "activation_checkpointing") else "gradient_checkpointing"
+)
+
+
 def tiny_bert(seed: int = 0, head: type[PreTrainedModel] = BertForSequenceClassification, **config) -> PreTrainedModel:
     """A random BERT of a few thousand parameters."""
     set_seed(seed)

@@ -5,7 +5,7 @@ import logging
 import datasets
 import pytest
 import torch
-from conftest import tiny_bert, toy_arguments, toy_rows
+from conftest import CHECKPOINTING, tiny_bert, toy_arguments, toy_rows
 from transformers import BertForQuestionAnswering, BertLMHeadModel, TrainingArguments
 
 from amal_hf import AMALArguments, AMALTrainer, CrossEntropy, Distillation, amal
@@ -73,9 +73,7 @@ def test_a_teacher_with_other_classes_is_refused(tmp_path):
 
 def test_reentrant_checkpointing_is_refused(tmp_path):
     """It cannot give a meta gradient, and would say so only in the first meta step."""
-    args = toy_arguments(
-        tmp_path, activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": True}
-    )
+    args = toy_arguments(tmp_path, **{CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}})
     with pytest.raises(ValueError, match="reentrant"):
         make(tmp_path, args=args)
 

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_bert, toy_arguments, toy_rows
+from conftest import CHECKPOINTING, tiny_bert, toy_arguments, toy_rows
 from peft import LoraConfig, get_peft_model
 from test_trainer import StopAt, new_trainer, state_of, table_teacher
 
@@ -22,7 +22,7 @@ def trained(folder, model=None, method=amal, **options):
 
 def test_activation_checkpointing_changes_no_number(tmp_path):
     """It trades memory for time; weights and student must come out as without it."""
-    kwargs = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
+    kwargs = {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}}
     plain, checkpointed = trained(tmp_path), trained(tmp_path, **kwargs)
     for ours, theirs in zip(state_of(checkpointed), state_of(plain), strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -34,7 +34,7 @@ def test_checkpointing_is_on_in_the_meta_step_as_well():
     Dropout must be off all the same.
     """
     model = tiny_bert().train()
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with undisturbed(model):
         assert all(layer.training for layer in model.bert.encoder.layer)
         assert not any(module.training for module in model.modules() if isinstance(module, torch.nn.Dropout))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_bert, toy_arguments, toy_rows
+from conftest import CHECKPOINTING, tiny_bert, toy_arguments, toy_rows
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer
 
@@ -24,7 +24,7 @@ CASES = {
     "plain": ({}, {}),
     "accumulation": ({"gradient_accumulation_steps": 3}, {}),
     "activation checkpointing": (
-        {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}},
+        {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}},
         {},
     ),
     "label smoothing": ({"label_smoothing_factor": 0.1}, {}),

