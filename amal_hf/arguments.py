@@ -7,8 +7,9 @@ from transformers import TrainingArguments
 
 @dataclass
 class AMALArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with the options of learned mixing; reachable from the command line, YAML, JSON
-       and hyperparameter search.
+    """`transformers.TrainingArguments` with the options of learned mixing.
+
+    All are fields, so that the command line, YAML, JSON and hyperparameter search reach them.
 
     Raises:
         ValueError: an option out of its range.

@@ -119,8 +119,9 @@ def check_data(train_dataset: Any, meta_dataset: Any, method: Method, num_labels
 
 
 def check_labels(dataset: Any, name: str, num_labels: int) -> None:
-    """Refuse an empty dataset, and labels that are NaN or not a class. Only what is in memory or on disk as a
-       `datasets.Dataset` is looked through.
+    """Refuse an empty dataset, and labels that are NaN or not a class.
+
+    Only a `datasets.Dataset` is looked through; other datasets may be slow to read or differ at every pass.
 
     Raises:
         ValueError: says which rows.

@@ -23,8 +23,7 @@ def measure_latency(
     batch_size: int,
     batches: int = 30,
 ) -> Latency:
-    """Classify `batches` batches of `texts` (taken in turn, again from the start when used up), after three more to
-       warm up.
+    """Classify `batches` batches of `texts`, after three more to warm up; texts are taken in turn, over and over.
 
     Args:
         model: left in evaluation mode, on the device it is on.

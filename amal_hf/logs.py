@@ -7,10 +7,10 @@ from amal_hf.mixture import Weighed
 
 
 class MixtureStatistics:
-    """Per loss: its mean, and the weights' mean, 10th and 90th percentile and share at zero; with learned weights the
-       meta loss and a count of skipped examples.
+    """The losses' means, and the weights' mean, 10th and 90th percentile and share at zero.
 
-    Tensors are only kept while training, so that the device is never waited for between two logs.
+    With learned weights also the meta loss and a count of skipped examples. Tensors are only kept while training, so
+    that the device is never waited for between two logs.
 
     Args:
         names: of the losses.

@@ -158,14 +158,14 @@ def movable(params: Params, direction: Params) -> Iterator[Callable[[Tensor], No
 
 
 def movable_parameters(module: nn.Module) -> Params:
-    """The trainable parameters of a module without its embedding tables, by name.
+    """What a meta step moves: the trainable parameters of a module without its embedding tables, by name.
 
-    A table's gradient touches the few rows of the batch, so two examples are related through it only by shared words,
-    and an Adam direction there is mostly noise; yet it is the largest tensor of a small model, and moving it costs as
-    much as a forward pass. On request a tangent moves it all the same.
+    A table is often the largest tensor of a small student, and moving it costs as much as a forward pass, while two
+    examples are related through it only by the words they share. Where nothing else is trainable, tables move too.
     """
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     tables = {id(p) for part in module.modules() if isinstance(part, nn.Embedding) for p in part.parameters()}
-    return {name: p for name, p in module.named_parameters() if p.requires_grad and id(p) not in tables}
+    return {name: p for name, p in trainable.items() if id(p) not in tables} or trainable
 
 
 class _Swapped(nn.Module):

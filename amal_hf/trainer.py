@@ -144,10 +144,7 @@ class AMALTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """In training the weighed losses over the examples of the optimizer step.
-
-        In evaluation the plain task loss.
-        """
+        """In training the weighed losses over the examples of the optimizer step; otherwise the plain task loss."""
         if not self.mixes or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         window = self._window
@@ -176,11 +173,10 @@ class AMALTrainer(Trainer):
     # ---- results ----
 
     def example_weights(self) -> datasets.Dataset:
-        """The weights of all training examples: `example_id` (your own, if the training set had them) and one column a
-           loss.
+        """The weights of all training examples: `example_id`, and one column for each loss.
 
-        For a table these are its rows; for other policies the weights that each example had when it was last trained
-        on, NaN if never.
+        The ids are your own, if the training set had a column of them, or else row numbers. For a table these are its
+        rows; for other policies the weights that each example had when it was last trained on, NaN if never.
 
         Raises:
             RuntimeError: no losses or method were given.
@@ -222,10 +218,7 @@ class AMALTrainer(Trainer):
     # ---- set-up ----
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Every run starts from the initial mixture.
-
-        A second `train()`, a trial of a search, a smaller batch after running out of memory.
-        """
+        """`Trainer`'s, from the initial mixture: also in a second `train()`, a trial of a search, a smaller batch."""
         if self.mixes:
             self._reset()
         return super()._inner_training_loop(*args, **kwargs)

@@ -9,7 +9,7 @@ from amal_hf import AdamDirection, DoubleBackward, FiniteDifference, ForwardMode
 from amal_hf.directions import adam_denominators
 from amal_hf.meta import meta_gradient
 from amal_hf.shapes import Evaluation
-from amal_hf.tangents import movable
+from amal_hf.tangents import movable, movable_parameters
 
 
 TANGENTS = [FiniteDifference(), ForwardMode(), DoubleBackward(), LastLayer()]
@@ -129,3 +129,16 @@ def test_a_radius_that_is_not_a_length_is_refused(radius):
     """A zero radius would divide zero by zero in every slope."""
     with pytest.raises(ValueError, match="radius must be positive"):
         FiniteDifference(radius)
+
+
+def test_embedding_tables_stay_where_they_are():
+    """They are most of a small student, and moving them costs a forward pass; unless nothing else trains."""
+    model = tiny_bert()
+    moved = movable_parameters(model)
+    assert not any("embeddings.weight" in name for name in moved)
+    assert "bert.embeddings.LayerNorm.weight" in moved
+    for parameter in moved.values():
+        parameter.requires_grad_(False)
+    assert set(movable_parameters(model)) == {
+        f"bert.embeddings.{part}_embeddings.weight" for part in ("word", "position", "token_type")
+    }

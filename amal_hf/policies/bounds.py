@@ -95,8 +95,7 @@ class ConvexOrNone(Normalisation):
 
 
 class MeanOne(Normalisation):
-    """Sigmoids, scaled so that an example's weights sum to one on average over examples: examples compete with one
-       another as well.
+    """Sigmoids, scaled so that weights sum to one on average over examples: these compete with one another as well.
 
     An update divides by the mean of its own batch, which takes the common part out of the gradient. In between,
     weights are divided by a running mean of these, because a batch that is cut in pieces has several means.

@@ -27,8 +27,9 @@ class FixedWeights(Policy):
 
 
 class RandomWeights(Policy):
-    """Convex weights drawn uniformly for every example once and kept: the control that shows whether *learning* the
-       weights matters. Needs no meta set.
+    """Convex weights drawn uniformly for every example once and kept.
+
+    The control that shows whether *learning* the weights matters. Needs no meta set.
 
     Args:
         seed: of the draw.

@@ -10,10 +10,10 @@ from amal_hf.shapes import Features, Logits, LossTable
 
 
 class LossNetwork(Policy):
-    """Weights from surface statistics: the losses, the probability that student and teachers give the label, their
-       entropies, and progress.
+    """Weights from surface statistics of an example.
 
-    What it learns on one example holds for all that look alike, so it needs a meta step only now and then and follows
+    It sees the losses, the probability that student and teachers give the label, their entropies, and progress. What
+    it learns on one example holds for all that look alike, so it needs a meta step only now and then and follows
     the student as it trains. It starts at the initial mixture for every example.
 
     Args:
