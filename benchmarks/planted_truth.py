@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--setting", choices=["flipped", "corrupted_teacher"], default="flipped")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS))
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.table:
@@ -116,6 +116,7 @@ def run_cell(folder: Path, setting: str, run: str, seed: int, epochs: int) -> di
         },
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "bf16": has_fast_bf16(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
 
@@ -137,6 +138,8 @@ def new_trainer(
         save_strategy="no",
         logging_steps=50,
         seed=seed,
+        bf16=has_fast_bf16(),
+        use_cpu=not torch.cuda.is_available(),
         disable_tqdm=True,
         loss_weights=loss_weights,
     )
@@ -180,6 +183,7 @@ def teacher_logits(data: DatasetDict, name: str, setting: str, seed: int) -> np.
             per_device_eval_batch_size=128,
             learning_rate=1e-4,
             bf16=has_fast_bf16(),
+            use_cpu=not torch.cuda.is_available(),
             warmup_steps=0.1,
             save_strategy="no",
             seed=seed,

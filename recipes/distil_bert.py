@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import (
     AutoModelForSequenceClassification,
@@ -96,6 +97,9 @@ class RecipeArguments:
     smoke: bool = field(default=False, metadata={"help": "A run of under a minute that shows that everything works."})
 
 
+FAST_BF16 = has_fast_bf16()
+
+
 @dataclass
 class DistilArguments(AMALArguments):
     """Training arguments of the student, with defaults that suit a small one on a small set."""
@@ -110,9 +114,8 @@ class DistilArguments(AMALArguments):
     save_strategy: str = "no"
     train_sampling_strategy: str = "group_by_length"
     dataloader_pin_memory: bool = False
-    bf16: bool = field(
-        default_factory=has_fast_bf16, metadata={"help": "bfloat16, where the processor computes in it."}
-    )
+    bf16: bool = FAST_BF16
+    use_cpu: bool = FAST_BF16 and not torch.cuda.is_available()  # `Trainer` wants to be told for bf16 on a CPU
 
 
 @dataclass
