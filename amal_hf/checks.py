@@ -86,7 +86,7 @@ def _check_meta_step(trainer: Any) -> None:
 
 
 def check_data(train_dataset: Any, meta_dataset: Any, method: Method, num_labels: int) -> None:
-    """Refuse data that training would fail on, and warn of a meta set that is part of the training set.
+    """Refuse data that training would fail on.
 
     Raises:
         ValueError: an empty set, no meta set where one is needed, a stream as meta set, a table of weights over a
@@ -115,7 +115,6 @@ def check_data(train_dataset: Any, meta_dataset: Any, method: Method, num_labels
             "Dataset.from_list(list(stream))."
         )
     check_labels(meta_dataset, "meta_dataset", num_labels)
-    _warn_of_overlap(train_dataset, meta_dataset)
 
 
 def check_labels(dataset: Any, name: str, num_labels: int) -> None:
@@ -162,23 +161,28 @@ def _check_label_block(block: list[Any], start: int, where: str, num_labels: int
             )
 
 
-def _warn_of_overlap(train_dataset: Any, meta_dataset: Any) -> None:
+def warn_of_shared_sets(meta_dataset: Any, train_dataset: Any, eval_dataset: Any) -> None:
+    """Warn of a meta set that shares rows with the training set, or is the evaluation set."""
+    if meta_dataset is not None and meta_dataset is eval_dataset:
+        logger.warning(
+            "The meta set is the evaluation set: its scores are then those of examples that the weights were learned "
+            "on, and choosing a model by them is biased. Pass a set of its own as `meta_dataset`."
+        )
     if not isinstance(train_dataset, datasets.Dataset) or not isinstance(meta_dataset, datasets.Dataset):
         return
     shared = set(train_dataset.column_names) & set(meta_dataset.column_names)
     texts = sorted(c for c in shared if train_dataset.features[c] == datasets.Value("string") and c != EXAMPLE_ID)
-    columns = texts or [c for c in ("input_ids",) if c in shared]
+    by_content = texts or [c for c in ("input_ids",) if c in shared]
     by_id = [EXAMPLE_ID] if EXAMPLE_ID in shared else []
-    for chosen in (columns, by_id):
-        count = _count_overlap(train_dataset, meta_dataset, chosen) if chosen else 0
+    for columns in (by_content, by_id):
+        count = _count_overlap(train_dataset, meta_dataset, columns) if columns else 0
         if count:
             logger.warning(
                 "%d of the first %d training rows are also in the meta set (same %s). Weights learned on examples "
-                "that are trained on favour those examples; "
-                "take them out of one of the two.",
+                "that are trained on favour those examples; take them out of one of the two.",
                 count,
                 min(len(train_dataset), OVERLAP_LIMIT),
-                " and ".join(chosen),
+                " and ".join(columns),
             )
 
 

@@ -25,7 +25,7 @@ from transformers import Trainer
 from transformers.trainer_utils import IntervalStrategy
 
 from amal_hf.arguments import AMALArguments
-from amal_hf.checks import check_data, check_trainer
+from amal_hf.checks import check_data, check_trainer, warn_of_shared_sets
 from amal_hf.collator import ExampleCollator, is_stream, numbered
 from amal_hf.learner import Student, WeightLearner
 from amal_hf.logs import MixtureStatistics
@@ -88,6 +88,7 @@ class AMALTrainer(Trainer):
     _signature_columns: Any
     mixture: Mixture
     mixes: bool = False
+    _window: _Window
 
     def __init__(
         self,
@@ -107,6 +108,8 @@ class AMALTrainer(Trainer):
         self.method = Method("fixed", FixedWeights()) if method is None else copy.deepcopy(method)
         check_trainer(self, self.method.policy.learns)
         check_data(self.train_dataset, meta_dataset, self.method, self.model.config.num_labels)
+        if self.method.policy.learns:
+            warn_of_shared_sets(meta_dataset, self.train_dataset, self.eval_dataset)
         task = Task(self.model.config.problem_type, self.args.label_smoothing_factor)
         self.mixes = True
         self.mixture = Mixture(losses, self.method.policy, task)

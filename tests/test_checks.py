@@ -148,3 +148,11 @@ def test_arguments_are_parsed_from_flags(tmp_path):
     ]
     (args,) = HfArgumentParser(AMALArguments).parse_args_into_dataclasses(flags)
     assert (args.loss_weights, args.meta_interval, args.get_meta_warmup_steps(50)) == ([0.3, 0.7], 8, 5)
+
+
+def test_a_meta_set_that_is_the_evaluation_set_is_warned_of(tmp_path, caplog):
+    """A score on examples that the weights were learned on says little, and a model chosen by it is chosen by luck."""
+    rows = toy_rows(6, 4)
+    with caplog.at_level(logging.WARNING, logger="amal_hf"):
+        make(tmp_path, meta_dataset=rows, eval_dataset=rows)
+    assert "meta set is the evaluation set" in caplog.text
