@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--setting", choices=["flipped", "corrupted_teacher"], default="flipped")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS))
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.table:
@@ -72,10 +72,7 @@ def main() -> None:
         return
     for seed in options.seeds:
         for run in options.runs:
-            file = (
-                RESULTS
-                / f"{options.data.name}-{options.setting}-{run.replace(', ', '-').replace(' ', '_')}-{seed}.json"
-            )
+            file = cell_file(options.data.name, options.setting, run, options.epochs, seed)
             if not file.exists():
                 cell = run_cell(options.data, options.setting, run, seed, options.epochs)
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +125,7 @@ def new_trainer(
     table = torch.from_numpy(logits)
     set_seed(seed)
     args = AMALArguments(
-        output_dir=str(WORK / "out"),
+        output_dir=str(WORK / f"out-{seed}"),
         num_train_epochs=epochs,
         per_device_train_batch_size=32,
         per_device_eval_batch_size=128,
@@ -222,24 +219,29 @@ def corrupted(logits: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return mixed, wrong
 
 
+def cell_file(data: str, setting: str, run: str, epochs: int, seed: int) -> Path:
+    """Where a cell is kept."""
+    return RESULTS / f"{data}-{setting}-{epochs}_epochs-{run.replace(', ', '-').replace(' ', '_')}-{seed}.json"
+
+
 def print_table() -> None:
     """Mean over seeds, with the half-width of a 95 % t-interval where there are three seeds or more."""
     cells = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
-    for setting in sorted({(cell["data"], cell["setting"]) for cell in cells}):
-        print(
-            f"\n{' '.join(setting)}\n\n| run | seeds | dev | test | AUC label weight | AUC teacher weight | seconds |"
-        )
-        print("| --- | --- | --- | --- | --- | --- | --- |")
+    for group in sorted({group_of(cell) for cell in cells}):
+        print(f"\n{group[0]}, {group[1]}, {group[2]} epochs\n")
+        print("| run | seeds | dev | test | AUC of label weights | AUC of teacher weights |")
+        print("| --- | --- | --- | --- | --- | --- |")
         for run in RUNS:
-            chosen = [c for c in cells if (c["data"], c["setting"]) == setting and c["run"] == run]
+            chosen = [cell for cell in cells if group_of(cell) == group and cell["run"] == run]
             if chosen:
-                shown = [spread([100 * c[key] for c in chosen]) for key in ("dev", "test")]
-                shown += [
-                    f"{np.mean([c[key] for c in chosen]):.2f}" for key in ("labels_weight_auc", "teacher_weight_auc")
-                ]
-                print(
-                    f"| {run} | {len(chosen)} | {' | '.join(shown)} | {np.mean([c['seconds'] for c in chosen]):.0f} |"
-                )
+                scores = [spread([100 * cell[key] for cell in chosen]) for key in ("dev", "test")]
+                aucs = [np.mean([cell[f"{name}_weight_auc"] for cell in chosen]) for name in ("labels", "teacher")]
+                print(f"| {run} | {len(chosen)} | {' | '.join(scores)} | {aucs[0]:.2f} | {aucs[1]:.2f} |")
+
+
+def group_of(cell: dict[str, Any]) -> tuple[str, str, int]:
+    """What is compared with one another: the same data, setting and number of epochs."""
+    return cell["data"], cell["setting"], cell["epochs"]
 
 
 def spread(values: list[float]) -> str:
