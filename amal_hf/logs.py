@@ -1,9 +1,14 @@
 """What is logged of losses and weights: collected on the device, computed when something is logged."""
 
+import logging
+
 import torch
 from torch import Tensor
 
 from amal_hf.mixture import Weighed
+
+
+logger = logging.getLogger(__name__)
 
 
 class MixtureStatistics:
@@ -43,6 +48,12 @@ class MixtureStatistics:
         if self._meta:
             logs["meta_loss"] = torch.stack(self._meta).float().mean().item()
             logs["meta_skipped"] = float(torch.stack(self._skipped).sum().item())
+            if logs["meta_skipped"]:
+                logger.warning(
+                    "%d examples of meta steps had slopes that are NaN or infinite; their weights were left alone. "
+                    "Look at the losses in the log; under fp16 a lower learning rate or bf16 may help.",
+                    logs["meta_skipped"],
+                )
         for kept in (self._losses, self._weights, self._meta, self._skipped):
             kept.clear()
         return logs

@@ -12,7 +12,7 @@ from amal_hf.tangents import FiniteDifference, Tangent
 
 AMAL_CITATION = """@inproceedings{amal2023,
   title = {Adaptive Mixing of Auxiliary Losses in Supervised Learning},
-  author = {Sivasubramanian, Durga and Maheshwari, Ayush and AP, Prathosh and Shenoy, Pradeep
+  author = {Sivasubramanian, Durga and Maheshwari, Ayush and Shenoy, Pradeep and AP, Prathosh
             and Ramakrishnan, Ganesh},
   booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
   year = {2023},

@@ -63,3 +63,15 @@ def test_logs_are_plain_floats():
     statistics.add(next(batches([3])))
     statistics.add_meta(torch.tensor(1.0), torch.tensor(2))
     assert {type(value) for value in statistics.flush().values()} == {float}
+
+
+def test_skipped_examples_are_warned_of_with_their_number(caplog):
+    """Weights that silently stop learning would pass for weights that have nothing left to learn."""
+    statistics = MixtureStatistics(["labels"])
+    statistics.add_meta(torch.tensor(0.5), torch.tensor(0))
+    statistics.flush()
+    assert not caplog.records
+    statistics.add_meta(torch.tensor(0.5), torch.tensor(2))
+    statistics.add_meta(torch.tensor(0.5), torch.tensor(1))
+    assert statistics.flush()["meta_skipped"] == 3.0
+    assert "3 examples of meta steps" in caplog.text
