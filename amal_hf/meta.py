@@ -40,6 +40,7 @@ class Method:
             where the student stands, as in Learning to Reweight.
         phase_epochs: learn in a separate pass over the training set at the start of every so many epochs (AMAL: 10)
             rather than while training; 0 is off.
+        interval: optimizer steps from one meta step to the next; `None` takes the policy's own.
         citation: BibTeX of the source.
     """
 
@@ -50,6 +51,7 @@ class Method:
     repeats: int = 1
     lookahead: bool = False
     phase_epochs: int = 0
+    interval: int | None = None
     citation: str = ""
 
 

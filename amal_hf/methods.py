@@ -36,13 +36,15 @@ def amal(
             takes a meta step at every step.
         direction: `AdamDirection()` by default, since `Trainer` trains with AdamW; `SGDDirection()` for SGD.
         tangent: `FiniteDifference()` by default: all layers, two forward passes, nothing switched off. `LastLayer()`
-            is cheapest.
+            is cheapest: with it the default policy learns at every 12th step, which keeps its cost near 5 %.
     """
+    mostly_cheap = policy is None and isinstance(tangent, LastLayer)
     return Method(
         name="amal",
         policy=LossNetwork() if policy is None else policy,
         direction=AdamDirection() if direction is None else direction,
         tangent=FiniteDifference() if tangent is None else tangent,
+        interval=12 if mostly_cheap else None,
         citation=AMAL_CITATION,
     )
 

@@ -246,7 +246,8 @@ class AMALTrainer(Trainer):
             else self.meta_dataset
         )
         meta_set = MetaSet(rows, self._collate, args.meta_batch_size, seed)
-        return WeightLearner(self.method, self.mixture, meta_set, args.meta_interval or self.method.policy.interval)
+        interval = args.meta_interval or self.method.interval or self.method.policy.interval
+        return WeightLearner(self.method, self.mixture, meta_set, interval)
 
     def _open_teachers(self) -> None:
         for loss in self.mixture.distillations:

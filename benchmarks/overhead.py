@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,21 @@ import transformers
 from datasets import Dataset
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback, set_seed
 
-from amal_hf import AMALArguments, AMALTrainer, CrossEntropy, Distillation, ExampleTable, LastLayer, Method, amal
+from amal_hf import (
+    AMALArguments,
+    AMALTrainer,
+    CrossEntropy,
+    Distillation,
+    ExampleTable,
+    LastLayer,
+    Method,
+    amal,
+    amal_as_published,
+)
 
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
-WARM_UP, STEPS, PERIOD = 4, 16, 4
+WARM_UP, EPOCHS, STEPS_PER_EPOCH = 4, 3, 12
 
 VARIANTS: dict[str, tuple[Callable[[], Method | None], int | None]] = {
     "fixed mixture": (lambda: None, None),
@@ -36,6 +47,7 @@ VARIANTS: dict[str, tuple[Callable[[], Method | None], int | None]] = {
     "amal(), every step": (amal, 1),
     "amal(ExampleTable())": (lambda: amal(ExampleTable()), None),
     "amal(tangent=LastLayer())": (lambda: amal(tangent=LastLayer()), None),
+    "amal_as_published()": (amal_as_published, None),
 }
 
 
@@ -92,10 +104,12 @@ class Clock(TrainerCallback):
 
 
 def measure(name: str, length: int) -> tuple[float, int]:
-    """Train `WARM_UP + STEPS` steps: typical seconds of one of the latter, and the process's peak bytes."""
+    """Train a few epochs: typical seconds of a step, meta steps spread over all, and the process's peak bytes."""
     set_seed(0)
-    method, interval = VARIANTS[name]
-    rows = random_rows(32 * (WARM_UP + STEPS + 1), length)
+    make, interval = VARIANTS[name]
+    method = make()
+    phase_epochs = method.phase_epochs if method else 0
+    rows = random_rows(32 * STEPS_PER_EPOCH, length)
     logits = torch.randn(len(rows), 6)
     clock = Clock()
     trainer = AMALTrainer(
@@ -103,7 +117,7 @@ def measure(name: str, length: int) -> tuple[float, int]:
         args=AMALArguments(
             output_dir=".cache/overhead",
             per_device_train_batch_size=32,
-            max_steps=WARM_UP + STEPS + 1,
+            num_train_epochs=EPOCHS,
             meta_interval=interval,
             save_strategy="no",
             logging_strategy="no",
@@ -113,18 +127,30 @@ def measure(name: str, length: int) -> tuple[float, int]:
         train_dataset=rows,
         meta_dataset=random_rows(300, length),
         losses=[CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]])],
-        method=method(),
+        # A phase is measured after one epoch, and spread over as many as lie between two.
+        method=replace(method, phase_epochs=1) if method and phase_epochs else method,
         callbacks=[clock],
     )
     trainer.train()
-    return typical_step(np.diff(clock.ticks)[WARM_UP:][:STEPS]), resource.getrusage(
-        resource.RUSAGE_SELF
-    ).ru_maxrss * 1024
+    every = STEPS_PER_EPOCH if phase_epochs else interval or getattr(trainer._learner, "interval", 1)
+    seconds = typical_step(np.diff(clock.ticks), every, max(phase_epochs, 1))
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def typical_step(seconds: np.ndarray) -> float:
-    """Mean over the places in a meta interval of the median at each, so that a disturbed step does not count."""
-    return float(np.median(seconds.reshape(-1, PERIOD), axis=0).mean())
+def typical_step(seconds: np.ndarray, every: int, periods: int) -> float:
+    """Mean of the median plain step and the median step with learning in it, in their shares.
+
+    Every `every`-th step learns; in a whole run only every `periods`-th of those does. Medians leave out disturbed
+    steps.
+    """
+    places = np.arange(len(seconds))
+    measured = places >= WARM_UP
+    learning = places % every == 0
+    with_learning = float(np.median(seconds[measured & learning]))
+    if every == 1:
+        return with_learning
+    plain = float(np.median(seconds[measured & ~learning]))
+    return plain + (with_learning - plain) / (every * periods)
 
 
 def student() -> BertForSequenceClassification:
