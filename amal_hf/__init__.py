@@ -14,12 +14,15 @@ from amal_hf.losses import (
     reverse_kl,
 )
 from amal_hf.meta import Method
-from amal_hf.methods import amal, amal_as_published, random_weights
-from amal_hf.policies.bounds import Convex, ConvexOrNone, MeanOne, clamp, convex
+from amal_hf.methods import amal, amal_as_published, learning_to_reweight, meta_weight_net, random_weights
+from amal_hf.policies.bounds import Convex, ConvexOrNone, MeanOne, TwiceSigmoid, clamp, convex
 from amal_hf.policies.example_table import ExampleTable
 from amal_hf.policies.fixed_weights import FixedWeights, RandomWeights
+from amal_hf.policies.heuristics import ClassProportional, HardMining, RandomRectified
 from amal_hf.policies.loss_network import LossNetwork
+from amal_hf.policies.meta_weight_net import MetaWeightNet
 from amal_hf.policies.policy import Policy
+from amal_hf.policies.rectified_slopes import RectifiedSlopes
 from amal_hf.students import student_from_teacher
 from amal_hf.tangents import DoubleBackward, FiniteDifference, ForwardMode, Tangent
 from amal_hf.trainer import AMALTrainer
@@ -29,6 +32,7 @@ __all__ = [
     "AMALArguments",
     "AMALTrainer",
     "AdamDirection",
+    "ClassProportional",
     "Convex",
     "ConvexOrNone",
     "CrossEntropy",
@@ -40,22 +44,29 @@ __all__ = [
     "FiniteDifference",
     "FixedWeights",
     "ForwardMode",
+    "HardMining",
     "LastLayer",
     "Loss",
     "LossNetwork",
     "MeanOne",
+    "MetaWeightNet",
     "Method",
     "Policy",
+    "RandomRectified",
     "RandomWeights",
+    "RectifiedSlopes",
     "SGDDirection",
     "Tangent",
+    "TwiceSigmoid",
     "amal",
     "amal_as_published",
     "clamp",
     "convex",
     "forward_kl",
     "jensen_shannon",
+    "learning_to_reweight",
     "logit_mse",
+    "meta_weight_net",
     "random_weights",
     "reverse_kl",
     "student_from_teacher",

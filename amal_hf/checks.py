@@ -75,6 +75,11 @@ def _check_meta_step(trainer: Any) -> None:
             f"AMALTrainer: learned weights run on one process so far; this is a run of {args.world_size}. Use one "
             f"process, or leave `method` out for a fixed mixture."
         )
+    if trainer.method.policy.holds_for_one_step and args.meta_interval not in (None, 1):
+        raise ValueError(
+            f"AMALTrainer: the weights of '{trainer.method.name}' are those of one optimizer step, so every step "
+            f"needs its meta step; meta_interval is {args.meta_interval}. Leave it out."
+        )
     # The older name: it is kept in step with `activation_checkpointing` where that exists (from transformers 5.23 on).
     checkpointing = args.gradient_checkpointing_kwargs or {}
     if args.gradient_checkpointing and checkpointing.get("use_reentrant", False):

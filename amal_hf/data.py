@@ -1,4 +1,4 @@
-"""Datasets read, split, made noisy and named by their content. No tensors here.
+"""Datasets read, split and named by their content. No tensors here.
 
 How `read_dataset` gets from a source to a `DatasetDict` that a trainer understands:
 
@@ -18,9 +18,6 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
 
-
-TRUE_LABEL = "true_label"
-"""The column in which `flip_labels` keeps what it overwrites."""
 
 UNLABELLED = -1
 """The code of a missing label, as in the test splits of GLUE."""
@@ -136,29 +133,11 @@ def overlap(a: Dataset, b: Dataset, columns: Sequence[str]) -> list[int]:
     return [row for row, key in enumerate(_text_keys(a, columns)) if key in known]
 
 
-def flip_labels(dataset: Dataset, rate: float, seed: int, label_column: str = "label") -> Dataset:
-    """Gives a share of the rows a wrong label, keeping the truth in column `true_label`.
-
-    Args:
-        dataset: `label_column` must be a `ClassLabel` of at least two classes, with no unlabelled rows.
-        rate: exactly `round(rate * len(dataset))` rows change; each new class is drawn evenly among the others.
-        seed: the same seed flips the same rows to the same classes.
-        label_column: the column to change.
-
-    Raises:
-        ValueError: if the rate is outside [0, 1], the column cannot be flipped, or the rows already have a truth.
-    """
-    classes = _classes_to_flip(dataset, rate, label_column)
-    feature = dataset.features[label_column]
-    truth = np.asarray(dataset.with_format(None)[label_column][:], dtype=np.int64)
-    if ((truth < 0) | (truth >= classes)).any():
-        raise ValueError(f"Column {label_column!r} has rows without a label (-1). Remove them before flipping labels.")
-    rng = np.random.default_rng(seed)
-    chosen = rng.permutation(len(truth))[: round(rate * len(truth))]
-    labels = truth.copy()
-    labels[chosen] = (truth[chosen] + rng.integers(1, classes, size=len(chosen))) % classes
-    noisy = _replace_column(dataset, label_column, labels.tolist(), feature)
-    return _replace_column(noisy, TRUE_LABEL, truth.tolist(), feature)
+def replace_column(dataset: Dataset, column: str, values: list[Any], feature: Any) -> Dataset:
+    """The dataset with `column` holding `values` of the type `feature`; the column need not have been there."""
+    kept = dataset.remove_columns(column) if column in dataset.column_names else dataset
+    # `add_column` is decorated in a way that hides its return type.
+    return cast(Dataset, kept.add_column(column, values, feature=feature))
 
 
 def dataset_fingerprint(dataset: Dataset | DatasetDict, columns: Sequence[str]) -> str:
@@ -262,7 +241,7 @@ def _encode(dataset: DatasetDict, column: str, tokenwise: bool, names: list[str]
     encoded = DatasetDict()
     for name, split in dataset.items():
         values = [[codes[v] for v in value] if tokenwise else codes[value] for value in plain[name]]
-        encoded[name] = _replace_column(split, column, values, List(label) if tokenwise else label)
+        encoded[name] = replace_column(split, column, values, List(label) if tokenwise else label)
     return encoded
 
 
@@ -279,12 +258,6 @@ def _class_codes(seen: set[_Code], names: list[str] | None) -> dict[_Code, int]:
 def _flatten(values: Iterable[Any]) -> Iterator[_Code]:
     for value in values:
         yield from value if isinstance(value, list) else [value]
-
-
-def _replace_column(dataset: Dataset, column: str, values: list[Any], feature: Any) -> Dataset:
-    kept = dataset.remove_columns(column) if column in dataset.column_names else dataset
-    # `add_column` is decorated in a way that hides its return type.
-    return cast(Dataset, kept.add_column(column, values, feature=feature))
 
 
 def _text_keys(dataset: Dataset, columns: Sequence[str]) -> list[tuple[str, ...]]:
@@ -316,18 +289,6 @@ def _row_count(name: str, size: int | float, total: int) -> int:
     if count < 1 or (isinstance(size, float) and size >= 1):
         raise ValueError(f"Split {name!r} should be a positive number of rows or a share below 1, but came as {size}.")
     return count
-
-
-def _classes_to_flip(dataset: Dataset, rate: float, column: str) -> int:
-    if not 0 <= rate <= 1:
-        raise ValueError(f"The rate of flipped labels should be between 0 and 1, but is {rate}.")
-    _require_columns(dataset.column_names, [column])
-    feature = dataset.features[column]
-    if not isinstance(feature, ClassLabel) or (feature.num_classes or 0) < 2:
-        raise ValueError(f"Column {column!r} should be a ClassLabel of two or more classes, but is {feature}.")
-    if TRUE_LABEL in dataset.column_names:
-        raise ValueError(f"The dataset already has a column {TRUE_LABEL!r}: flipping again would lose the truth.")
-    return int(feature.num_classes)
 
 
 def _require_columns(columns: Sequence[str], wanted: Sequence[str]) -> None:

@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 class MixtureStatistics:
     """The losses' means, and the weights' mean, 10th and 90th percentile and share at zero.
 
-    With learned weights also the meta loss and a count of skipped examples. Tensors are only kept while training, so
-    that the device is never waited for between two logs.
+    With learned weights also the meta loss, and counts of skipped examples and steps. Tensors are only kept while
+    training, so that the device is never waited for between two logs.
 
     Args:
         names: of the losses.
@@ -27,6 +27,7 @@ class MixtureStatistics:
         self._weights: list[Tensor] = []
         self._meta: list[Tensor] = []
         self._skipped: list[Tensor] = []
+        self._skipped_steps = 0
 
     def add(self, weighed: Weighed) -> None:
         """Take note of a micro-batch."""
@@ -37,6 +38,10 @@ class MixtureStatistics:
         """Take note of a bilevel step."""
         self._meta.append(meta_loss)
         self._skipped.append(skipped)
+
+    def add_skipped_step(self) -> None:
+        """Take note of an optimizer step that left the student alone."""
+        self._skipped_steps += 1
 
     def flush(self) -> dict[str, float]:
         """Everything since the last call, as plain floats by log key."""
@@ -54,6 +59,9 @@ class MixtureStatistics:
                     "Look at the losses in the log; under fp16 a lower learning rate or bf16 may help.",
                     logs["meta_skipped"],
                 )
+        if self._skipped_steps:
+            logs["skipped_steps"] = float(self._skipped_steps)
+            self._skipped_steps = 0
         for kept in (self._losses, self._weights, self._meta, self._skipped):
             kept.clear()
         return logs

@@ -142,6 +142,8 @@ class AMALTrainer(Trainer):
             self._learn(self._learner)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._window.position += 1
+        if self._window.position == len(self._window.batches):
+            self._skip_if_empty()
         return loss
 
     def compute_loss(
@@ -172,6 +174,13 @@ class AMALTrainer(Trainer):
         if self.mixes and "loss" in logs:
             logs = {**logs, **self._statistics.flush()}
         super().log(logs, start_time)
+
+    def _skip_if_empty(self) -> None:
+        """Leave the student alone where its policy says so: an optimizer moves nothing that has no gradient."""
+        # A gradient scaler takes a step without any gradient for an error.
+        if self.mixture.policy.skips_step and not self.args.fp16:
+            self.model.zero_grad(set_to_none=True)
+            self._statistics.add_skipped_step()
 
     # ---- results ----
 

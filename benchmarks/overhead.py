@@ -1,11 +1,11 @@
 """What learned weights cost: time and peak memory of a training step, as ratios to a fixed mixture of the same losses.
 
-    python benchmarks/overhead.py                    # the whole table; about ten minutes on two cores
-    python benchmarks/overhead.py --lengths 32 --rounds 1
+    python benchmarks/overhead.py                    # the whole table; about a quarter of an hour on two cores
+    python benchmarks/overhead.py --lengths 32
 
-Every measurement is a process of its own that trains a 3-layer BERT (hidden size 384, the vocabulary of MiniLM) with
-`AMALTrainer`, batch 32, with logits of the teacher at hand. Rounds run all variants in turn; a ratio compares within a
-round, so that a machine that gets slower does not matter. Nothing else may run meanwhile.
+Every variant is a process of its own that trains a 3-layer BERT (hidden size 384, the vocabulary of MiniLM) with
+`AMALTrainer`, batch 32, with logits of the teacher at hand. Epochs with the fixed mixture and with the method take
+turns within the run, so that a machine that gets slower slows both down. Nothing else may run meanwhile.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,15 +32,17 @@ from amal_hf import (
     CrossEntropy,
     Distillation,
     ExampleTable,
+    FixedWeights,
     LastLayer,
     Method,
     amal,
     amal_as_published,
 )
+from amal_hf.policies.policy import Sizes
 
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
-WARM_UP, EPOCHS, STEPS_PER_EPOCH = 4, 3, 12
+STEPS_PER_EPOCH, PAIRS = 16, 3
 
 VARIANTS: dict[str, tuple[Callable[[], Method | None], int | None]] = {
     "fixed mixture": (lambda: None, None),
@@ -55,69 +58,82 @@ def main() -> None:
     """Measure all variants, or in a process of its own one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128])
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", choices=list(VARIANTS))
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one, options.lengths[0])))
         return
-    cells = [compare(length, options.rounds) for length in options.lengths]
+    cells = [compare(length) for length in options.lengths]
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "machine": machine}
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({**versions, "cells": cells}, indent=1) + "\n")
+    kept = json.loads(RESULTS.read_text())["cells"] if RESULTS.exists() else []
+    kept = [cell for cell in kept if cell["length"] not in options.lengths]
+    RESULTS.write_text(json.dumps({**versions, "cells": kept + cells}, indent=1) + "\n")
 
 
-def compare(length: int, rounds: int) -> dict[str, object]:
-    """Ratios at one length: the median over rounds."""
-    runs = [{name: spawn(name, length) for name in VARIANTS} for _ in range(rounds)]
-    plain = np.median([run["fixed mixture"][0] for run in runs])
-    print(f"\nlength {length}: a step with the fixed mixture takes {plain:.3f} s")
+def compare(length: int) -> dict[str, object]:
+    """All variants at one length."""
+    runs = {name: spawn(name, length) for name in VARIANTS}
+    print(f"\nlength {length}: a step with the fixed mixture takes {runs['fixed mixture']['plain']:.3f} s")
     print("| variant | time | peak memory |\n| --- | --- | --- |")
-    ratios = {}
-    for name in VARIANTS:
-        time_ratio, memory_ratio = (
-            float(np.median([run[name][part] / run["fixed mixture"][part] for run in runs])) for part in (0, 1)
-        )
-        ratios[name] = {"time": time_ratio, "memory": memory_ratio}
-        print(f"| {name} | {time_ratio:.2f} | {memory_ratio:.2f} |", flush=True)
-    return {"length": length, "ratios": ratios, "seconds_and_bytes": runs}
+    for run in runs.values():
+        run["memory"] = run["bytes"] / runs["fixed mixture"]["bytes"]
+    for name, run in runs.items():
+        print(f"| {name} | {run['time']:.2f} | {run['memory']:.2f} |", flush=True)
+    return {"length": length, "variants": runs}
 
 
-def spawn(name: str, length: int) -> tuple[float, int]:
-    """Seconds a step and peak bytes of one variant, in a fresh process."""
+def spawn(name: str, length: int) -> dict[str, float]:
+    """`measure` in a fresh process."""
     command = [sys.executable, __file__, "--one", name, "--lengths", str(length)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    seconds, peak = json.loads(output.splitlines()[-1])
-    return seconds, peak
+    measured: dict[str, float] = json.loads(output.splitlines()[-1])
+    return measured
 
 
-class Clock(TrainerCallback):
-    """When each step began."""
+class TakingTurns(TrainerCallback):
+    """Lets epochs with the fixed mixture and with the method take turns, and notes when each step began."""
 
     def __init__(self) -> None:
         self.ticks: list[float] = []
+        self.trainer: AMALTrainer | None = None
+
+    def on_train_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
+        """Keep what the run has made."""
+        trainer = self.trainer
+        if trainer is None:
+            raise RuntimeError("TakingTurns needs its trainer.")
+        fixed = FixedWeights()
+        fixed.reset(Sizes(2, 1, None), torch.tensor([0.5, 0.5]))
+        self.turns = [(fixed, None), (trainer.mixture.policy, trainer._learner)]
+
+    def on_epoch_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
+        """Change over."""
+        trainer: Any = self.trainer
+        turn = round(trainer.state.epoch or 0) % 2
+        trainer.mixture.policy, trainer._learner = self.turns[turn]
 
     def on_step_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
         """Take the time."""
         self.ticks.append(time.perf_counter())
 
 
-def measure(name: str, length: int) -> tuple[float, int]:
-    """Train a few epochs: typical seconds of a step, meta steps spread over all, and the process's peak bytes."""
+def measure(name: str, length: int) -> dict[str, float]:
+    """Ratio of times, seconds of a fixed-mixture step, and the process's peak bytes."""
     set_seed(0)
     make, interval = VARIANTS[name]
     method = make()
     phase_epochs = method.phase_epochs if method else 0
     rows = random_rows(32 * STEPS_PER_EPOCH, length)
     logits = torch.randn(len(rows), 6)
-    clock = Clock()
-    trainer = AMALTrainer(
+    turns = TakingTurns()
+    trainer = turns.trainer = AMALTrainer(
         model=student(),
         args=AMALArguments(
             output_dir=".cache/overhead",
             per_device_train_batch_size=32,
-            num_train_epochs=EPOCHS,
+            num_train_epochs=2 * PAIRS,
             meta_interval=interval,
             save_strategy="no",
             logging_strategy="no",
@@ -129,28 +145,31 @@ def measure(name: str, length: int) -> tuple[float, int]:
         losses=[CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]])],
         # A phase is measured after one epoch, and spread over as many as lie between two.
         method=replace(method, phase_epochs=1) if method and phase_epochs else method,
-        callbacks=[clock],
+        callbacks=[turns],
     )
     trainer.train()
-    every = STEPS_PER_EPOCH if phase_epochs else interval or getattr(trainer._learner, "interval", 1)
-    seconds = typical_step(np.diff(clock.ticks), every, max(phase_epochs, 1))
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    learner = None if phase_epochs else trainer._learner
+    every = learner.interval if learner else STEPS_PER_EPOCH
+    plain, learned = typical_steps(turns.ticks, every, max(phase_epochs, 1))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"time": learned / plain, "plain": plain, "bytes": peak}
 
 
-def typical_step(seconds: np.ndarray, every: int, periods: int) -> float:
-    """Mean of the median plain step and the median step with learning in it, in their shares.
+def typical_steps(ticks: list[float], every: int, periods: int) -> tuple[float, float]:
+    """Seconds of a step with the fixed mixture and with the method, from medians, which leave out disturbed steps.
 
-    Every `every`-th step learns; in a whole run only every `periods`-th of those does. Medians leave out disturbed
-    steps.
+    Every `every`-th step of the method learns; in a whole run only every `periods`-th of those does.
     """
-    places = np.arange(len(seconds))
-    measured = places >= WARM_UP
-    learning = places % every == 0
-    with_learning = float(np.median(seconds[measured & learning]))
+    # The last step has no end, and the first of an epoch begins with the change-over: left out, except the ones that
+    # learn.
+    seconds = np.append(np.diff(ticks), np.nan).reshape(PAIRS, 2, STEPS_PER_EPOCH)
+    learns = np.arange(STEPS_PER_EPOCH) % every == 0
+    fixed, without, within = (
+        float(np.nanmedian(part)) for part in (seconds[:, 0, 1:], seconds[:, 1, ~learns], seconds[:, 1, learns])
+    )
     if every == 1:
-        return with_learning
-    plain = float(np.median(seconds[measured & ~learning]))
-    return plain + (with_learning - plain) / (every * periods)
+        return fixed, within
+    return fixed, without + (within - without) / (every * periods)
 
 
 def student() -> BertForSequenceClassification:

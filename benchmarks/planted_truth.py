@@ -32,14 +32,17 @@ from amal_hf import (
     CrossEntropy,
     Distillation,
     ExampleTable,
+    LastLayer,
     Method,
     amal,
+    amal_as_published,
     random_weights,
     student_from_teacher,
 )
-from amal_hf.data import flip_labels, read_dataset, split_dataset
+from amal_hf.data import read_dataset, split_dataset
 from amal_hf.demo import demo_teacher_path
 from amal_hf.metrics import auc, classification_metrics
+from amal_hf.noise import flip_labels
 from amal_hf.precision import has_fast_bf16
 
 
@@ -54,6 +57,8 @@ RUNS: dict[str, tuple[list[float], Callable[[], Method | None]]] = {
     "random weights": ([0.5, 0.5], random_weights),
     "amal, network": ([0.5, 0.5], amal),
     "amal, table": ([0.5, 0.5], lambda: amal(ExampleTable())),
+    "amal, last layer": ([0.5, 0.5], lambda: amal(tangent=LastLayer())),
+    "amal as published, a phase each epoch": ([0.1, 0.9], lambda: amal_as_published(phase_epochs=1)),
 }
 
 

@@ -44,10 +44,11 @@ from amal_hf import (
     amal_as_published,
     student_from_teacher,
 )
-from amal_hf.data import dataset_fingerprint, find_text_columns, flip_labels, read_dataset, split_dataset
+from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset, split_dataset
 from amal_hf.demo import demo_teacher_path, docstring_corpus
 from amal_hf.latency import measure_latency
 from amal_hf.metrics import bootstrap_interval, classification_metrics
+from amal_hf.noise import flip_labels
 from amal_hf.plots import plot_weight_history
 from amal_hf.precision import has_fast_bf16
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import datasets
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -35,3 +36,39 @@ def slopes_by_unrolling(
     value = meta_loss(lambda **inputs: functional_call(model, stepped, (), inputs))
     (derivative,) = torch.autograd.grad(value, epsilon)
     return -derivative * examples / learning_rate
+
+
+def learning_to_reweight_by_unrolling(
+    model: nn.Module, rows: datasets.Dataset, clean: datasets.Dataset, batch: int, steps: int, learning_rate: float
+) -> None:
+    """Ren et al. 2018, algorithm 1, as it stands: train `model` in place by SGD over the rows in their order.
+
+    Two forward and two backward passes for the weights (a step with weights ε = 0, then the clean loss), a third for
+    the student.
+    """
+
+    def losses(params: Params, part: datasets.Dataset) -> Tensor:
+        inputs = {name: torch.tensor(part[name][:]) for name in part.column_names}
+        labels = inputs.pop("labels")
+        logits = functional_call(model, dict(params), (), inputs).logits
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+    model.eval()
+    # The package leaves embedding tables where they are in a meta step; so does this.
+    tables = {id(p) for part in model.modules() if isinstance(part, nn.Embedding) for p in part.parameters()}
+    params = dict(model.named_parameters())
+    moving = {name: p for name, p in params.items() if id(p) not in tables}
+    for step in range(steps):
+        part = rows.select(range(step * batch, (step + 1) * batch))
+        table = losses(params, part)
+        epsilon = torch.zeros_like(table, requires_grad=True)
+        gradient = torch.autograd.grad((epsilon * table).sum(), list(moving.values()), create_graph=True)
+        stepped = {name: p - g for (name, p), g in zip(moving.items(), gradient, strict=True)}
+        (derivative,) = torch.autograd.grad(losses({**params, **stepped}, clean).mean(), epsilon)
+        weights = (-derivative).clamp(min=0)
+        total = weights.sum()
+        weights = weights / (total if total > 0 else 1)
+        gradient = torch.autograd.grad((weights * losses(params, part)).sum(), list(params.values()))
+        with torch.no_grad():
+            for p, g in zip(params.values(), gradient, strict=True):
+                p -= learning_rate * g

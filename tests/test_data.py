@@ -1,4 +1,4 @@
-"""Readers, splits, label noise and fingerprints."""
+"""Readers, splits and fingerprints."""
 
 import json
 from collections import Counter
@@ -9,7 +9,6 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from amal_hf.data import (
     dataset_fingerprint,
     find_text_columns,
-    flip_labels,
     normalise_text,
     overlap,
     read_dataset,
@@ -206,37 +205,17 @@ def test_overlap_ignores_case_and_spaces():
     assert overlap(a, b, ["text"]) == [0, 2]
 
 
-def test_flip_labels_is_exact_and_keeps_the_truth():
-    """The promised share of rows is wrong, no flip lands on the truth, and every other class is reached."""
-    flipped = flip_labels(labelled(1000), 0.4, seed=0)
-    pairs = Counter(zip(flipped["true_label"][:], flipped["label"][:], strict=True))
-    assert sum(count for (truth, label), count in pairs.items() if truth != label) == 400
-    assert all(40 < pairs[truth, label] < 95 for truth in range(3) for label in range(3) if truth != label)
-    assert flipped["true_label"][:] == labelled(1000)["label"][:]
-    assert flipped.features["true_label"] == flipped.features["label"] == labelled(3).features["label"]
-
-
-def test_flip_labels_refuses_what_it_cannot_flip():
-    """Rates beyond 1, columns without classes, rows without a label and a second flip would all corrupt quietly."""
-    rows = labelled(10)
-    unlabelled = Dataset.from_dict({"label": [0, -1]}, features=Features({"label": ClassLabel(num_classes=2)}))
-    for dataset, rate, column in (
-        (rows, 1.2, "label"),
-        (rows, 0.2, "text"),
-        (unlabelled, 0.5, "label"),
-        (flip_labels(rows, 0.2, 0), 0.2, "label"),
-    ):
-        with pytest.raises(ValueError, match="flip|ClassLabel"):
-            flip_labels(dataset, rate, 0, column)
-
-
 def test_fingerprint_is_of_the_content(tmp_path):
     """The same rows have the same name from memory or disk; another row, order, column or split has another."""
     rows = labelled(20)
     name = dataset_fingerprint(rows, ["text", "label"])
     rows.save_to_disk(tmp_path / "saved")
     assert dataset_fingerprint(Dataset.load_from_disk(tmp_path / "saved"), ["text", "label"]) == name
-    others = (rows.select(range(19)), rows.select(range(19, -1, -1)), flip_labels(rows, 0.1, 0))
+    others = (
+        rows.select(range(19)),
+        rows.select(range(19, -1, -1)),
+        rows.map(lambda row: {"label": 2 - row["label"]}),
+    )
     names = {dataset_fingerprint(other, ["text", "label"]) for other in others}
     names |= {dataset_fingerprint(rows, ["text"]), dataset_fingerprint(DatasetDict(test=rows), ["text", "label"])}
     assert len(names | {name}) == 6

@@ -23,6 +23,7 @@ LEVELS = [
         "teacher_inputs",
         "students",
         "data",
+        "noise",
         "demo",
         "metrics",
         "latency",
@@ -35,7 +36,10 @@ LEVELS = [
         "policies.bounds",
         "policies.example_table",
         "policies.fixed_weights",
+        "policies.heuristics",
         "policies.loss_network",
+        "policies.meta_weight_net",
+        "policies.rectified_slopes",
     },
     {"mixture", "meta", "meta_set", "collator", "logs"},
     {"learner", "methods", "arguments"},
@@ -50,6 +54,7 @@ NEIGHBOURS = {
     ("teachers", "teacher_inputs"),
     ("teacher_cache", "teacher_inputs"),
     ("demo", "data"),
+    ("noise", "data"),
     ("logs", "mixture"),
 }
 """The few imports within a level; besides, policies may import losses and one another."""

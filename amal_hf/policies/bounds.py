@@ -133,6 +133,18 @@ class MeanOne(Normalisation):
         return raw / mean
 
 
+class TwiceSigmoid(Normalisation):
+    """Every weight on its own in (0, 2), as in Meta-Weight-Net: not normalised at all."""
+
+    def start(self, initial: Tensor) -> Tensor:
+        """The mixture as it is; weights outside (0, 2) are taken to the nearest inside."""
+        return (initial / 2).clamp(1e-4, 1 - 1e-4).logit()
+
+    def forward(self, scores: Tensor) -> LossTable:
+        """`(B, K) -> (B, K)`."""
+        return 2 * scores.sigmoid()
+
+
 def _log(shares: Tensor) -> Tensor:
     # A share of exactly zero would have no gradient and could never come back.
     return shares.clamp(min=1e-4).log()

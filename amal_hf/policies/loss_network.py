@@ -48,7 +48,7 @@ class LossNetwork(Policy):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             last = nn.Linear(self.hidden, len(start))
-            self.network = nn.Sequential(nn.Linear(_feature_count(sizes) + 1, self.hidden), nn.Tanh(), last)
+            self.network = nn.Sequential(nn.Linear(self.width(sizes), self.hidden), nn.Tanh(), last)
         nn.init.zeros_(last.weight)
         last.bias.data.copy_(start)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
@@ -84,12 +84,21 @@ class LossNetwork(Policy):
         """Restore Adam's moments."""
         self.optimizer.load_state_dict(state)
 
-    def _scores(self, observation: Observation) -> Tensor:
+    def inputs(self, observation: Observation) -> Tensor:
+        """What the network reads: the features, and progress as one more column."""
         features = observation.features.float()
-        if features.device != self.network[0].weight.device:
-            self._move(features.device)
         progress = features.new_full((len(features), 1), observation.progress)
-        scores: Tensor = self.network(torch.cat([features, progress], 1))
+        return torch.cat([features, progress], 1)
+
+    def width(self, sizes: Sizes) -> int:
+        """Columns of `inputs`."""
+        return sizes.losses + 2 * (1 + sizes.teachers) + 1
+
+    def _scores(self, observation: Observation) -> Tensor:
+        inputs = self.inputs(observation)
+        if inputs.device != self.network[0].weight.device:
+            self._move(inputs.device)
+        scores: Tensor = self.network(inputs)
         return scores
 
     def _move(self, device: torch.device) -> None:
@@ -97,10 +106,6 @@ class LossNetwork(Policy):
         state = self.optimizer.state_dict()
         self.to(device)
         self.optimizer.load_state_dict(state)
-
-
-def _feature_count(sizes: Sizes) -> int:
-    return sizes.losses + 2 * (1 + sizes.teachers)
 
 
 def _fit_and_entropy(logits: Logits, signals: Signals) -> Tensor:

@@ -57,6 +57,8 @@ class Policy(nn.Module, ABC):
     Attributes:
         learns: whether the policy wants slopes; one that does not needs no meta set.
         needs_ids: whether weights belong to examples by id, so that a stream has to bring a column of ids.
+        holds_for_one_step: whether weights are of use only to the step that they were learned at, so that every step
+            must begin with a meta step.
         interval: optimizer steps from one meta step to the next, where `AMALArguments.meta_interval` does not say
             otherwise.
         learning_rate: how far one update goes, in units of slopes whose mean magnitude is one.
@@ -64,6 +66,7 @@ class Policy(nn.Module, ABC):
 
     learns: bool = True
     needs_ids: bool = False
+    holds_for_one_step: bool = False
     interval: int = 1
     learning_rate: float = 0.0
 
@@ -90,6 +93,11 @@ class Policy(nn.Module, ABC):
             observation: the examples of the whole optimizer step.
             slopes: `(B, K)`, scaled to mean magnitude one; 0 for examples that are to be left alone.
         """
+
+    @property
+    def skips_step(self) -> bool:
+        """Whether the student is to be left alone at this step, as nothing in it is worth following."""
+        return False
 
     def rows(self) -> RowStore | None:
         """The weights of all examples, where the policy keeps them as such; then nobody else has to."""

@@ -1,0 +1,121 @@
+"""Weights by rule of thumb: the controls of Learning to Reweight Examples (arXiv:1803.09050). None needs a meta set.
+
+Each gives every example one weight for all its losses, one on average, times the initial mixture.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
+from amal_hf.shapes import Features, LossTable, PerExample
+
+
+class Heuristic(Policy):
+    """A fixed rule for how much an example counts."""
+
+    learns = False
+    mixture: Tensor
+
+    def reset(self, sizes: Sizes, initial: Tensor) -> None:
+        """Take over the mixture."""
+        del sizes
+        self.register_buffer("mixture", initial.clone())
+
+    @abstractmethod
+    def importance(self, observation: Observation) -> PerExample:
+        """`(B,)`, not negative, one on average."""
+
+    def weights(self, observation: Observation) -> LossTable:
+        """`(B, K)`: importance times mixture."""
+        importance = self.importance(observation)
+        return importance[:, None] * self.mixture.to(importance.device)
+
+    def update(self, observation: Observation, slopes: LossTable) -> None:
+        """Nothing to learn."""
+
+
+class RandomRectified(Heuristic):
+    """`max(z, 0)` of a Gaussian `z`, drawn anew for every example at every step, scaled to mean one.
+
+    As many weights are zero as `RectifiedSlopes` would give on average, at random: nearly as good on some data, and
+    so the first thing to compare with.
+
+    Args:
+        seed: of the draws, which depend on seed, example and progress alone.
+    """
+
+    needs_ids = True
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def importance(self, observation: Observation) -> PerExample:
+        """Divided by the mean of a rectified Gaussian, `1/√(2π)`."""
+        draws = [self._draw(example, observation.progress) for example in observation.ids.tolist()]
+        return torch.tensor(draws, device=observation.ids.device).clamp(min=0) * math.sqrt(2 * math.pi)
+
+    def _draw(self, example: int, progress: object) -> float:
+        generator = torch.Generator().manual_seed(hash((self.seed, example, progress)) % 2**63)
+        return float(torch.randn((), generator=generator))
+
+
+class ClassProportional(Heuristic):
+    """Every class counts the same: `N / (C n_c)` for an example of a class with `n_c` of N rows.
+
+    Args:
+        counts: rows of each class in the training set.
+
+    Raises:
+        ValueError: fewer than two classes, or one without a row.
+    """
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        super().__init__()
+        if len(counts) < 2 or min(counts) < 1:
+            raise ValueError(f"ClassProportional: needs rows in each of at least two classes, got {list(counts)}.")
+        total = sum(counts)
+        self.register_buffer("by_class", torch.tensor([total / (len(counts) * count) for count in counts]))
+
+    def observe(self, signals: Signals) -> Features:
+        """The label, `(B, 1)`."""
+        labels: Tensor = signals.batch["labels"]
+        return labels.float()[:, None]
+
+    def importance(self, observation: Observation) -> PerExample:
+        """By the label."""
+        by_class: Tensor = self.get_buffer("by_class").to(observation.features.device)
+        return by_class[observation.features[:, 0].long()]
+
+
+class HardMining(Heuristic):
+    """The examples with the largest losses and no others, `1/share` each.
+
+    Args:
+        share: of every micro-batch that is kept, in (0, 1].
+
+    Raises:
+        ValueError: a share outside (0, 1].
+    """
+
+    def __init__(self, share: float = 0.2) -> None:
+        super().__init__()
+        if not 0 < share <= 1:
+            raise ValueError(f"HardMining: share must lie in (0, 1], got {share}.")
+        self.share = share
+
+    def observe(self, signals: Signals) -> Features:
+        """The losses added up, `(B, 1)`."""
+        return signals.losses.sum(1, keepdim=True)
+
+    def importance(self, observation: Observation) -> PerExample:
+        """At least one example of a micro-batch is kept."""
+        losses = observation.features[:, 0]
+        kept = max(1, round(self.share * len(losses)))
+        hard = torch.zeros_like(losses)
+        hard[losses.topk(kept).indices] = len(losses) / kept
+        return hard
