@@ -73,7 +73,8 @@ def frozen_body(model: nn.Module, head: nn.Module, inputs: dict[str, Tensor]) ->
             f"LastLayer: the logits of {type(model).__name__} are not the output of its last linear layer. "
             "Use FiniteDifference(), which works with any student."
         )
-    hidden = calls[0][0]
+    # The output layer is called outside the student's autocast, so its input comes in the layer's own precision.
+    hidden = calls[0][0].to(next(head.parameters()).dtype)
     return lambda: type(outputs)(**{**outputs, "logits": head(hidden)})
 
 

@@ -1,5 +1,6 @@
 """What users switch on in `Trainer` works with a method on."""
 
+import copy
 import logging
 
 import numpy as np
@@ -9,7 +10,17 @@ from conftest import CHECKPOINTING, tiny_bert, toy_arguments, toy_rows
 from peft import LoraConfig, get_peft_model
 from test_trainer import StopAt, new_trainer, state_of, table_teacher
 
-from amal_hf import AMALTrainer, CrossEntropy, Distillation, ExampleTable, amal
+from amal_hf import (
+    AMALTrainer,
+    CrossEntropy,
+    Distillation,
+    DoubleBackward,
+    ExampleTable,
+    FiniteDifference,
+    ForwardMode,
+    LastLayer,
+    amal,
+)
 from amal_hf.meta import undisturbed
 
 
@@ -50,9 +61,21 @@ def test_torch_compile_changes_no_number(tmp_path):
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3, equal_nan=True)
 
 
-def test_bf16_finds_nearly_the_same_weights(tmp_path):
-    """Half precision has a wider radius; the weights it learns must be close to those in full precision."""
-    half, full = trained(tmp_path, bf16=True), trained(tmp_path)
+TANGENTS = [FiniteDifference(), ForwardMode(), DoubleBackward(), LastLayer()]
+
+
+@pytest.mark.parametrize("tangent", TANGENTS, ids=lambda tangent: type(tangent).__name__)
+def test_bf16_finds_nearly_the_same_weights(tmp_path, tangent):
+    """Under autocast too every way of measuring slopes works; finite differences take a wider radius. The weights must
+    be close to those in full precision.
+    """
+    runs = (
+        trained(
+            tmp_path, tiny_bert(attn_implementation="eager"), lambda: amal(tangent=copy.deepcopy(tangent)), bf16=bf16
+        )
+        for bf16 in (True, False)
+    )
+    half, full = runs
     difference = np.abs(np.array(half.example_weights()["labels"][:]) - np.array(full.example_weights()["labels"][:]))
     assert difference.mean() < 0.05
 
