@@ -24,6 +24,8 @@ LEVELS = [
         "students",
         "data",
         "noise",
+        "rules",
+        "aggregation",
         "demo",
         "metrics",
         "latency",
@@ -55,6 +57,9 @@ NEIGHBOURS = {
     ("teacher_cache", "teacher_inputs"),
     ("demo", "data"),
     ("noise", "data"),
+    ("rules", "data"),
+    ("aggregation", "rules"),
+    ("aggregation", "losses"),
     ("logs", "mixture"),
 }
 """The few imports within a level; besides, policies may import losses and one another."""

@@ -1,0 +1,90 @@
+"""Many votes on a row made into one label, hard or soft.
+
+Soft labels are `(n, C)` and sum to one in every row; rows on which no rule votes are uniform. Hard labels are `(n,)`,
+with -100 for those rows, which costs a student nothing.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amal_hf.losses import IGNORED
+from amal_hf.rules import ABSTAIN, check_votes
+
+
+def vote_shares(votes: NDArray[np.integer], classes: int) -> NDArray[np.float64]:
+    """Soft labels: each class's share of the votes on a row.
+
+    Args:
+        votes: `(n, m)`, -1 for abstaining.
+        classes: C.
+
+    Raises:
+        ValueError: votes outside the classes, or none at all.
+    """
+    check_votes(votes, classes)
+    counts = (votes[:, :, None] == np.arange(classes)).sum(1).astype(np.float64)
+    total = counts.sum(1, keepdims=True)
+    return np.where(total > 0, counts / np.maximum(total, 1), 1 / classes)
+
+
+def majority_vote(votes: NDArray[np.integer], classes: int, seed: int = 0) -> NDArray[np.int64]:
+    """Hard labels by majority.
+
+    A tie is settled by a draw among the classes that share the lead, seeded, so that neither low class numbers nor
+    frequent classes are favoured. How ties and rows without votes are settled moves scores by several points.
+
+    Args:
+        votes: `(n, m)`, -1 for abstaining.
+        classes: C.
+        seed: of the draws.
+
+    Raises:
+        ValueError: as `vote_shares`.
+    """
+    return hardened(vote_shares(votes, classes), (votes != ABSTAIN).any(1), seed)
+
+
+def label_model(votes: NDArray[np.integer], classes: int, seed: int = 0, epochs: int = 500) -> NDArray[np.float64]:
+    """Soft labels by snorkel's `LabelModel`, which estimates how far each rule can be trusted from their agreement.
+
+    Args:
+        votes: `(n, m)`, -1 for abstaining; at least three rules.
+        classes: C.
+        seed: of its training.
+        epochs: of its training; 500 as in snorkel's tutorials.
+
+    Raises:
+        ImportError: snorkel is not installed (extra `snorkel`).
+        ValueError: as `vote_shares`; fewer than three rules; or all votes are for one class.
+    """
+    try:
+        from snorkel.labeling.model import LabelModel
+    except ImportError as error:
+        raise ImportError('label_model needs snorkel: pip install "amal_hf[snorkel]".') from error
+    check_votes(votes, classes)
+    if votes.shape[1] < 3:
+        raise ValueError(f"label_model needs at least 3 rules to compare, got {votes.shape[1]}. Use vote_shares.")
+    voted = np.unique(votes[votes != ABSTAIN])
+    if len(voted) < 2:
+        raise ValueError(
+            f"label_model needs votes for at least two classes, but all are for class {int(voted[0])}. Add rules that "
+            f"vote otherwise."
+        )
+    model = LabelModel(cardinality=classes, verbose=False)
+    model.fit(np.asarray(votes), n_epochs=epochs, seed=seed, progress_bar=False)
+    soft: NDArray[np.float64] = np.array(model.predict_proba(np.asarray(votes)), dtype=np.float64)
+    soft[~(votes != ABSTAIN).any(1)] = 1 / classes
+    return soft
+
+
+def hardened(soft: NDArray[np.floating], voted: NDArray[np.bool_], seed: int = 0) -> NDArray[np.int64]:
+    """The likeliest class of every row, ties drawn; -100 where nothing was voted.
+
+    Args:
+        soft: `(n, C)`.
+        voted: `(n,)` rows with a vote.
+        seed: of the draws.
+    """
+    leads = np.isclose(soft, soft.max(1, keepdims=True))
+    draws = np.random.default_rng(seed).random(soft.shape)
+    return np.where(voted, np.where(leads, draws, -1.0).argmax(1), IGNORED).astype(np.int64)

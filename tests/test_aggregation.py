@@ -1,0 +1,52 @@
+"""Votes made into labels."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from amal_hf.aggregation import label_model, majority_vote, vote_shares
+
+
+VOTES = np.array([[0, 0, 1], [2, -1, -1], [-1, -1, -1], [0, 1, -1]])
+
+
+def test_soft_labels_are_shares_of_the_votes():
+    """Rows sum to one; a row without a vote is uniform."""
+    third = 1 / 3
+    expected = [[2 * third, third, 0], [0, 0, 1], [third, third, third], [0.5, 0.5, 0]]
+    np.testing.assert_allclose(vote_shares(VOTES, 3), expected)
+
+
+def test_majority_is_drawn_among_the_leaders():
+    """A clear majority wins, a row without votes has no label, and a tie goes either way but never elsewhere."""
+    drawn = np.array([majority_vote(VOTES, 3, seed) for seed in range(40)])
+    assert (drawn[:, :3] == [0, 2, -100]).all()
+    assert set(drawn[:, 3]) == {0, 1}
+    assert (majority_vote(VOTES, 3, 7) == majority_vote(VOTES, 3, 7)).all()
+
+
+def test_votes_outside_the_classes_are_refused():
+    """They would be counted for nothing."""
+    with pytest.raises(ValueError, match="row 1 has 2 by rule 0"):
+        vote_shares(VOTES, 2)
+
+
+def test_label_model_needs_snorkel(monkeypatch):
+    """Said with what to install."""
+    monkeypatch.setitem(sys.modules, "snorkel.labeling.model", None)
+    with pytest.raises(ImportError, match=r"amal_hf\[snorkel\]"):
+        label_model(VOTES, 3)
+
+
+def test_label_model_trusts_rules_by_their_agreement():
+    """Three rules right nine times in ten outvote two that say anything; what snorkel cannot do is refused before."""
+    pytest.importorskip("snorkel", reason="the extra is not installed")
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 2000)
+    good = [np.where(rng.random(2000) < 0.9, truth, 1 - truth) for _ in range(3)]
+    votes = np.stack([*good, rng.integers(0, 2, 2000), rng.integers(0, 2, 2000)], 1)
+    assert (label_model(votes, 2).argmax(1) == truth).mean() > (majority_vote(votes, 2) == truth).mean()
+    for bad, message in ((votes[:, :2], "at least 3 rules"), (votes * 0, "at least two classes")):
+        with pytest.raises(ValueError, match=message):
+            label_model(bad, 2)

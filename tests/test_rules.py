@@ -1,0 +1,149 @@
+"""Rules, their votes, and what is known of them."""
+
+import logging
+import pickle
+import re
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+
+from amal_hf.rules import (
+    add_votes,
+    apply_rules,
+    keyword_rule,
+    regex_rule,
+    rule,
+    summarise_rules,
+    votes_of_table,
+)
+
+
+TEXTS = ["Subscribe to my channel", "a lovely song", "check out this link", "this song is so good, subscribe!"]
+
+
+def rows(texts=TEXTS):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["ham", "spam"])})
+    return Dataset.from_dict({"text": texts, "label": [1, 0, 1, 0][: len(texts)]}, features=features)
+
+
+@rule
+def short(row):
+    """A number does as well as a name."""
+    return 0 if len(row["text"]) < 15 else None
+
+
+RULES = [keyword_rule(["subscribe"], "spam"), keyword_rule(["song"], "ham"), regex_rule(r"check\s+out", 1), short]
+
+
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_rules_vote_by_name_or_number_and_abstain(num_proc):
+    """Votes in the order of the rules, -1 where a rule says nothing, also with several processes."""
+    voted = apply_rules(rows(), RULES, num_proc=num_proc)
+    assert voted["weak_labels"][:] == [[1, -1, -1, -1], [-1, 0, -1, 0], [-1, -1, 1, -1], [1, 0, -1, -1]]
+    assert voted.column_names == ["text", "label", "weak_labels"]
+
+
+def test_keywords_are_whole_words():
+    """`song` must not be found in `songbird`; a word may have signs of its own."""
+    find = keyword_rule(["song", "c++"], 0)
+    assert [find({"text": text}) for text in ("songbird", "a SONG.", "I like C++ best")] == [None, 0, 0]
+
+
+def test_a_rule_that_fails_abstains_is_counted_and_shown(caplog):
+    """One odd row must not end the run, and the traceback tells what was wrong with it."""
+
+    @rule
+    def fragile(row):
+        return 1 if row["text"].index("song") > 5 else 0
+
+    with caplog.at_level(logging.WARNING, "amal_hf"):
+        voted = apply_rules(rows(), [fragile, RULES[0]])
+    assert [votes[0] for votes in voted["weak_labels"]] == [-1, 1, -1, 0]
+    assert "failed on 2 votes" in caplog.text
+    assert "ValueError: substring not found" in caplog.text
+    assert "'fragile' on row 0" in caplog.text
+
+
+def test_rules_on_the_same_rows_come_from_the_cache(tmp_path):
+    """The second time no rule is called."""
+    rows().save_to_disk(tmp_path / "saved")
+    saved = Dataset.load_from_disk(tmp_path / "saved")
+    calls = tmp_path / "calls"
+
+    def counting(row):
+        with calls.open("a") as file:
+            file.write("x")
+        return 0
+
+    for _ in range(2):
+        apply_rules(saved, [counting])
+    assert len(calls.read_text()) == len(TEXTS)
+
+
+def test_votes_come_from_files_and_matrices(tmp_path):
+    """The same matrix in every form gives the same column."""
+    matrix = np.array([[1, -1], [-1, 0], [1, -1], [-1, -1]])
+    np.save(tmp_path / "votes.npy", matrix)
+    np.savez(tmp_path / "votes.npz", L=matrix)
+    for source in (matrix, tmp_path / "votes.npy", str(tmp_path / "votes.npz")):
+        assert add_votes(rows(), source)["weak_labels"][:] == matrix.tolist()
+
+
+def test_a_long_table_becomes_a_matrix():
+    """As crowds give it: in any order, with gaps, the last of several votes counting."""
+    table = [("b", "ann", 1), ("a", "tom", 0), ("b", "ann", 0), ("c", "tom", 1)]
+    votes, workers = votes_of_table(table, ["a", "b", "c"])
+    assert workers == ["ann", "tom"]
+    assert votes.tolist() == [[-1, 0], [0, -1], [-1, 1]]
+    with pytest.raises(ValueError, match="'d', which is not in the dataset"):
+        votes_of_table([("d", "ann", 1)], ["a"])
+
+
+def test_bad_votes_are_refused(tmp_path):
+    """Each with what was expected and what came."""
+    good = np.array([[1], [-1], [0], [1]])
+    (tmp_path / "votes.pkl").write_bytes(pickle.dumps(good))
+    np.save(tmp_path / "objects.npy", good.astype(object), allow_pickle=True)
+    np.savez(tmp_path / "two.npz", a=good, b=good)
+    cases = [
+        (good[:3], "4 rows of the dataset"),
+        (np.where(good == 1, 2, good), "row 0 has 2 by rule 0"),
+        (good * 0.5, "whole numbers"),
+        (np.full((4, 3), -1), "All rules abstain"),
+        (tmp_path / "votes.pkl", "pickle could run any code"),
+        (tmp_path / "objects.npy", "not a plain matrix"),
+        (tmp_path / "two.npz", "holds 2"),
+    ]
+    for votes, message in cases:
+        with pytest.raises(ValueError, match=message):
+            add_votes(rows(), votes)
+    with pytest.raises(FileNotFoundError, match=re.escape("nothing.npy")):
+        add_votes(rows(), tmp_path / "nothing.npy")
+
+
+def test_bad_rules_are_refused():
+    """An unknown class, two of one name, none at all, empty patterns, and classes nobody knows."""
+    cases = [
+        (lambda: apply_rules(rows(), [keyword_rule(["song"], "eggs")]), "voted 'eggs'"),
+        (lambda: apply_rules(rows(), [keyword_rule(["song"], 2)]), "voted 2"),
+        (lambda: apply_rules(rows(), [short, short]), "name of its own"),
+        (lambda: apply_rules(rows(), []), "needs rules"),
+        (lambda: apply_rules(rows().remove_columns("label"), [short]), "Pass them as `classes`"),
+        (lambda: keyword_rule([], 0), "empty"),
+        (lambda: regex_rule("(", 0), "not a regular expression"),
+    ]
+    for make, message in cases:
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+def test_summary_by_hand():
+    """Coverage, overlap, conflict and precision of two rules on four rows, worked out by hand."""
+    votes = np.array([[1, 1], [0, 1], [1, -1], [-1, -1]])
+    first, second = summarise_rules(votes, ["a", "b"], np.array([1, 1, -100, 0]))
+    assert first == ("a", [0, 1], 0.75, 0.5, 0.25, 0.5)
+    assert second == ("b", [1], 0.5, 0.5, 0.25, 1.0)
+    assert np.isnan(summarise_rules(votes)[0].precision)
+    with pytest.raises(ValueError, match="2 rules and 4 rows, but 1 names"):
+        summarise_rules(votes, ["a"])
