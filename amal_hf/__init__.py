@@ -14,18 +14,28 @@ from amal_hf.losses import (
     reverse_kl,
 )
 from amal_hf.meta import Method
-from amal_hf.methods import amal, amal_as_published, learning_to_reweight, meta_weight_net, random_weights
+from amal_hf.methods import (
+    amal,
+    amal_as_published,
+    deep_interactions,
+    learning_to_reweight,
+    meta_weight_net,
+    random_weights,
+)
 from amal_hf.policies.bounds import Convex, ConvexOrNone, MeanOne, TwiceSigmoid, clamp, convex
 from amal_hf.policies.example_table import ExampleTable
 from amal_hf.policies.fixed_weights import FixedWeights, RandomWeights
+from amal_hf.policies.frozen import Frozen, save_policy
 from amal_hf.policies.heuristics import ClassProportional, HardMining, RandomRectified
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.meta_weight_net import MetaWeightNet
 from amal_hf.policies.policy import Policy
 from amal_hf.policies.rectified_slopes import RectifiedSlopes
+from amal_hf.policies.state_network import StateNetwork
 from amal_hf.students import student_from_teacher
 from amal_hf.tangents import DoubleBackward, FiniteDifference, ForwardMode, Tangent
 from amal_hf.trainer import AMALTrainer
+from amal_hf.trajectories import ExactProduct, FiniteProduct, Reversal, Snapshots, Trajectory
 
 
 __all__ = [
@@ -40,10 +50,13 @@ __all__ = [
     "Direction",
     "Distillation",
     "DoubleBackward",
+    "ExactProduct",
     "ExampleTable",
     "FiniteDifference",
+    "FiniteProduct",
     "FixedWeights",
     "ForwardMode",
+    "Frozen",
     "HardMining",
     "LastLayer",
     "Loss",
@@ -55,13 +68,18 @@ __all__ = [
     "RandomRectified",
     "RandomWeights",
     "RectifiedSlopes",
+    "Reversal",
     "SGDDirection",
+    "Snapshots",
+    "StateNetwork",
     "Tangent",
+    "Trajectory",
     "TwiceSigmoid",
     "amal",
     "amal_as_published",
     "clamp",
     "convex",
+    "deep_interactions",
     "forward_kl",
     "jensen_shannon",
     "learning_to_reweight",
@@ -69,5 +87,6 @@ __all__ = [
     "meta_weight_net",
     "random_weights",
     "reverse_kl",
+    "save_policy",
     "student_from_teacher",
 ]

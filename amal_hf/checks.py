@@ -1,5 +1,6 @@
 """What is checked before any training, so that no work is lost to a bad input."""
 
+import inspect
 import logging
 from typing import Any
 
@@ -64,8 +65,20 @@ def check_trainer(trainer: Any, learns: bool) -> None:
             "AMALTrainer: use_liger_kernel=True leaves out the logits that losses are made from. Set "
             "use_liger_kernel=False."
         )
+    if trainer.method.policy.needs_hidden_states:
+        _check_hidden_states(student)
     if learns:
         _check_meta_step(trainer)
+
+
+def _check_hidden_states(student: Any) -> None:
+    state_widths(student.config)
+    parameters = inspect.signature(student.forward).parameters.values()
+    if not any(p.name == "output_hidden_states" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise ValueError(
+            f"AMALTrainer: the policy reads the student's hidden states, and {type(student).__name__}.forward takes "
+            f"no `output_hidden_states`. Use a policy without them: LossNetwork()."
+        )
 
 
 def _check_meta_step(trainer: Any) -> None:
@@ -80,6 +93,17 @@ def _check_meta_step(trainer: Any) -> None:
             f"AMALTrainer: the weights of '{trainer.method.name}' are those of one optimizer step, so every step "
             f"needs its meta step; meta_interval is {args.meta_interval}. Leave it out."
         )
+    if trainer.method.restart_every and (args.lr_scheduler_type != "constant" or args.get_warmup_steps(100)):
+        raise ValueError(
+            f"AMALTrainer: '{trainer.method.name}' lets the student begin again every "
+            f"{trainer.method.restart_every} steps, and a learning rate that changes over the whole run would make "
+            f'every short run another one. Set lr_scheduler_type="constant" and no warm-up.'
+        )
+    if trainer.method.trajectory is not None and args.fp16:
+        raise ValueError(
+            "AMALTrainer: a trajectory cannot be walked back through the gradient scaler of fp16, which skips steps. "
+            "Use bf16=True."
+        )
     # The older name: it is kept in step with `activation_checkpointing` where that exists (from transformers 5.23 on).
     checkpointing = args.gradient_checkpointing_kwargs or {}
     if args.gradient_checkpointing and checkpointing.get("use_reentrant", False):
@@ -88,6 +112,24 @@ def _check_meta_step(trainer: Any) -> None:
             "torch.autograd.grad). "
             'Set activation_checkpointing_kwargs={"use_reentrant": False}.'
         )
+
+
+def state_widths(config: Any) -> tuple[int, ...]:
+    """The widths of a student's hidden states, the embeddings' first; of encoder and decoder one after the other.
+
+    Raises:
+        ValueError: the configuration does not say.
+    """
+    names = ("num_layers", "num_decoder_layers") if hasattr(config, "num_decoder_layers") else ()
+    names = ("encoder_layers", "decoder_layers") if hasattr(config, "decoder_layers") else names
+    layers = [getattr(config, name) for name in names or ("num_hidden_layers",) if hasattr(config, name)]
+    width = getattr(config, "hidden_size", None)
+    if width is None or not layers:
+        raise ValueError(
+            f"AMALTrainer: the policy reads the student's hidden states, and {type(config).__name__} does not say how "
+            f"many there are and how wide (hidden_size, num_hidden_layers). Use a policy without them: LossNetwork()."
+        )
+    return tuple(width for count in layers for _ in range(count + 1))
 
 
 def check_data(train_dataset: Any, meta_dataset: Any, method: Method, num_labels: int) -> None:

@@ -8,10 +8,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from amal_hf.last_layer import frozen_body
-from amal_hf.meta import MetaReport, Method, Problem, meta_step, undisturbed
+from amal_hf.meta import MetaReport, Method, Problem, meta_gradient, meta_step, scaled, undisturbed
 from amal_hf.meta_set import MetaSet
 from amal_hf.mixture import Mixture, ids_of
+from amal_hf.recorder import Recorder
 from amal_hf.shapes import Batch, Evaluation
+from amal_hf.tangents import movable_parameters
+from amal_hf.trajectories import walk_back
 
 
 class Student(NamedTuple):
@@ -23,6 +26,7 @@ class Student(NamedTuple):
         optimizer: trains the model; only read.
         dtype: precision of the forward pass.
         progress: share of training done.
+        max_grad_norm: at which gradients are clipped; 0 for not at all.
     """
 
     model: nn.Module
@@ -30,6 +34,7 @@ class Student(NamedTuple):
     optimizer: Optimizer
     dtype: torch.dtype
     progress: float
+    max_grad_norm: float
 
 
 class WeightLearner:
@@ -49,10 +54,11 @@ class WeightLearner:
         self.interval = interval
         self.steps_taken = 0
         self.last_phase = 0
+        self.recorder = None if method.trajectory is None else Recorder(method.trajectory, method.restart_every)
 
     def is_due(self, step: int) -> bool:
         """Whether optimizer step `step`, counted from the end of the warm-up, begins with a meta step."""
-        return not self.method.phase_epochs and step >= 0 and step % self.interval == 0
+        return not self.method.phase_epochs and self.recorder is None and step >= 0 and step % self.interval == 0
 
     def begin_phase(self, epoch: int) -> bool:
         """Whether a pass over the training set is due now, at the first step of `epoch`; says so once."""
@@ -84,17 +90,45 @@ class WeightLearner:
         self.steps_taken += 1
         return report
 
+    def learn_from_trajectory(self, student: Student, recorder: Recorder, meta_batch: Batch) -> MetaReport:
+        """One update of the policy from all recorded steps; then recording begins anew."""
+        params = movable_parameters(student.model)
+        with undisturbed(student.model):
+            run = _run(student, student.model, meta_batch)
+            value, gradient = meta_gradient(params, lambda: self.mixture.task_loss(run(), meta_batch))
+        steps = recorder.replay(self.mixture, lambda batch: student.model(**student.inputs(batch)))
+        was_training = student.model.training
+        student.model.train()  # as when the steps were taken
+        observation, slopes = walk_back(
+            recorder.trajectory,
+            student.optimizer,
+            params,
+            steps,
+            gradient,
+            student.dtype,
+            student.max_grad_norm,
+        )
+        student.model.train(was_training)
+        slopes, finite = scaled(slopes)
+        self.mixture.policy.update(observation, slopes)
+        recorder.clear()
+        self.steps_taken += 1
+        return MetaReport(value, (~finite).sum())
+
     def next_meta_batch(self) -> Batch:
         """The meta batch of the next meta step, as the collator made it."""
         return self.meta_set.batch(self.steps_taken)
 
-    def state_dict(self) -> dict[str, int]:
-        """Where in the meta set and in the phases the run is."""
-        return {"steps_taken": self.steps_taken, "last_phase": self.last_phase}
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the meta set and in the phases the run is, and the trajectory that it is on."""
+        recorded = {} if self.recorder is None else self.recorder.state_dict()
+        return {"steps_taken": self.steps_taken, "last_phase": self.last_phase, "recorded": recorded}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         self.steps_taken, self.last_phase = state["steps_taken"], state["last_phase"]
+        if self.recorder is not None:
+            self.recorder.load_state_dict(state["recorded"])
 
 
 def _run(student: Student, module: nn.Module, batch: Batch) -> Callable[[], Any]:

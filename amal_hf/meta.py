@@ -24,6 +24,7 @@ from amal_hf.directions import AdamDirection, Direction
 from amal_hf.policies.policy import Observation, Policy
 from amal_hf.shapes import Evaluate, ExampleIds, LossTable, Params
 from amal_hf.tangents import FiniteDifference, Tangent, movable, movable_parameters
+from amal_hf.trajectories import Trajectory
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Method:
         phase_epochs: learn in a separate pass over the training set at the start of every so many epochs (AMAL: 10)
             rather than while training; 0 is off.
         interval: optimizer steps from one meta step to the next; `None` takes the policy's own.
+        trajectory: learn through the last B student steps, after every B of them, in place of `direction`, `tangent`,
+            `repeats` and `lookahead`.
+        restart_every: optimizer steps after which the student and its optimizer begin again where they began (Teaching
+            with Commentaries: whole short runs); 0 is off. The trajectory then covers a whole short run.
         citation: BibTeX of the source.
     """
 
@@ -52,7 +57,17 @@ class Method:
     lookahead: bool = False
     phase_epochs: int = 0
     interval: int | None = None
+    trajectory: Trajectory | None = None
+    restart_every: int = 0
     citation: str = ""
+
+    def __post_init__(self) -> None:
+        if self.restart_every and (self.trajectory is None or self.trajectory.steps != self.restart_every):
+            steps = None if self.trajectory is None else self.trajectory.steps
+            raise ValueError(
+                f"Method '{self.name}': with restart_every={self.restart_every} the trajectory must cover the whole "
+                f"short run, Trajectory(steps={self.restart_every}); it has {steps} steps."
+            )
 
 
 @dataclass(frozen=True)

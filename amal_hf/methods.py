@@ -9,7 +9,9 @@ from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.meta_weight_net import MetaWeightNet
 from amal_hf.policies.policy import Policy
 from amal_hf.policies.rectified_slopes import RectifiedSlopes
+from amal_hf.policies.state_network import StateNetwork
 from amal_hf.tangents import FiniteDifference, Tangent
+from amal_hf.trajectories import Trajectory
 
 
 AMAL_CITATION = """@inproceedings{amal2023,
@@ -28,6 +30,16 @@ LEARNING_TO_REWEIGHT_CITATION = """@inproceedings{ren2018learning,
   booktitle = {Proceedings of the 35th International Conference on Machine Learning},
   year = {2018},
   eprint = {1803.09050},
+}"""
+
+DEEP_INTERACTIONS_CITATION = """@inproceedings{fan2021learning,
+  title = {Learning to Reweight with Deep Interactions},
+  author = {Fan, Yang and Xia, Yingce and Wu, Lijun and Xie, Shufang and Liu, Weiqing and Bian, Jiang and Qin, Tao
+            and Li, Xiang-Yang},
+  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
+  year = {2021},
+  pages = {7385--7393},
+  eprint = {2007.04649},
 }"""
 
 META_WEIGHT_NET_CITATION = """@inproceedings{shu2019meta,
@@ -133,6 +145,23 @@ def meta_weight_net(*, direction: Direction | None = None, tangent: Tangent | No
         direction=AdamDirection() if direction is None else direction,
         tangent=FiniteDifference() if tangent is None else tangent,
         citation=META_WEIGHT_NET_CITATION,
+    )
+
+
+def deep_interactions(policy: Policy | None = None, *, trajectory: Trajectory | None = None) -> Method:
+    """Learning to Reweight with Deep Interactions (arXiv:2007.04649): a network that reads the student's states.
+
+    Args:
+        policy: `StateNetwork()` by default; `StateNetwork(layers=())` and `StateNetwork(layers=(-1,))` are the paper's
+            ablation.
+        trajectory: how many student steps the gradient goes back through; `Trajectory(steps=5)` by default. The paper
+            runs momentum SGD backwards, `Trajectory(rewind=Reversal())`; the default works with AdamW too.
+    """
+    return Method(
+        name="deep_interactions",
+        policy=StateNetwork() if policy is None else policy,
+        trajectory=Trajectory() if trajectory is None else trajectory,
+        citation=DEEP_INTERACTIONS_CITATION,
     )
 
 

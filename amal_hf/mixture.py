@@ -25,11 +25,13 @@ class Weighed(NamedTuple):
         total: scalar with a graph to the student, `Σ_i Σ_k w_ik ℓ_ik` (not yet divided by N).
         losses: `(B, K)`, detached.
         weights: `(B, K)`, detached.
+        observation: what the weights were computed from.
     """
 
     total: Tensor
     losses: LossTable
     weights: LossTable
+    observation: Observation
 
 
 class Mixture:
@@ -67,9 +69,16 @@ class Mixture:
         """Dataset columns that the losses read beyond the student's own inputs."""
         return sorted({column for loss in self.losses for column in loss.columns})
 
-    def reset(self, examples: int | None, initial: Tensor) -> None:
-        """Start a run from the mixture `initial`, `(K,)`, on `examples` training rows (`None`: a stream)."""
-        self.policy.reset(Sizes(len(self.losses), len(self.distillations), examples), initial)
+    def reset(self, examples: int | None, initial: Tensor, labels: int = 0, states: tuple[int, ...] = ()) -> None:
+        """Start a run from the mixture `initial`, `(K,)`.
+
+        Args:
+            examples: training rows; `None` for a stream.
+            initial: weights to begin with.
+            labels: classes of the student.
+            states: widths of its hidden states.
+        """
+        self.policy.reset(Sizes(len(self.losses), len(self.distillations), examples, labels, states), initial)
         self.record = self.policy.rows() or RowStore(examples, torch.full((len(self.losses),), float("nan")))
 
     def prepare(self, batch: Batch) -> dict[str, Any]:
@@ -80,17 +89,18 @@ class Mixture:
         """All losses, `(B, K)`, with the graph of the outputs, and what the policy makes of the batch."""
         losses = torch.stack([loss(outputs, batch) for loss in self.losses], 1)
         teachers = tuple(batch[loss.logits_key] for loss in self.distillations)
-        signals = Signals(losses.detach(), outputs.logits.detach(), teachers, batch, self.task)
+        signals = Signals(losses.detach(), outputs.logits.detach(), teachers, batch, self.task, hidden_states(outputs))
         return Evaluation(losses, self.policy.observe(signals))
 
     def weigh(self, outputs: Any, batch: Batch, progress: float) -> Weighed:
         """The weighed loss of one micro-batch; remembers the weights that were used."""
         losses, features = self.evaluate(outputs, batch)
         ids = ids_of(batch)
-        weights = self.policy.weights(Observation(ids, torch.nan_to_num(features), progress)).detach()
+        observation = Observation(ids, torch.nan_to_num(features), progress)
+        weights = self.policy.weights(observation).detach()
         if EXAMPLE_ID in batch and self.record is not self.policy.rows():
             self.record.write(ids, weights)
-        return Weighed((weights * losses).sum(), losses.detach(), weights)
+        return Weighed((weights * losses).sum(), losses.detach(), weights, observation)
 
     def task_loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The meta objective: the mean task loss; no label smoothing, as clean labels are meant as they stand."""
@@ -108,6 +118,13 @@ class Mixture:
         self.policy.load_state_dict(state["policy"])
         if state["record"]:
             self.record.load_state_dict(state["record"])
+
+
+def hidden_states(outputs: Any) -> tuple[Tensor, ...]:
+    """The student's hidden states, detached, the encoder's before the decoder's; empty if they were not asked for."""
+    names = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
+    states = [state for name in names for state in getattr(outputs, name, None) or ()]
+    return tuple(state.detach() for state in states)
 
 
 def _as_loss(loss: Loss | Any) -> Loss:

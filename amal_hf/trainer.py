@@ -25,7 +25,7 @@ from transformers import Trainer
 from transformers.trainer_utils import IntervalStrategy
 
 from amal_hf.arguments import AMALArguments
-from amal_hf.checks import check_data, check_trainer, warn_of_shared_sets
+from amal_hf.checks import check_data, check_trainer, state_widths, warn_of_shared_sets
 from amal_hf.collator import ExampleCollator, is_stream, numbered
 from amal_hf.learner import Student, WeightLearner
 from amal_hf.logs import MixtureStatistics
@@ -35,6 +35,7 @@ from amal_hf.meta_set import MetaSet
 from amal_hf.mixture import Mixture, ids_of
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.policies.policy import as_mixture
+from amal_hf.recorder import Recorder, randomness
 from amal_hf.shapes import EXAMPLE_ID, Batch
 from amal_hf.state import load_state, save_state
 from amal_hf.teachers import TeacherInputs, open_teacher
@@ -154,8 +155,12 @@ class AMALTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         window = self._window
         batch = window.prepared[window.position] if window.prepared else self.mixture.prepare(inputs)
+        recorder = self._learner and self._learner.recorder
+        before = randomness() if recorder else []
         outputs = model(**self._student_inputs(batch))
         weighed = self.mixture.weigh(outputs, batch, self._progress())
+        if recorder:
+            recorder.add(batch, before, weighed)
         if self.args.logging_strategy != IntervalStrategy.NO:
             self._statistics.add(weighed)
         # Gradients are averaged over processes, while the examples are those of all of them.
@@ -206,7 +211,9 @@ class AMALTrainer(Trainer):
 
     def _learn(self, learner: WeightLearner) -> None:
         """Let the weights learn, if it is time to."""
-        if learner.begin_phase(int(self.state.epoch or 0)):
+        if learner.recorder is not None:
+            self._follow(learner, learner.recorder)
+        elif learner.begin_phase(int(self.state.epoch or 0)):
             for batch in self._whole_training_set():
                 self._meta_step(learner, [batch])
         elif learner.is_due(self.state.global_step - self.args.get_meta_warmup_steps(self.state.max_steps)):
@@ -217,9 +224,23 @@ class AMALTrainer(Trainer):
         """Learn from the micro-batches of one optimizer step; returns them prepared."""
         prepared: list[Batch] = [self.mixture.prepare(self._prepare_inputs(dict(batch))) for batch in batches]
         meta_batch = self._prepare_inputs(dict(learner.next_meta_batch()))
-        student = Student(self.model, self._student_inputs, self.optimizer, self._dtype(), self._progress())
-        self._statistics.add_meta(*learner.learn(student, prepared, meta_batch))
+        self._statistics.add_meta(*learner.learn(self._student(), prepared, meta_batch))
         return prepared
+
+    def _follow(self, learner: WeightLearner, recorder: Recorder) -> None:
+        """Learn from the trajectory that has just ended, and record the step that begins."""
+        step = self.state.global_step
+        if step == 0:
+            recorder.check(self.optimizer, self.state.max_steps)
+        if recorder.full:
+            meta_batch = self._prepare_inputs(dict(learner.next_meta_batch()))
+            self._statistics.add_meta(*learner.learn_from_trajectory(self._student(), recorder, meta_batch))
+        recorder.restart(self.optimizer, step)
+        recorder.begin_step(self.optimizer)
+
+    def _student(self) -> Student:
+        norm = self.args.max_grad_norm or 0.0
+        return Student(self.model, self._student_inputs, self.optimizer, self._dtype(), self._progress(), norm)
 
     def _whole_training_set(self) -> Iterator[Batch]:
         rows = self._remove_unused_columns(self.train_dataset, "Training")
@@ -241,7 +262,10 @@ class AMALTrainer(Trainer):
         if self.args.meta_learning_rate is not None:
             policy.learning_rate = self.args.meta_learning_rate
         self.mixture.reset(
-            None if stream else len(self.train_dataset), as_mixture(self.args.loss_weights, len(self.mixture.names))
+            None if stream else len(self.train_dataset),
+            as_mixture(self.args.loss_weights, len(self.mixture.names)),
+            self.model.config.num_labels,
+            state_widths(self.model.config) if policy.needs_hidden_states else (),
         )
         self._statistics = MixtureStatistics(self.mixture.names)
         self._learner = self._new_learner() if policy.learns else None
@@ -296,7 +320,8 @@ class AMALTrainer(Trainer):
     def _student_inputs(self, batch: Batch) -> dict[str, Any]:
         """What the student's forward takes, without labels: the losses are computed here, not in the model."""
         self._set_signature_columns_if_needed()
-        return {name: value for name, value in batch.items() if name in self._student_columns}
+        inputs = {name: value for name, value in batch.items() if name in self._student_columns}
+        return {**inputs, "output_hidden_states": True} if self.mixture.policy.needs_hidden_states else inputs
 
     def _count(self, batches: list[Batch]) -> Tensor | int:
         """Examples of this optimizer step, over all processes."""
@@ -306,6 +331,9 @@ class AMALTrainer(Trainer):
         return self.accelerator.gather(torch.tensor([examples], device=self.args.device)).sum()
 
     def _progress(self) -> float:
+        every = self.method.restart_every
+        if every:
+            return self.state.global_step % every / every
         return self.state.global_step / max(self.state.max_steps, 1)
 
     def _dtype(self) -> torch.dtype:

@@ -72,3 +72,36 @@ def learning_to_reweight_by_unrolling(
         with torch.no_grad():
             for p, g in zip(params.values(), gradient, strict=True):
                 p -= learning_rate * g
+
+
+def trajectory_slopes_by_unrolling(
+    params: Params,
+    losses: Callable[[Params, int], LossTable],
+    meta_loss: Callable[[Params], Tensor],
+    weights: list[LossTable],
+    step: Callable[[Params, Params, dict[str, Tensor], int], tuple[Params, dict[str, Tensor]]],
+    max_grad_norm: float = 0.0,
+) -> LossTable:
+    """`−N dV/dw` for the weights of all steps, by one backward pass through the whole training.
+
+    Args:
+        params: where the student starts.
+        losses: given parameters and the number of a step, `(N, K)`.
+        meta_loss: given the final parameters, `V`.
+        weights: `(N, K)` for every step.
+        step: one optimizer step: parameters, gradients, state and number in, parameters and state out.
+        max_grad_norm: clips gradients if positive.
+    """
+    state: dict[str, Tensor] = {}
+    leaves = [w.clone().requires_grad_() for w in weights]
+    params = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
+    for number, w in enumerate(leaves):
+        table = losses(params, number)
+        total = (w * table).sum() / len(table)
+        gradient = torch.autograd.grad(total, list(params.values()), create_graph=True)
+        if max_grad_norm:
+            norm = torch.cat([g.flatten() for g in gradient]).norm()
+            gradient = [g * (max_grad_norm / (norm + 1e-6)).clamp(max=1) for g in gradient]
+        params, state = step(params, dict(zip(params, gradient, strict=True)), state, number)
+    derivatives = torch.autograd.grad(meta_loss(params), leaves)
+    return torch.cat([-d * len(d) for d in derivatives])

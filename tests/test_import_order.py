@@ -42,8 +42,12 @@ LEVELS = [
         "policies.loss_network",
         "policies.meta_weight_net",
         "policies.rectified_slopes",
+        "policies.state_network",
+        "policies.frozen",
     },
+    {"trajectories"},
     {"mixture", "meta", "meta_set", "collator", "logs"},
+    {"recorder"},
     {"learner", "methods", "arguments"},
     {"checks"},
     {"trainer"},
@@ -79,6 +83,8 @@ MATHEMATICS = {
     "meta_set",
     "logs",
     "learner",
+    "recorder",
+    "trajectories",
 }
 """Takes tensors and closures, never a model class, a trainer or a configuration; so do the policies."""
 

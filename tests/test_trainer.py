@@ -1,5 +1,6 @@
 """What must hold of `AMALTrainer` with losses and a method on."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -17,10 +18,15 @@ from amal_hf import (
     LastLayer,
     LossNetwork,
     MeanOne,
+    StateNetwork,
+    Trajectory,
     amal,
     amal_as_published,
+    deep_interactions,
+    learning_to_reweight,
     random_weights,
 )
+from amal_hf.learner import WeightLearner
 from amal_hf.metrics import auc
 
 
@@ -32,7 +38,14 @@ METHODS = {
     "network or none, last layer": lambda: amal(LossNetwork(normalisation=ConvexOrNone()), tangent=LastLayer()),
     "table": lambda: amal(ExampleTable()),
     "as published": lambda: amal_as_published(phase_epochs=1, repeats=2),
+    "learning to reweight": learning_to_reweight,
+    "deep interactions": lambda: deep_interactions(trajectory=Trajectory(2)),
+    "deep interactions, restarted": lambda: dataclasses.replace(
+        deep_interactions(StateNetwork((-1,)), trajectory=Trajectory(3)), restart_every=3
+    ),
 }
+RESTARTED = "deep interactions, restarted"
+"""Learns the weights of the first three steps only."""
 all_methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 learned = pytest.mark.parametrize("method", list(METHODS.values())[2:], ids=list(METHODS)[2:])
 
@@ -45,6 +58,11 @@ def table_teacher(rows, seed=9):
 
 def new_trainer(folder, method, rows=24, model=None, callbacks=None, losses=None, train=None, **options):
     """A student with two losses."""
+    made = method()
+    if made is not None and made.policy.holds_for_one_step:
+        options["meta_interval"] = None
+    if made is not None and made.restart_every:
+        options["lr_scheduler_type"] = "constant"
     return AMALTrainer(
         model=tiny_bert() if model is None else model,
         args=toy_arguments(folder, **{"meta_interval": 2, **options}),
@@ -52,7 +70,7 @@ def new_trainer(folder, method, rows=24, model=None, callbacks=None, losses=None
         eval_dataset=toy_rows(12, 3),
         meta_dataset=toy_rows(10, 4),
         losses=[CrossEntropy(), Distillation(table_teacher(rows))] if losses is None else losses,
-        method=method(),
+        method=made,
         callbacks=callbacks,
     )
 
@@ -112,7 +130,10 @@ def test_the_student_does_not_notice_a_meta_step(tmp_path, method, monkeypatch):
     trainer = new_trainer(
         tmp_path, method, train=toy_rows(24), gradient_accumulation_steps=2, num_train_epochs=3, max_steps=-1
     )
-    inner, steps = AMALTrainer._meta_step, []
+    owner, name = (
+        (AMALTrainer, "_meta_step") if trainer.method.trajectory is None else (WeightLearner, "learn_from_trajectory")
+    )
+    inner, steps = getattr(owner, name), []
 
     def snapshot():
         model = trainer.model
@@ -130,9 +151,9 @@ def test_the_student_does_not_notice_a_meta_step(tmp_path, method, monkeypatch):
         steps.append(all(torch.equal(a, b) for a, b in zip(before, snapshot(), strict=True)))
         return result
 
-    monkeypatch.setattr(AMALTrainer, "_meta_step", watched)
+    monkeypatch.setattr(owner, name, watched)
     trainer.train()
-    assert len(steps) >= 3
+    assert len(steps) >= 2
     assert all(steps)
 
 
@@ -293,8 +314,8 @@ def test_best_model_and_early_stopping(tmp_path):
     assert trainer.state.best_model_checkpoint is not None
 
 
-@learned
-def test_labels_that_are_wrong_lose_their_weight(tmp_path, method):
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("fixed", "random", RESTARTED)])
+def test_labels_that_are_wrong_lose_their_weight(tmp_path, name):
     """With 40 % wrong labels and a teacher that errs elsewhere, label weight must tell right rows from wrong ones."""
     rows = toy_rows(240)
     truth = torch.tensor(rows["labels"][:])
@@ -304,7 +325,7 @@ def test_labels_that_are_wrong_lose_their_weight(tmp_path, method):
     teacher = torch.nn.functional.one_hot(truth, 3) * 6.0 * ~unsure
     trainer = new_trainer(
         tmp_path,
-        method,
+        METHODS[name],
         train=noisy,
         losses=[CrossEntropy(), Distillation(lambda batch: teacher[batch["example_id"]])],
         max_steps=120,

@@ -48,7 +48,7 @@ class LossNetwork(Policy):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             last = nn.Linear(self.hidden, len(start))
-            self.network = nn.Sequential(nn.Linear(self.width(sizes), self.hidden), nn.Tanh(), last)
+            self.network = nn.Sequential(self.body(sizes), nn.Tanh(), last)
         nn.init.zeros_(last.weight)
         last.bias.data.copy_(start)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
@@ -87,8 +87,12 @@ class LossNetwork(Policy):
     def inputs(self, observation: Observation) -> Tensor:
         """What the network reads: the features, and progress as one more column."""
         features = observation.features.float()
-        progress = features.new_full((len(features), 1), observation.progress)
-        return torch.cat([features, progress], 1)
+        progress = torch.as_tensor(observation.progress, dtype=features.dtype, device=features.device)
+        return torch.cat([features, progress.expand(len(features))[:, None]], 1)
+
+    def body(self, sizes: Sizes) -> nn.Module:
+        """From `inputs` to the hidden layer."""
+        return nn.Linear(self.width(sizes), self.hidden)
 
     def width(self, sizes: Sizes) -> int:
         """Columns of `inputs`."""
@@ -96,7 +100,7 @@ class LossNetwork(Policy):
 
     def _scores(self, observation: Observation) -> Tensor:
         inputs = self.inputs(observation)
-        if inputs.device != self.network[0].weight.device:
+        if inputs.device != next(self.network.parameters()).device:
             self._move(inputs.device)
         scores: Tensor = self.network(inputs)
         return scores

@@ -18,21 +18,30 @@ class Sizes(NamedTuple):
         losses: K.
         teachers: how many of the losses compare with a teacher.
         examples: rows of the training set; `None` for a stream of unknown length.
+        labels: classes of the student, C.
+        states: widths of the student's hidden states, one a layer.
     """
 
     losses: int
     teachers: int
     examples: int | None
+    labels: int = 0
+    states: tuple[int, ...] = ()
 
 
 class Signals(NamedTuple):
-    """Everything about a batch that a policy may turn into features; detached."""
+    """Everything about a batch that a policy may turn into features; detached.
+
+    `hidden_states` has the student's hidden states `(B, T, D)`, the embeddings' first (of an encoder-decoder those of
+    the encoder, then those of the decoder), for policies with `needs_hidden_states`.
+    """
 
     losses: LossTable
     logits: Logits
     teacher_logits: tuple[Logits, ...]
     batch: Batch
     task: Task
+    hidden_states: tuple[Tensor, ...] = ()
 
 
 class Observation(NamedTuple):
@@ -41,12 +50,12 @@ class Observation(NamedTuple):
     Attributes:
         ids: `(B,)` which examples these are.
         features: `(B, F)` what `Policy.observe` made of them.
-        progress: share of the training that is done, in [0, 1].
+        progress: share of the training that is done, in [0, 1]; `(B,)` where the examples are of several steps.
     """
 
     ids: ExampleIds
     features: Features
-    progress: float
+    progress: float | Tensor
 
 
 class Policy(nn.Module, ABC):
@@ -57,6 +66,7 @@ class Policy(nn.Module, ABC):
     Attributes:
         learns: whether the policy wants slopes; one that does not needs no meta set.
         needs_ids: whether weights belong to examples by id, so that a stream has to bring a column of ids.
+        needs_hidden_states: whether `observe` reads the student's hidden states.
         holds_for_one_step: whether weights are of use only to the step that they were learned at, so that every step
             must begin with a meta step.
         interval: optimizer steps from one meta step to the next, where `AMALArguments.meta_interval` does not say
@@ -66,6 +76,7 @@ class Policy(nn.Module, ABC):
 
     learns: bool = True
     needs_ids: bool = False
+    needs_hidden_states: bool = False
     holds_for_one_step: bool = False
     interval: int = 1
     learning_rate: float = 0.0

@@ -1,0 +1,90 @@
+"""A policy that was learned before, applied to a new student as it is."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
+from amal_hf.shapes import Features, LossTable
+
+
+def save_policy(policy: Policy, file: str | Path) -> None:
+    """Write what a policy has learned as safetensors, without the state of its own optimizer."""
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    save_file(_tensors(policy), str(file))
+
+
+class Frozen(Policy):
+    """Weights of a policy that no longer learns. Needs no meta set.
+
+    Args:
+        policy: made as the one that was saved, as `StateNetwork(layers=(-1,))`.
+        file: what `save_policy` wrote.
+
+    Example:
+        >>> save_policy(trainer.mixture.policy, "states.safetensors")            # doctest: +SKIP
+        >>> Method("reused", Frozen(StateNetwork(), "states.safetensors"))       # doctest: +SKIP
+    """
+
+    learns = False
+
+    def __init__(self, policy: Policy, file: str | Path) -> None:
+        super().__init__()
+        self.policy = policy
+        self.file = Path(file)
+        self.needs_ids = policy.needs_ids
+        self.needs_hidden_states = policy.needs_hidden_states
+
+    def reset(self, sizes: Sizes, initial: Tensor) -> None:
+        """Read the file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is no safetensors file, or was learned for other losses, labels or hidden sizes.
+        """
+        if not self.file.is_file():
+            raise FileNotFoundError(f"Frozen: there is no file {self.file}. Write one with save_policy.")
+        self.policy.reset(sizes, initial)
+        try:
+            saved = load_file(self.file)
+        except SafetensorError as error:
+            raise ValueError(f"Frozen: {self.file} is not a safetensors file: {error}.") from error
+        own = _tensors(self.policy)
+        differing = sorted(
+            name
+            for name in own.keys() | saved.keys()
+            if name not in own or name not in saved or own[name].shape != saved[name].shape
+        )
+        if differing:
+            shapes = {
+                name: (
+                    tuple(saved[name].shape) if name in saved else None,
+                    tuple(own[name].shape) if name in own else None,
+                )
+                for name in differing
+            }
+            raise ValueError(
+                f"Frozen: {self.file} does not fit this student. Saved and needed shapes: {shapes}. Losses, labels "
+                f"and hidden sizes must be those of the student that it was learned with."
+            )
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(saved[name])
+
+    def observe(self, signals: Signals) -> Features:
+        """As the policy does."""
+        return self.policy.observe(signals)
+
+    def weights(self, observation: Observation) -> LossTable:
+        """As the policy gives them."""
+        return self.policy.weights(observation)
+
+    def update(self, observation: Observation, slopes: LossTable) -> None:
+        """Nothing to learn any more."""
+
+
+def _tensors(policy: Policy) -> dict[str, Tensor]:
+    return {name: value for name, value in policy.state_dict().items() if isinstance(value, Tensor)}

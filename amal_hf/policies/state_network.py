@@ -1,0 +1,157 @@
+"""A network fed with the student's internal states."""
+
+import torch
+from torch import Tensor, nn
+
+from amal_hf.losses import IGNORED
+from amal_hf.policies.bounds import Normalisation, TwiceSigmoid
+from amal_hf.policies.loss_network import LossNetwork
+from amal_hf.policies.policy import Observation, Signals, Sizes
+from amal_hf.shapes import Batch, Features, Logits, LossTable
+
+
+LABEL_WIDTH, MOST_LABELS = 16, 512
+"""Width of a label's embedding, and how many are told apart; a larger vocabulary is hashed."""
+
+
+class StateNetwork(LossNetwork):
+    """Weights from hidden states, label and surface statistics of an example.
+
+    It reads hidden states of chosen layers, averaged over the attended tokens and without a gradient; an embedding of
+    the label (for labels of tokens the mean over them); and on the surface what `LossNetwork` reads, the margin of the
+    label, and how the losses compare with their running mean. It starts at the initial mixture.
+
+    Args:
+        layers: which hidden states: `None` all, `(-1,)` the last, `()` none of them (surface alone): the paper's
+            ablation.
+        hidden: width of the one hidden layer. 128.
+        learning_rate: of its own Adam. 3e-3.
+        normalisation: `TwiceSigmoid()` (w = 1 for one loss at the start), or another of `bounds.py`. `MeanOne()` rules
+            out that all weights rise or fall together, which is a learning rate in disguise.
+        seed: of its first weights.
+
+    References:
+        Fan et al. 2021, "Learning to Reweight with Deep Interactions", arXiv:2007.04649. The paper's network is not
+        described in what we could read; widths and activation are ours.
+    """
+
+    interval = 1
+    needs_hidden_states = True
+    running_losses: Tensor
+
+    def __init__(
+        self,
+        layers: tuple[int, ...] | None = None,
+        hidden: int = 128,
+        learning_rate: float = 3e-3,
+        normalisation: Normalisation | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(hidden, learning_rate, TwiceSigmoid() if normalisation is None else normalisation, seed)
+        self.layers = layers
+        self.needs_hidden_states = layers != ()
+
+    def reset(self, sizes: Sizes, initial: Tensor) -> None:
+        """A new network for these layers and labels.
+
+        Raises:
+            ValueError: a layer that the student does not have.
+        """
+        self.widths = self._chosen(sizes.states)
+        self.label_count = min(sizes.labels, MOST_LABELS)
+        self.register_buffer("running_losses", torch.zeros(sizes.losses))
+        super().reset(sizes, initial)
+
+    def body(self, sizes: Sizes) -> nn.Module:
+        """From features to the hidden layer."""
+        return _Reader(self.widths, self.label_count, self.surface_width(sizes), self.hidden)
+
+    def surface_width(self, sizes: Sizes) -> int:
+        """Columns of surface statistics, progress included."""
+        return super().width(sizes) + 1 + sizes.losses
+
+    def width(self, sizes: Sizes) -> int:
+        """Columns of `inputs`."""
+        return sum(self.widths) + self.label_count + self.surface_width(sizes)
+
+    def observe(self, signals: Signals) -> Features:
+        """`(B, F)`: states, label, then the surface."""
+        states = [signals.hidden_states[layer] for layer in self._places(len(signals.hidden_states))]
+        pooled = [pool(state.detach(), signals.batch).float() for state in states]
+        labels = label_shares(signals.batch, signals.logits, self.label_count)
+        surface = super().observe(signals)
+        against_mean = surface[:, : len(self.running_losses)] - self.running_losses.to(surface)
+        return torch.cat([*pooled, labels, surface, margin(signals)[:, None], against_mean], 1).detach()
+
+    def update(self, observation: Observation, slopes: LossTable) -> None:
+        """As `LossNetwork`; takes note of the losses for their running mean."""
+        super().update(observation, slopes)
+        first = sum(self.widths) + self.label_count
+        losses = observation.features[:, first : first + len(self.running_losses)]
+        self.running_losses = self.running_losses.to(losses.device).lerp(losses.float().mean(0), 0.1)
+
+    def _places(self, count: int) -> list[int]:
+        return list(range(count)) if self.layers is None else list(self.layers)
+
+    def _chosen(self, states: tuple[int, ...]) -> list[int]:
+        wrong = [place for place in self._places(len(states)) if not -len(states) <= place < len(states)]
+        if wrong:
+            raise ValueError(
+                f"StateNetwork: layers {wrong} are not among the student's {len(states)} hidden states (0 is the "
+                f"embeddings', -1 the last layer's)."
+            )
+        return [states[place] for place in self._places(len(states))]
+
+
+class _Reader(nn.Module):
+    """States normalised layer by layer, labels embedded, the surface as it is; then one hidden layer."""
+
+    def __init__(self, widths: list[int], labels: int, surface: int, hidden: int) -> None:
+        super().__init__()
+        self.parts = [*widths, labels, surface]
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
+        self.embedding = nn.Linear(labels, LABEL_WIDTH, bias=False)
+        self.hidden = nn.Linear(sum(widths) + LABEL_WIDTH + surface, hidden)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(B, F) -> (B, hidden)`."""
+        *states, labels, surface = features.split(self.parts, 1)
+        normed = [norm(state) for norm, state in zip(self.norms, states, strict=True)]
+        hidden: Tensor = self.hidden(torch.cat([*normed, self.embedding(labels), surface], 1))
+        return hidden
+
+
+def pool(states: Tensor, batch: Batch) -> Tensor:
+    """Mean of `(B, T, D)` over the attended tokens, `(B, D)`; over all if the mask has another shape (a decoder's)."""
+    mask = batch.get("attention_mask")
+    if mask is None or mask.shape != states.shape[:2]:
+        return states.mean(1)
+    attended = mask.to(states)[..., None]
+    return (states * attended).sum(1) / attended.sum(1).clamp(min=1)
+
+
+def label_shares(batch: Batch, logits: Logits, labels: int) -> Tensor:
+    """`(B, labels)`: how much of each label an example has: a one for a class, shares over the tokens, the labels
+    themselves where there are several at once; zeros for a number or where there is none.
+    """
+    given = batch.get("labels")
+    shares = torch.zeros(len(logits), labels, device=logits.device)
+    if given is None or labels == 0:
+        return shares
+    if given.is_floating_point():
+        return given.float().clamp(min=0) if given.shape == shares.shape else shares
+    flat = given.reshape(len(given), -1)
+    known = (flat != IGNORED) & (flat >= 0)
+    shares.scatter_add_(1, flat.clamp(min=0) % labels, known.float())
+    return shares / known.sum(1, keepdim=True).clamp(min=1)
+
+
+def margin(signals: Signals) -> Tensor:
+    """Probability of the label less that of the likeliest other class, `(B,)`; 0 where an example is not one class."""
+    labels, logits = signals.batch.get("labels"), signals.logits.float()
+    if labels is None or logits.ndim != 2 or labels.ndim != 1 or labels.is_floating_point() or logits.shape[1] < 2:
+        return logits.new_zeros(len(logits))
+    probabilities = logits.softmax(-1)
+    place = labels.clamp(min=0)[:, None]
+    others = probabilities.scatter(1, place, 0).amax(1)
+    return torch.where(labels >= 0, probabilities.gather(1, place)[:, 0] - others, 0.0)

@@ -1,0 +1,146 @@
+"""What a trajectory has to know of the steps that the student takes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from amal_hf.mixture import Mixture, Weighed
+from amal_hf.policies.policy import Observation
+from amal_hf.shapes import Batch, Evaluation
+from amal_hf.trajectories import Snapshot, Step, Trajectory, check_optimizer, joined, put, raw, snapshot
+
+
+@dataclass
+class RecordedStep:
+    """One optimizer step: its micro-batches, each with the random state that its forward pass began with."""
+
+    learning_rates: list[float]
+    batches: list[Batch] = field(default_factory=list)
+    randomness: list[list[Tensor]] = field(default_factory=list)
+    weighed: list[Weighed] = field(default_factory=list)
+
+
+class Recorder:
+    """Keeps the steps since the weights last learned.
+
+    Args:
+        trajectory: how many there are to keep, and the way back to where they began.
+        restart_every: steps after which the student begins again where it began; 0 for never.
+    """
+
+    def __init__(self, trajectory: Trajectory, restart_every: int) -> None:
+        self.trajectory = trajectory
+        self.restart_every = restart_every
+        self.steps: list[RecordedStep] = []
+        self.start: Snapshot | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether all steps of a trajectory have been taken."""
+        return len(self.steps) == self.trajectory.steps
+
+    def check(self, optimizer: Optimizer, max_steps: int) -> None:
+        """Refuse what there is no way back from, before the first step.
+
+        Raises:
+            ValueError: an optimizer that cannot be differentiated or reversed, or a run that is too short.
+        """
+        check_optimizer(optimizer, self.trajectory)
+        if max_steps <= self.trajectory.steps:
+            raise ValueError(
+                f"Trajectory: the weights learn after every {self.trajectory.steps} student steps, and this run has "
+                f"only {max_steps} in all. Train for longer, or use Trajectory(steps=...) with fewer."
+            )
+
+    def restart(self, optimizer: Optimizer, step: int) -> None:
+        """Put the student back where it began, if that is due before optimizer step `step` of the run."""
+        if not self.restart_every:
+            return
+        if self.start is None:
+            self.start = snapshot(raw(optimizer))
+        elif step % self.restart_every == 0:
+            put(raw(optimizer), self.start)
+
+    def begin_step(self, optimizer: Optimizer) -> None:
+        """A new optimizer step begins."""
+        optimizer = raw(optimizer)
+        self.trajectory.rewind.record(optimizer, len(self.steps), self.trajectory.steps)
+        self.steps.append(RecordedStep([group["lr"] for group in optimizer.param_groups]))
+
+    def add(self, batch: Batch, randomness: list[Tensor], weighed: Weighed) -> None:
+        """A micro-batch of the present step has been through the student."""
+        step = self.steps[-1]
+        step.batches.append(batch)
+        step.randomness.append(randomness)
+        step.weighed.append(weighed._replace(total=torch.empty(0)))  # without the graph
+
+    def clear(self) -> None:
+        """Begin a new trajectory with the next step."""
+        self.steps.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """A trajectory that has not ended, for a checkpoint: as large as the copies that it holds."""
+        return {
+            "start": None if self.start is None else self.start._asdict(),
+            "rewind": self.trajectory.rewind.state_dict(),
+            "steps": [_as_tensors(step) for step in self.steps],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self.start = None if state["start"] is None else Snapshot(**state["start"])
+        self.trajectory.rewind.load_state_dict(state["rewind"])
+        self.steps = [_from_tensors(step) for step in state["steps"]]
+
+    def replay(self, mixture: Mixture, run: Callable[[Batch], Any]) -> list[Step]:
+        """The steps as the walk back wants them.
+
+        Args:
+            mixture: gives the losses.
+            run: the student's outputs for a batch.
+        """
+        return [self._step(step, mixture, run) for step in self.steps]
+
+    def _step(self, step: RecordedStep, mixture: Mixture, run: Callable[[Batch], Any]) -> Step:
+        def evaluate() -> Evaluation:
+            parts = []
+            for batch, randomness in zip(step.batches, step.randomness, strict=True):
+                with torch.random.fork_rng():
+                    set_randomness(randomness)
+                    parts.append(mixture.evaluate(run(batch), batch))
+            return Evaluation(torch.cat([p.losses for p in parts]), torch.cat([p.features for p in parts]))
+
+        weights = torch.cat([weighed.weights for weighed in step.weighed])
+        return Step(evaluate, weights, joined([weighed.observation for weighed in step.weighed]), step.learning_rates)
+
+
+def _as_tensors(step: RecordedStep) -> dict[str, Any]:
+    weighed = [{**w._asdict(), "observation": w.observation._asdict()} for w in step.weighed]
+    batches = [dict(batch) for batch in step.batches]
+    return {
+        "learning_rates": step.learning_rates,
+        "batches": batches,
+        "randomness": step.randomness,
+        "weighed": weighed,
+    }
+
+
+def _from_tensors(state: dict[str, Any]) -> RecordedStep:
+    weighed = [Weighed(**{**w, "observation": Observation(**w["observation"])}) for w in state["weighed"]]
+    return RecordedStep(**{**state, "weighed": weighed})
+
+
+def randomness() -> list[Tensor]:
+    """The state of all generators that dropout draws from: the CPU's, then those of all GPUs."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
+
+def set_randomness(states: list[Tensor]) -> None:
+    """Restore `randomness`."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all(states[1:])

@@ -1,0 +1,245 @@
+"""A network on the student's states, and learning through several student steps, inside a trainer."""
+
+import pytest
+import torch
+from conftest import tiny_bert, toy_arguments, toy_rows
+from torch import nn
+
+from amal_hf import (
+    AMALTrainer,
+    CrossEntropy,
+    FixedWeights,
+    Frozen,
+    Method,
+    Reversal,
+    StateNetwork,
+    Trajectory,
+    deep_interactions,
+    save_policy,
+)
+from amal_hf.learner import WeightLearner
+from amal_hf.losses import Task
+from amal_hf.policies.policy import Observation, Signals, Sizes
+from amal_hf.policies.state_network import label_shares, margin, pool
+from amal_hf.trajectories import put, raw
+
+
+SIZES = Sizes(losses=1, teachers=0, examples=None, labels=3, states=(16, 16, 16))
+
+
+def new_trainer(folder, method, model=None, rows=24, **options):
+    return AMALTrainer(
+        model=tiny_bert() if model is None else model,
+        args=toy_arguments(folder, **options),
+        train_dataset=toy_rows(rows),
+        meta_dataset=toy_rows(10, 4) if method.policy.learns else None,
+        losses=[CrossEntropy()],
+        method=method,
+    )
+
+
+def signals(examples=8, seed=0):
+    """Losses that take turns; random logits, labels and states."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(examples, 3, generator=generator)
+    batch = {"labels": torch.arange(examples) % 3, "attention_mask": torch.ones(examples, 5)}
+    states = tuple(torch.randn(examples, 5, 16, generator=generator) for _ in range(3))
+    losses = torch.tensor([[0.2], [1.5]]).repeat(examples // 2, 1)
+    return Signals(losses, logits, (), batch, Task(), states)
+
+
+# ---- the network ----
+
+
+@pytest.mark.parametrize("layers", [None, (-1,), (0, 2), ()])
+def test_it_starts_at_one_and_learns_from_what_it_sees(layers):
+    """Every form of the ablation begins with w = 1, and can tell examples apart afterwards."""
+    policy = StateNetwork(layers, learning_rate=1e-2)
+    policy.reset(SIZES, torch.ones(1))
+    seen = Observation(torch.arange(8), policy.observe(signals()), 0.5)
+    assert seen.features.shape[1] + 1 == policy.width(SIZES)
+    torch.testing.assert_close(policy.weights(seen), torch.ones(8, 1))
+    slopes = torch.tensor([[1.0], [-1.0]] * 4)
+    for _ in range(200):
+        policy.update(seen, slopes)
+    weights = policy.weights(seen).detach()[:, 0]
+    assert weights[::2].min() > 1.2
+    assert weights[1::2].max() < 0.8
+
+
+def test_surface_alone_does_not_ask_for_states():
+    """The student is not made to keep what nobody reads."""
+    assert StateNetwork().needs_hidden_states
+    assert not StateNetwork(()).needs_hidden_states
+
+
+def test_states_are_averaged_over_attended_tokens():
+    """Padding must not count; a mask of another length belongs to other tokens."""
+    states = torch.arange(12.0).reshape(1, 4, 3)
+    mask = torch.tensor([[1, 1, 0, 0]])
+    torch.testing.assert_close(pool(states, {"attention_mask": mask}), states[:, :2].mean(1))
+    torch.testing.assert_close(pool(states, {"attention_mask": mask[:, :3]}), states.mean(1))
+
+
+def test_labels_of_every_task_become_shares():
+    """A class is a one, tokens share, several labels stand for themselves, -100 and missing labels are nothing."""
+    logits = torch.zeros(2, 3)
+    cases = [
+        (torch.tensor([2, -100]), [[0, 0, 1], [0, 0, 0]]),
+        (torch.tensor([[0, 0, 1, -100], [-100] * 4]), [[2 / 3, 1 / 3, 0], [0, 0, 0]]),
+        (torch.tensor([[1.0, 0, 1], [0, 1, 0]]), [[1, 0, 1], [0, 1, 0]]),
+        (torch.tensor([0.5, 1.5]), [[0, 0, 0], [0, 0, 0]]),
+        (torch.tensor([[4], [2]]), [[0, 1, 0], [0, 0, 1]]),  # more labels than are told apart
+    ]
+    for labels, expected in cases:
+        torch.testing.assert_close(label_shares({"labels": labels}, logits, 3), torch.tensor(expected).float())
+    assert not label_shares({}, logits, 3).any()
+
+
+def test_margin_by_hand():
+    """Probability of the label less that of the likeliest other class; 0 without a label."""
+    logits = torch.tensor([[0.6, 0.3, 0.1]]).log().expand(3, 3)
+    given = Signals(torch.zeros(3, 1), logits, (), {"labels": torch.tensor([0, 1, -100])}, Task())
+    torch.testing.assert_close(margin(given), torch.tensor([0.3, -0.3, 0.0]))
+
+
+def test_layers_that_are_not_there_are_refused(tmp_path):
+    """At construction, with how many there are."""
+    with pytest.raises(ValueError, match=r"layers \[5\] are not among the student's 3"):
+        new_trainer(tmp_path, deep_interactions(StateNetwork((5,))))
+
+
+class NoStates(nn.Module):
+    """A model of one's own that gives logits and nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = tiny_bert().config
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        raise NotImplementedError
+
+
+def test_a_model_without_states_is_refused(tmp_path):
+    """Said before training, not by an index error in its midst."""
+    with pytest.raises(ValueError, match=r"NoStates.forward takes no `output_hidden_states`"):
+        new_trainer(tmp_path, deep_interactions(), model=NoStates())
+
+
+# ---- the trajectory in a trainer ----
+
+
+def test_steps_are_replayed_with_their_own_dropout(tmp_path, monkeypatch):
+    """Standing where a step began, the student gives the very losses that it had then."""
+    compared = []
+    inner = WeightLearner.learn_from_trajectory
+
+    def watched(self, student, recorder, meta_batch):
+        optimizer, rewind = raw(student.optimizer), recorder.trajectory.rewind
+        steps = recorder.replay(self.mixture, lambda batch: student.model(**student.inputs(batch)))
+        now = type(rewind)(1)
+        now.record(optimizer, 0, 1)
+        student.model.train()
+        for position in rewind.back(optimizer, steps, student.max_grad_norm):
+            losses = torch.cat([weighed.losses for weighed in recorder.steps[position].weighed])
+            compared.append(torch.equal(steps[position].evaluate().losses, losses))
+        put(optimizer, now.kept[0])
+        return inner(self, student, recorder, meta_batch)
+
+    monkeypatch.setattr(WeightLearner, "learn_from_trajectory", watched)
+    trainer = new_trainer(
+        tmp_path,
+        deep_interactions(trajectory=Trajectory(4)),
+        max_steps=9,
+        gradient_accumulation_steps=2,
+        max_grad_norm=0.05,
+    )
+    trainer.train()
+    assert len(compared) == 8
+    assert all(compared)
+
+
+def test_training_is_that_of_the_weights_alone(tmp_path, monkeypatch):
+    """Recording and walking back leave no trace: with a network that learns nothing the student is the one of the
+    fixed mixture, bit for bit, dropout included.
+    """
+    monkeypatch.setattr(StateNetwork, "update", lambda self, observation, slopes: None)
+    students = []
+    for method in (deep_interactions(trajectory=Trajectory(3)), Method("fixed", FixedWeights())):
+        trainer = new_trainer(tmp_path, method, max_steps=8)
+        trainer.train()
+        students.append(trainer.model.state_dict())
+    for name, value in students[0].items():
+        assert torch.equal(value, students[1][name]), name
+
+
+def test_it_learns_every_b_steps(tmp_path):
+    """Twelve steps and B = 5: after the fifth and the tenth."""
+    trainer = new_trainer(tmp_path, deep_interactions(), max_steps=12, logging_steps=1)
+    trainer.train()
+    learned = [entry["step"] for entry in trainer.state.log_history if "meta_loss" in entry]
+    assert learned == [6, 11]
+
+
+def test_sgd_with_momentum_can_be_run_backwards(tmp_path):
+    """The paper's own form, in a trainer."""
+    method = deep_interactions(trajectory=Trajectory(3, rewind=Reversal()))
+    trainer = new_trainer(
+        tmp_path, method, max_steps=7, optim="sgd", optim_args="momentum=0.9", learning_rate=0.05, weight_decay=0.01
+    )
+    trainer.train()
+    assert trainer._learner.steps_taken == 2
+
+
+def test_what_cannot_work_is_said_before_the_first_step(tmp_path):
+    """A run shorter than B, an optimizer that cannot be differentiated, a scheduler that restarts would betray."""
+    cases = [
+        ({"max_steps": 4}, deep_interactions(), "only 4 in all"),
+        ({"optim": "adafactor"}, deep_interactions(trajectory=Trajectory(2)), "Adafactor cannot be differentiated"),
+    ]
+    for options, method, message in cases:
+        trainer = new_trainer(tmp_path, method, **options)
+        with pytest.raises(ValueError, match=message):
+            trainer.train()
+        assert trainer.state.global_step == 0
+    restarted = Method("short runs", StateNetwork(), trajectory=Trajectory(3), restart_every=3)
+    with pytest.raises(ValueError, match='lr_scheduler_type="constant"'):
+        new_trainer(tmp_path, restarted)
+    with pytest.raises(ValueError, match="must cover the whole"):
+        Method("short runs", StateNetwork(), trajectory=Trajectory(3), restart_every=5)
+
+
+# ---- reuse ----
+
+
+def test_a_learned_network_weighs_for_a_new_student(tmp_path):
+    """Saved alone and applied frozen: the same examples and states get the same weights; no meta set is needed."""
+    teacher = new_trainer(tmp_path, deep_interactions(trajectory=Trajectory(2)), max_steps=7, learning_rate=1e-2)
+    teacher.train()
+    save_policy(teacher.mixture.policy, tmp_path / "kept" / "network.safetensors")
+    reused = new_trainer(
+        tmp_path,
+        Method("reused", Frozen(StateNetwork(), tmp_path / "kept" / "network.safetensors")),
+        tiny_bert(seed=1),
+    )
+    reused.train()
+    given = Observation(torch.arange(8), teacher.mixture.policy.observe(signals()), 0.5)
+    torch.testing.assert_close(reused.mixture.policy.weights(given), teacher.mixture.policy.weights(given))
+    assert not torch.allclose(reused.mixture.policy.weights(given), torch.ones(8, 1), atol=1e-3)
+
+
+def test_a_network_for_another_student_is_refused(tmp_path):
+    """Other hidden sizes, no file, or a file of something else."""
+    policy = StateNetwork()
+    policy.reset(SIZES, torch.ones(1))
+    save_policy(policy, tmp_path / "network.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    cases = [
+        (ValueError, "network.safetensors", SIZES._replace(states=(8, 8, 8)), "does not fit this student"),
+        (ValueError, "broken.safetensors", SIZES, "not a safetensors file"),
+        (FileNotFoundError, "none.safetensors", SIZES, "save_policy"),
+    ]
+    for error, name, sizes, message in cases:
+        with pytest.raises(error, match=message):
+            Frozen(StateNetwork(), tmp_path / name).reset(sizes, torch.ones(1))

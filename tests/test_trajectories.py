@@ -1,0 +1,225 @@
+"""The walk back through several student steps gives the derivative of the unrolled training."""
+
+import pytest
+import torch
+from reference import trajectory_slopes_by_unrolling
+from torch import nn
+from torch.func import functional_call
+
+from amal_hf.meta import meta_gradient
+from amal_hf.policies.policy import Observation
+from amal_hf.shapes import Evaluation
+from amal_hf.trajectories import (
+    ExactProduct,
+    FiniteProduct,
+    Reversal,
+    Snapshots,
+    Step,
+    Trajectory,
+    check_optimizer,
+    put,
+    snapshot,
+    walk_back,
+)
+
+
+EXAMPLES, RATE = 4, 0.05
+
+
+class Setting:
+    """A small smooth student, different examples and weights at every step, and a meta set."""
+
+    def __init__(self, steps):
+        torch.manual_seed(0)
+        self.student = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+        self.inputs = torch.randn(steps, EXAMPLES, 3, dtype=torch.float64)
+        self.targets = torch.randn(steps, EXAMPLES, 2, dtype=torch.float64)
+        self.weights = [torch.rand(EXAMPLES, 2, dtype=torch.float64) for _ in range(steps)]
+        self.meta = torch.randn(6, 3, dtype=torch.float64)
+        self.params = dict(self.student.named_parameters())
+
+    def losses(self, params, number):
+        outputs = functional_call(self.student, dict(params), (self.inputs[number],))
+        return torch.stack([(outputs - self.targets[number]).square().sum(1), torch.logsumexp(outputs, 1)], 1)
+
+    def meta_loss(self, params):
+        return functional_call(self.student, dict(params), (self.meta,)).square().mean()
+
+    def steps(self):
+        return [
+            Step(
+                lambda number=number: Evaluation(self.losses(self.params, number), torch.zeros(EXAMPLES, 0)),
+                weights,
+                Observation(torch.arange(EXAMPLES) + number * EXAMPLES, torch.zeros(EXAMPLES, 0), number / 10),
+                [RATE],
+            )
+            for number, weights in enumerate(self.weights)
+        ]
+
+    def train(self, optimizer, trajectory, max_grad_norm=0.0):
+        """Take the steps, as a trainer would; gives what the walk back finds."""
+        steps = self.steps()
+        check_optimizer(optimizer, trajectory)
+        for number, step in enumerate(steps):
+            trajectory.rewind.record(optimizer, number, len(steps))
+            optimizer.zero_grad()
+            step.total()[0].backward()
+            if max_grad_norm:
+                nn.utils.clip_grad_norm_(self.student.parameters(), max_grad_norm)
+            optimizer.step()
+        optimizer.zero_grad()
+        _, gradient = meta_gradient(self.params, lambda: self.meta_loss(self.params))
+        return walk_back(trajectory, optimizer, self.params, steps, gradient, torch.float64, max_grad_norm)
+
+
+def sgd(momentum=0.0, nesterov=False, decay=0.0):
+    """One step of SGD as its documentation has it."""
+
+    def step(params, gradients, state, number):
+        buffers = {}
+        moved = {}
+        for name, p in params.items():
+            g = gradients[name] + decay * p
+            buffers[name] = momentum * state[name] + g if name in state else g
+            moved[name] = p - RATE * (g + momentum * buffers[name] if nesterov else buffers[name])
+        return moved, buffers
+
+    return step
+
+
+def adam(decay=0.0, decoupled=True, frozen=False):
+    """One step of Adam or AdamW; `frozen` treats the second moment as a constant."""
+
+    def step(params, gradients, state, number):
+        after, moved = {}, {}
+        for name, p in params.items():
+            g = gradients[name] if decoupled else gradients[name] + decay * p
+            zero = torch.zeros_like(p)
+            first = 0.9 * state.get("m" + name, zero) + 0.1 * g
+            square = (g.detach() if frozen else g).square()
+            second = 0.999 * state.get("v" + name, zero) + 0.001 * square
+            after |= {"m" + name: first, "v" + name: second}
+            update = first / (1 - 0.9 ** (number + 1)) / ((second / (1 - 0.999 ** (number + 1))).sqrt() + 1e-8)
+            moved[name] = p * (1 - RATE * decay if decoupled else 1) - RATE * update
+        return moved, after
+
+    return step
+
+
+SGD, Adam, AdamW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
+OPTIMIZERS = {
+    "sgd": (lambda p: SGD(p, lr=RATE), sgd(), True),
+    "momentum": (lambda p: SGD(p, lr=RATE, momentum=0.9, weight_decay=0.1), sgd(0.9, decay=0.1), True),
+    "nesterov": (lambda p: SGD(p, lr=RATE, momentum=0.9, nesterov=True), sgd(0.9, True), True),
+    "adamw": (lambda p: AdamW(p, lr=RATE, weight_decay=0.1), adam(0.1, frozen=True), True),
+    "adam": (lambda p: Adam(p, lr=RATE, weight_decay=0.1), adam(0.1, False, frozen=True), True),
+    "adamw, exact": (lambda p: AdamW(p, lr=RATE, weight_decay=0.1), adam(0.1), False),
+    "adam, exact": (lambda p: Adam(p, lr=RATE, weight_decay=0.1), adam(0.1, False), False),
+}
+every_optimizer = pytest.mark.parametrize(("make", "rule", "frozen"), OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+def error(found, expected):
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@every_optimizer
+@pytest.mark.parametrize(("steps", "bound"), [(1, 1e-6), (5, 1e-6), (20, 1e-5)])
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_exact_products_equal_unrolling(make, rule, frozen, steps, bound, clip):
+    """Slopes of all steps are the derivative of the whole training, to rounding; clipped gradients included."""
+    setting = Setting(steps)
+    start = {name: p.detach().clone() for name, p in setting.params.items()}
+    trajectory = Trajectory(steps, ExactProduct(), Snapshots(), frozen)
+    _, slopes = setting.train(make(setting.student.parameters()), trajectory, clip)
+    expected = trajectory_slopes_by_unrolling(start, setting.losses, setting.meta_loss, setting.weights, rule, clip)
+    assert error(slopes, expected) < bound
+
+
+@every_optimizer
+def test_finite_products_are_close(make, rule, frozen):
+    """Without any second derivative the error stays below a thousandth."""
+    setting = Setting(20)
+    start = {name: p.detach().clone() for name, p in setting.params.items()}
+    _, slopes = setting.train(make(setting.student.parameters()), Trajectory(20, FiniteProduct(), Snapshots(), frozen))
+    expected = trajectory_slopes_by_unrolling(start, setting.losses, setting.meta_loss, setting.weights, rule)
+    assert error(slopes, expected) < 1e-3
+
+
+@pytest.mark.parametrize("every", [1, 3, 20])
+def test_ways_back_agree(every):
+    """Running SGD backwards, and copies at any distance, find the same steps."""
+    results = []
+    for rewind in (Reversal(), Snapshots(every)):
+        setting = Setting(20)
+        optimizer = SGD(setting.student.parameters(), lr=RATE, momentum=0.9, weight_decay=0.01)
+        results.append(setting.train(optimizer, Trajectory(20, ExactProduct(), rewind)))
+    (_, reversed_), (_, copied) = results
+    assert error(reversed_, copied) < 1e-6
+
+
+@pytest.mark.parametrize("rewind", [Snapshots(), Snapshots(2), Reversal()])
+def test_the_student_does_not_notice(rewind):
+    """Parameters, optimizer states, learning rates and gradients are as before, bit for bit."""
+    setting = Setting(5)
+    optimizer = SGD(setting.student.parameters(), lr=RATE, momentum=0.9)
+    trajectory = Trajectory(5, FiniteProduct(), rewind)
+    setting.train(optimizer, trajectory)
+    before = snapshot(optimizer)
+    steps = [step._replace(learning_rates=[0.01]) for step in setting.steps()]
+    setting.student[0].weight.grad = torch.ones_like(setting.student[0].weight)
+    gradient = {name: torch.ones_like(p) for name, p in setting.params.items()}
+    walk_back(trajectory, optimizer, setting.params, steps, gradient, torch.float64)
+    after = snapshot(optimizer)
+    for ours, theirs in zip(
+        [*after.params, *(s["momentum_buffer"] for s in after.states)],
+        [*before.params, *(s["momentum_buffer"] for s in before.states)],
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+    assert optimizer.param_groups[0]["lr"] == RATE
+    assert torch.equal(setting.student[0].weight.grad, torch.ones_like(setting.student[0].weight))
+
+
+def test_observations_keep_their_order_and_progress():
+    """Slopes belong to the examples that they are of."""
+    setting = Setting(3)
+    seen, slopes = setting.train(SGD(setting.student.parameters(), lr=RATE), Trajectory(3))
+    assert seen.ids.tolist() == list(range(12))
+    assert seen.progress.tolist() == pytest.approx([0.0] * 4 + [0.1] * 4 + [0.2] * 4)
+    assert slopes.shape == (12, 2)
+
+
+def test_put_forgets_what_a_later_step_made():
+    """Before its first step an optimizer has no state; going back there must leave none."""
+    setting = Setting(1)
+    optimizer = AdamW(setting.student.parameters(), lr=RATE)
+    before = snapshot(optimizer)
+    setting.steps()[0].total()[0].backward()
+    optimizer.step()
+    put(optimizer, before)
+    assert not any(optimizer.state.values())
+
+
+def test_what_cannot_be_walked_back_is_refused():
+    """Each with the reason and with what to use."""
+    student = nn.Linear(2, 2)
+    momentum = SGD(student.parameters(), lr=RATE, momentum=0.9)
+    cases = [
+        (momentum, Trajectory(51, rewind=Reversal()), "51 steps are more than 50"),
+        (SGD(student.parameters(), lr=RATE), Trajectory(rewind=Reversal()), "only torch.optim.SGD with momentum"),
+        (AdamW(student.parameters()), Trajectory(rewind=Reversal()), "this is AdamW"),
+        (
+            SGD(nn.Linear(2, 2).bfloat16().parameters(), lr=RATE, momentum=0.9),
+            Trajectory(rewind=Reversal()),
+            "fp32 or fp64",
+        ),
+        (torch.optim.LBFGS(student.parameters()), Trajectory(), "LBFGS cannot be differentiated"),
+    ]
+    for optimizer, trajectory, message in cases:
+        with pytest.raises(ValueError, match=message):
+            check_optimizer(optimizer, trajectory)
+    with pytest.raises(ValueError, match="got 0"):
+        Trajectory(0)
+    with pytest.raises(ValueError, match="got 0"):
+        Snapshots(0)
