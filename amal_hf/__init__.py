@@ -2,17 +2,9 @@
 
 from amal_hf.arguments import AMALArguments
 from amal_hf.directions import AdamDirection, Direction, SGDDirection
+from amal_hf.divergences import forward_kl, jensen_shannon, logit_mse, reverse_kl
 from amal_hf.last_layer import LastLayer
-from amal_hf.losses import (
-    CrossEntropy,
-    CustomLoss,
-    Distillation,
-    Loss,
-    forward_kl,
-    jensen_shannon,
-    logit_mse,
-    reverse_kl,
-)
+from amal_hf.losses import CrossEntropy, CustomLoss, Distillation, Loss
 from amal_hf.meta import Method
 from amal_hf.methods import amal, amal_as_published, random_weights
 from amal_hf.policies.bounds import Convex, ConvexOrNone, MeanOne, clamp, convex

@@ -13,6 +13,7 @@ PACKAGE = Path(amal_hf.__file__).parent
 
 LEVELS = [
     {"shapes"},
+    {"divergences", "tokens", "top_logits"},
     {
         "losses",
         "directions",
@@ -25,6 +26,8 @@ LEVELS = [
         "data",
         "demo",
         "metrics",
+        "translation",
+        "demo_translation",
         "latency",
         "precision",
         "plots",
@@ -40,7 +43,9 @@ LEVELS = [
     {"mixture", "meta", "meta_set", "collator", "logs"},
     {"learner", "methods", "arguments"},
     {"checks"},
+    {"generation"},
     {"trainer"},
+    {"seq2seq"},
 ]
 """Lowest first. `__init__` is above all and imported by none."""
 
@@ -59,6 +64,9 @@ NEVER = {("trainer", "methods")}
 
 MATHEMATICS = {
     "shapes",
+    "divergences",
+    "tokens",
+    "top_logits",
     "losses",
     "directions",
     "tangents",
