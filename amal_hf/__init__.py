@@ -1,6 +1,6 @@
 """Learned per-example mixing of losses for the Hugging Face `Trainer`. Names and nothing else."""
 
-from amal_hf.arguments import AMALArguments
+from amal_hf.arguments import AMALArguments, AMALSeq2SeqArguments
 from amal_hf.directions import AdamDirection, Direction, SGDDirection
 from amal_hf.divergences import forward_kl, jensen_shannon, logit_mse, reverse_kl
 from amal_hf.last_layer import LastLayer
@@ -12,13 +12,17 @@ from amal_hf.policies.example_table import ExampleTable
 from amal_hf.policies.fixed_weights import FixedWeights, RandomWeights
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.policy import Policy
+from amal_hf.seq2seq import AMALSeq2SeqTrainer
 from amal_hf.students import student_from_teacher
 from amal_hf.tangents import DoubleBackward, FiniteDifference, ForwardMode, Tangent
 from amal_hf.trainer import AMALTrainer
+from amal_hf.translation import translation_metrics
 
 
 __all__ = [
     "AMALArguments",
+    "AMALSeq2SeqArguments",
+    "AMALSeq2SeqTrainer",
     "AMALTrainer",
     "AdamDirection",
     "Convex",
@@ -51,4 +55,5 @@ __all__ = [
     "random_weights",
     "reverse_kl",
     "student_from_teacher",
+    "translation_metrics",
 ]

@@ -13,7 +13,7 @@ PACKAGE = Path(amal_hf.__file__).parent
 
 LEVELS = [
     {"shapes"},
-    {"divergences", "tokens", "top_logits"},
+    {"divergences", "tokens", "top_logits", "generators"},
     {
         "losses",
         "directions",
@@ -43,7 +43,6 @@ LEVELS = [
     {"mixture", "meta", "meta_set", "collator", "logs"},
     {"learner", "methods", "arguments"},
     {"checks"},
-    {"generation"},
     {"trainer"},
     {"seq2seq"},
 ]
