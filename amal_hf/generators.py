@@ -47,7 +47,7 @@ class DecoderInputs:
     def __call__(self, rows: list[Any]) -> Any:
         """A batch of `rows`."""
         batch = self.collate(rows)
-        if "labels" not in batch or DECODER_INPUTS in batch:
+        if batch.get("labels") is None or DECODER_INPUTS in batch:
             return batch
         return {**batch, DECODER_INPUTS: self.shift(labels=batch["labels"])}
 

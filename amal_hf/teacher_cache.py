@@ -252,7 +252,9 @@ def _window_columns(
 
 
 def _encoded(numbers: list[int], recipe: CacheRecipe) -> Batch:
-    return {name: value.to(recipe.device) for name, value in recipe.encoding(numbers).items()}
+    # Some collators say None for what a row does not have, such as labels.
+    batch = {name: value for name, value in recipe.encoding(numbers).items() if value is not None}
+    return {name: value.to(recipe.device) for name, value in batch.items()}
 
 
 def _size(value: Any) -> int:

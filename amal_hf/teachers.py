@@ -43,8 +43,8 @@ from amal_hf.teacher_inputs import (
     student_encoding,
     text_encoding,
 )
-
 from amal_hf.top_logits import TopK
+
 
 __all__ = ["Autocast", "LiveTeacher", "TeacherInputs", "label_order", "open_teacher"]
 

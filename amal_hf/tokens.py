@@ -21,8 +21,8 @@ from amal_hf.shapes import Logits, PerExample
 OfRows: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """`(logits (n, V) of some tokens, their places (n,) among all B·T) -> (n,)`."""
 
-CHUNK = 2**22
-"""Logits in a chunk: 16 MiB in fp32, 131 tokens of a vocabulary of 32,000."""
+CHUNK = 2**20
+"""Logits in a chunk: 4 MiB in fp32, 32 tokens of a vocabulary of 32,000. A divergence makes about ten such tensors."""
 
 
 def token_means(of_rows: OfRows, logits: Logits, mask: Tensor) -> PerExample:

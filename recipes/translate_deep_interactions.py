@@ -175,12 +175,12 @@ def shuffle_targets(rows: Dataset, target: str, share: float, seed: int) -> tupl
 def word_tokenizer(rows: Dataset, recipe: RecipeArguments) -> PreTrainedTokenizerBase:
     """One token a word, for both languages together; the commonest 8000 words."""
     words = Tokenizer(models.WordLevel(unk_token="<unk>"))
-    words.normalizer = normalizers.Lowercase()  # type: ignore[assignment]
-    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["<pad>", "</s>", "<s>", "<unk>"]
     both = [*rows[recipe.source][:], *rows[recipe.target][:]]
     words.train_from_iterator(both, trainers.WordLevelTrainer(vocab_size=8000, special_tokens=special))
-    words.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    words.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", special.index("</s>"))]
     )
     return PreTrainedTokenizerFast(
@@ -242,7 +242,9 @@ def train(
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         processing_class=tokenizer,
         # BLEU where sacrebleu is installed, the share of exact matches in any case.
-        compute_metrics=translation_metrics(tokenizer) if importlib.util.find_spec("sacrebleu") else exact_match(tokenizer),
+        compute_metrics=translation_metrics(tokenizer)
+        if importlib.util.find_spec("sacrebleu")
+        else exact_match(tokenizer),
         losses=[CrossEntropy()],
         method=method,
     )

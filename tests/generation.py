@@ -78,10 +78,13 @@ class Padder:
             batch["labels"] = torch.tensor([list(row["labels"]) for row in features])
         return batch
 
+    def save_pretrained(self, folder):
+        """`Trainer` saves what a collator reads with."""
 
-def collator():
+
+def collator(model=None):
     """Pads sources with 0 and labels with -100."""
-    return DataCollatorForSeq2Seq(Padder(), return_tensors="pt")
+    return DataCollatorForSeq2Seq(Padder(), model, return_tensors="pt")
 
 
 def generator_arguments(folder, **options):

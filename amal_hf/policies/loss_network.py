@@ -110,11 +110,12 @@ def _fit_and_entropy(logits: Logits | TopLogits, signals: Signals) -> Tensor:
     """`(B, 2)`: probability of the label (its generalisation `exp(−loss)` for other tasks), and relative entropy."""
     # Without label smoothing: a probability is wanted.
     task, labels = replace(signals.task, label_smoothing=0.0), signals.batch.get("labels")
-    share = entropy(logits.logits if isinstance(logits, TopLogits) else logits, task, signals.batch)
+    scores = logits.logits if isinstance(logits, TopLogits) else logits
+    share = entropy(scores, task, signals.batch)
     if labels is None:
         return torch.stack([torch.ones_like(share), share], 1)
     if isinstance(logits, TopLogits):
-        logits, labels, task = logits.logits, logits.positions(task.targets(labels)), replace(task, shifted=False)
+        labels, task = logits.positions(task.targets(labels)), replace(task, shifted=False)
     cross_entropy = CrossEntropy()
     cross_entropy.bind(task)
-    return torch.stack([cross_entropy.of_logits(logits, labels).neg().exp(), share], 1)
+    return torch.stack([cross_entropy.of_logits(scores, labels).neg().exp(), share], 1)
