@@ -1,18 +1,10 @@
 """Learned per-example mixing of losses for the Hugging Face `Trainer`. Names and nothing else."""
 
-from amal_hf.arguments import AMALArguments
+from amal_hf.arguments import AMALArguments, AMALSeq2SeqArguments
 from amal_hf.directions import AdamDirection, Direction, SGDDirection
+from amal_hf.divergences import forward_kl, jensen_shannon, logit_mse, reverse_kl
 from amal_hf.last_layer import LastLayer
-from amal_hf.losses import (
-    CrossEntropy,
-    CustomLoss,
-    Distillation,
-    Loss,
-    forward_kl,
-    jensen_shannon,
-    logit_mse,
-    reverse_kl,
-)
+from amal_hf.losses import CrossEntropy, CustomLoss, Distillation, Loss
 from amal_hf.meta import Method
 from amal_hf.methods import (
     amal,
@@ -32,14 +24,18 @@ from amal_hf.policies.meta_weight_net import MetaWeightNet
 from amal_hf.policies.policy import Policy
 from amal_hf.policies.rectified_slopes import RectifiedSlopes
 from amal_hf.policies.state_network import StateNetwork
+from amal_hf.seq2seq import AMALSeq2SeqTrainer
 from amal_hf.students import student_from_teacher
 from amal_hf.tangents import DoubleBackward, FiniteDifference, ForwardMode, Tangent
 from amal_hf.trainer import AMALTrainer
 from amal_hf.trajectories import ExactProduct, FiniteProduct, Reversal, Snapshots, Trajectory
+from amal_hf.translation import translation_metrics
 
 
 __all__ = [
     "AMALArguments",
+    "AMALSeq2SeqArguments",
+    "AMALSeq2SeqTrainer",
     "AMALTrainer",
     "AdamDirection",
     "ClassProportional",
@@ -89,4 +85,5 @@ __all__ = [
     "reverse_kl",
     "save_policy",
     "student_from_teacher",
+    "translation_metrics",
 ]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 
 @dataclass
@@ -65,6 +65,11 @@ class AMALArguments(TrainingArguments):
         """Steps before the first meta step, out of `max_steps`."""
         warmup = self.meta_warmup_steps
         return int(warmup) if warmup >= 1 else int(warmup * max_steps)
+
+
+@dataclass
+class AMALSeq2SeqArguments(AMALArguments, Seq2SeqTrainingArguments):
+    """The same with the options of `transformers.Seq2SeqTrainingArguments`, such as `predict_with_generate`."""
 
 
 def _require(fine: bool, name: str, value: object, expected: str) -> None:

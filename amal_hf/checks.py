@@ -6,25 +6,17 @@ from typing import Any
 
 import datasets
 import numpy as np
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-)
 
 from amal_hf.arguments import AMALArguments
 from amal_hf.collator import is_stream
+from amal_hf.generators import is_causal, is_encoder_decoder
+from amal_hf.last_layer import LastLayer
 from amal_hf.losses import IGNORED
 from amal_hf.meta import Method
 from amal_hf.shapes import EXAMPLE_ID
 
 
 logger = logging.getLogger(__name__)
-
-GENERATORS = {
-    *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values(),
-    *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values(),
-}
-"""Classes of students that generate text."""
 
 OVERLAP_LIMIT = 1_000_000
 """Rows of a training set that are compared with the meta set; more would take longer than it is worth."""
@@ -52,13 +44,7 @@ def check_trainer(trainer: Any, learns: bool) -> None:
         raise ValueError(
             f"AMALTrainer: losses need a student whose labels are called 'labels'; {type(trainer.model).__name__} has "
             f"{trainer.label_names}. "
-            "Sequence and token classification and regression heads are supported."
-        )
-    student = trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
-    if type(student).__name__ in GENERATORS:
-        raise ValueError(
-            f"AMALTrainer: {type(student).__name__} generates text, and its labels are shifted against its logits. "
-            "Sequence classification, token classification and regression heads are supported so far."
+            "Sequence and token classification, regression and language modelling heads are supported."
         )
     if args.use_liger_kernel:
         raise ValueError(
@@ -66,7 +52,9 @@ def check_trainer(trainer: Any, learns: bool) -> None:
             "use_liger_kernel=False."
         )
     if trainer.method.policy.needs_hidden_states:
-        _check_hidden_states(student)
+        _check_hidden_states(
+            trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
+        )
     if learns:
         _check_meta_step(trainer)
 
@@ -130,6 +118,57 @@ def state_widths(config: Any) -> tuple[int, ...]:
             f"many there are and how wide (hidden_size, num_hidden_layers). Use a policy without them: LossNetwork()."
         )
     return tuple(width for count in layers for _ in range(count + 1))
+
+
+def check_generator(model: Any, losses: list[Any], method: Method, sets: dict[str, Any]) -> None:
+    """Refuse what cannot be trained on a student that generates text; and `top_k` on one that does not.
+
+    Args:
+        model: the student.
+        losses: as given to the trainer.
+        method: how their weights are learned.
+        sets: training and meta set by name.
+
+    Raises:
+        ValueError: a row without a single target token, a method that reads the output layer, or `top_k` on a
+            classifier.
+    """
+    if not is_causal(model) and not is_encoder_decoder(model):
+        cut = [loss.name for loss in losses if getattr(loss, "top", None) is not None]
+        if cut:
+            raise ValueError(
+                f"Distillation '{cut[0]}': top_k is for students that generate text; {type(model).__name__} has few "
+                "classes. Leave it out."
+            )
+        return
+    if isinstance(method.tangent, LastLayer):
+        raise ValueError(
+            f"LastLayer: the output layer of {type(model).__name__} is as wide as its vocabulary, and often tied to "
+            "the embeddings. Use FiniteDifference(), which works with any student."
+        )
+    for name, dataset in sets.items():
+        _check_targets(dataset, name, is_causal(model))
+
+
+def _check_targets(dataset: Any, name: str, shifted: bool) -> None:
+    if not isinstance(dataset, datasets.Dataset):
+        return
+    column = next((c for c in ("labels", "label") if c in dataset.column_names), None)
+    if column is None:
+        column = next((c for c in ("input_ids",) if shifted and c in dataset.column_names), None)
+    if column is None:
+        return
+    # The first token of a causal language model has nothing before it that could predict it.
+    empty = [
+        row for row, labels in enumerate(dataset[column]) if not (np.asarray(labels)[int(shifted) :] != IGNORED).any()
+    ]
+    if empty:
+        raise ValueError(
+            f"AMALTrainer: {name}['{column}'] has no target token in {len(empty)} of {len(dataset)} rows: "
+            f"{', '.join(map(str, empty[:5]))}{' ...' if len(empty) > 5 else ''}. Such a row has no loss "
+            f"{'(the first token is never predicted) ' if shifted else ''}and would earn weights from nothing; "
+            "remove these rows."
+        )
 
 
 def check_data(train_dataset: Any, meta_dataset: Any, method: Method, num_labels: int) -> None:

@@ -9,20 +9,20 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from amal_hf.divergences import Divergence, forward_kl
 from amal_hf.shapes import Batch, Logits, PerExample, Teacher
+from amal_hf.tokens import token_means
+from amal_hf.top_logits import TopK, TopLogits, merged
 
 
 IGNORED = -100
 """The label that `transformers` uses for "no label here"."""
-
-Divergence: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
-"""`(student logits (..., C), teacher logits (..., C), temperature) -> (...)`."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,19 @@ class Task:
             regression, integer labels are classes, float labels are several yes/no labels at once.
         label_smoothing: share of the target spread over all classes, in [0, 1);
             `TrainingArguments.label_smoothing_factor`.
+        shifted: whether the logits of token t are meant for the label of token t + 1, as in causal language models.
     """
 
     problem_type: str | None = None
     label_smoothing: float = 0.0
+    shifted: bool = False
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """The labels at the places of the logits that predict them, in the shape they came in.
+
+        Logits stay whole: cutting the last token off would copy all of them.
+        """
+        return F.pad(labels[:, 1:], (0, 1), value=IGNORED) if self.shifted else labels
 
     def is_regression(self, logits: Logits) -> bool:
         """Whether the outputs are numbers to be hit rather than scores of classes."""
@@ -112,6 +121,8 @@ class CrossEntropy(Loss):
 
     def of_logits(self, logits: Logits, labels: Tensor) -> PerExample:
         """The same for any logits, `(B, C)` or `(B, T, C)`: also tells how well a *teacher* fits the labels."""
+        if logits.ndim == 3 and not labels.is_floating_point():
+            return _token_cross_entropy(logits, self.task.targets(labels), self.task.label_smoothing)
         logits = at_least_fp32(logits)
         if self.task.is_regression(logits):
             return _squared_error(logits, labels.to(logits)) * (labels.view_as(logits) != IGNORED).all(1)
@@ -136,9 +147,12 @@ class Distillation(Loss):
         tokenizer: the teacher's own tokenizer, if it is not the student's. A teacher given by name brings its own.
         text_columns: the dataset columns with the raw text, read only when the teacher encodes text by itself.
         name: column name; give each of several teachers its own.
+        top_k: for students that generate text: keep only the k largest of the teacher's logits of a token, and all
+            others as one further class (`top_logits.py`). It makes a cache of 32,000 words 250 times smaller at
+            k = 64. `None` keeps all; so does a k as large as the vocabulary.
 
     Raises:
-        ValueError: a temperature that is not positive and finite.
+        ValueError: a temperature that is not positive and finite, or a `top_k` below 1.
     """
 
     def __init__(
@@ -150,6 +164,7 @@ class Distillation(Loss):
         tokenizer: Any = None,
         text_columns: tuple[str, ...] = ("text",),
         name: str = "teacher",
+        top_k: int | None = None,
     ) -> None:
         if not 0 < temperature < float("inf"):
             raise ValueError(
@@ -161,6 +176,7 @@ class Distillation(Loss):
         self.tokenizer = tokenizer
         self.text_columns = text_columns
         self.name = name
+        self.top = None if top_k is None else TopK(top_k, temperature)
         self.task = Task()
         self.teacher: Teacher = _not_opened
 
@@ -173,13 +189,18 @@ class Distillation(Loss):
         """Take over the student's problem type."""
         self.task = task
 
-    def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """The teacher's logits, once a batch."""
-        return {self.logits_key: self.teacher(batch)}
+    def prepare(self, batch: Batch) -> dict[str, Any]:
+        """The teacher's logits, once a batch; the largest of each token with `top_k`."""
+        logits = self.teacher(batch)
+        if self.top is not None and isinstance(logits, Tensor):
+            return {self.logits_key: self.top(logits)}
+        return {self.logits_key: logits}
 
     def __call__(self, outputs: Any, batch: Batch) -> PerExample:
         """`(B,)`: the divergence between teacher and student."""
-        student, teacher = at_least_fp32(outputs.logits), at_least_fp32(batch[self.logits_key])
+        student, teacher = outputs.logits, batch[self.logits_key]
+        if isinstance(teacher, TopLogits):
+            return self._of_top_logits(student, teacher, batch)
         if student.shape != teacher.shape:
             raise ValueError(
                 f"Distillation '{self.name}': the student's logits have shape {tuple(student.shape)}, the teacher's "
@@ -187,6 +208,9 @@ class Distillation(Loss):
                 "both must classify the same tokens or sentences into the same classes."
             )
         labels = batch.get("labels")
+        if student.ndim == 3 and not self.task.is_multi_label(student, labels):
+            return self._of_tokens(student, teacher, batch)
+        student, teacher = at_least_fp32(student), at_least_fp32(teacher)
         if self.task.is_regression(student):
             return _squared_error(student, teacher)
         if self.task.is_multi_label(student, labels):
@@ -195,8 +219,29 @@ class Distillation(Loss):
                 .flatten(1)
                 .mean(1)
             )
-        values = self.divergence(student, teacher, self.temperature)
-        return values if values.ndim == 1 else masked_mean(values, distilled_tokens(batch))
+        return self.divergence(student, teacher, self.temperature)
+
+    def _of_tokens(self, student: Logits, teacher: Logits, batch: Batch) -> PerExample:
+        rows = teacher.flatten(0, 1)
+
+        def of_rows(picked: Tensor, places: Tensor) -> Tensor:
+            return self.divergence(at_least_fp32(picked), at_least_fp32(rows[places]), self.temperature)
+
+        return token_means(of_rows, student, distilled_tokens(batch, self.task))
+
+    def _of_top_logits(self, student: Logits, teacher: TopLogits, batch: Batch) -> PerExample:
+        if student.shape[:2] != teacher.logits.shape[:2]:
+            raise ValueError(
+                f"Distillation '{self.name}': the student gives logits for {tuple(student.shape[:2])} (examples, "
+                f"tokens), the teacher for {tuple(teacher.logits.shape[:2])}; both must read the same tokens."
+            )
+        logits, classes = teacher.logits.flatten(0, 1), teacher.classes.flatten(0, 1)
+
+        def of_rows(picked: Tensor, places: Tensor) -> Tensor:
+            same = merged(at_least_fp32(picked), classes[places], self.temperature)
+            return self.divergence(same, logits[places].to(same), self.temperature)
+
+        return token_means(of_rows, student, distilled_tokens(batch, self.task))
 
 
 class CustomLoss(Loss):
@@ -229,39 +274,6 @@ class CustomLoss(Loss):
         return values
 
 
-def forward_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """`T² Σ_c p_teacher (log p_teacher − log p_student)`, `(..., C) -> (...)`.
-
-    Covers all that the teacher holds possible.
-    """
-    log_p, log_q = F.log_softmax(teacher / temperature, -1), F.log_softmax(student / temperature, -1)
-    return temperature**2 * _kl(log_p, log_q)
-
-
-def reverse_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """`T² Σ_c p_student (log p_student − log p_teacher)`, `(..., C) -> (...)`.
-
-    Settles on what the teacher holds likeliest.
-    """
-    return forward_kl(teacher, student, temperature)
-
-
-def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """`T²` times the Jensen–Shannon divergence, `(..., C) -> (...)`: symmetric, and bounded by `T² log 2`."""
-    log_p, log_q = F.log_softmax(teacher / temperature, -1), F.log_softmax(student / temperature, -1)
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    return temperature**2 * 0.5 * (_kl(log_p, log_m) + _kl(log_q, log_m))
-
-
-def logit_mse(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """`mean_c (z_student − z_teacher)²`, `(..., C) -> (...)`.
-
-    The temperature does not enter. Half of it for a yes/no class, which is read as logits (0, z).
-    """
-    del temperature
-    return (student - teacher).square().mean(-1)
-
-
 def at_least_fp32(logits: Logits) -> Logits:
     """Logits in fp32, or fp64 if they are: a log-softmax in half precision has two or three digits."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -272,17 +284,21 @@ def masked_mean(values: Tensor, mask: Tensor) -> PerExample:
     return torch.where(mask, values, 0.0).sum(1) / mask.sum(1).clamp(min=1)
 
 
-def distilled_tokens(batch: Batch) -> Tensor:
-    """`(B, T)`, bool: the tokens on which a student is compared with its teacher.
+def distilled_tokens(batch: Batch, task: Task) -> Tensor:
+    """`(B, T)`, bool: the tokens on which a student is compared with its teacher, at the places of their logits.
 
-    The labelled ones, or all attended ones of an unlabelled row.
+    The labelled ones, or all attended ones of an unlabelled row. An encoder-decoder is compared on labelled ones only:
+    its attention mask is that of the source.
     """
+    if "decoder_input_ids" in batch:
+        return task.targets(batch["labels"]) != IGNORED
+    mask = batch.get("attention_mask")
     if "labels" not in batch:
-        return batch["attention_mask"].bool()
+        return task.targets(torch.where(batch["attention_mask"].bool(), 0, IGNORED)) != IGNORED
     labels = batch["labels"]
-    attended = batch.get("attention_mask", torch.ones_like(labels)).bool()
-    labelled = labels != IGNORED
-    return torch.where(labelled.any(1, keepdim=True), labelled, attended)
+    anything = torch.zeros_like(labels) if mask is None else torch.where(mask.bool(), 0, IGNORED)
+    labelled = task.targets(labels) != IGNORED
+    return torch.where(labelled.any(1, keepdim=True), labelled, task.targets(anything) != IGNORED)
 
 
 def entropy(logits: Logits, task: Task, batch: Batch) -> PerExample:
@@ -290,18 +306,27 @@ def entropy(logits: Logits, task: Task, batch: Batch) -> PerExample:
 
     0 for regression.
     """
-    logits = at_least_fp32(logits)
     if task.is_regression(logits):
-        return logits.new_zeros(len(logits))
-    multi_label = task.is_multi_label(logits, batch.get("labels"))
-    if multi_label:
-        logits = _as_two_classes(logits)
-    log_p = F.log_softmax(logits, -1)
-    share = -(log_p.exp() * log_p).sum(-1) / math.log(logits.shape[-1])
-    if share.ndim == 1:
-        return share
-    by_token = logits.ndim == 3 and not multi_label
-    return masked_mean(share, distilled_tokens(batch)) if by_token else share.mean(1)
+        return at_least_fp32(logits).new_zeros(len(logits))
+    if task.is_multi_label(logits, batch.get("labels")):
+        return _entropy_share(_as_two_classes(logits)).mean(1)
+    if logits.ndim == 3:
+        return token_means(lambda picked, _: _entropy_share(picked), logits, distilled_tokens(batch, task))
+    return _entropy_share(logits)
+
+
+def _entropy_share(logits: Logits) -> Tensor:
+    log_p = F.log_softmax(at_least_fp32(logits), -1)
+    return -(log_p.exp() * log_p).sum(-1) / math.log(logits.shape[-1])
+
+
+def _token_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> PerExample:
+    flat = targets.long().flatten()
+
+    def of_rows(picked: Tensor, places: Tensor) -> Tensor:
+        return F.cross_entropy(at_least_fp32(picked), flat[places], reduction="none", label_smoothing=smoothing)
+
+    return token_means(of_rows, logits, targets != IGNORED)
 
 
 def _class_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> PerExample:
@@ -325,10 +350,6 @@ def _squared_error(outputs: Tensor, targets: Tensor) -> PerExample:
 
 def _as_two_classes(logits: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(logits), logits], -1)
-
-
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return (log_p.exp() * (log_p.clamp(min=-1e30) - log_q.clamp(min=-1e30))).sum(-1)
 
 
 def _not_opened(batch: Batch) -> Logits:

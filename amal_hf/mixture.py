@@ -7,6 +7,7 @@ The one place where losses are weighed and summed.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -105,7 +106,7 @@ class Mixture:
     def task_loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The meta objective: the mean task loss; no label smoothing, as clean labels are meant as they stand."""
         loss = CrossEntropy()
-        loss.bind(Task(self.task.problem_type))
+        loss.bind(replace(self.task, label_smoothing=0.0))
         return loss(outputs, batch).mean()
 
     def state_dict(self) -> dict[str, Any]:

@@ -33,8 +33,8 @@ Params: TypeAlias = Mapping[str, Tensor]
 Batch: TypeAlias = Mapping[str, Any]
 """What a collator returns, on the student's device."""
 
-Teacher: TypeAlias = Callable[[Batch], Logits]
-"""Anything that gives fixed logits for a batch, in the student's label order."""
+Teacher: TypeAlias = Callable[[Batch], Any]
+"""Anything that gives fixed `Logits` for a batch, in the student's label order (or the largest: `TopLogits`)."""
 
 
 class Evaluation(NamedTuple):

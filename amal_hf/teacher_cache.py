@@ -7,7 +7,8 @@
 3. A cache is written to a temporary folder and moved into place when complete, so a killed run leaves none.
 4. A damaged cache is computed again, with a warning. A sound one is used without loading the teacher.
 
-Tokens hidden by the attention mask are not stored, so a batch may be padded in another way than the cache was.
+Tokens hidden by the attention mask are not stored, so a batch may be padded in another way than the cache was; of an
+encoder-decoder, only tokens with a label are. With `top_k` a second column, `classes`, says which logits were kept.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from amal_hf.shapes import EXAMPLE_ID, Batch, Logits, Teacher
 from amal_hf.teacher_inputs import Encoding, row_numbers
+from amal_hf.top_logits import TopK, TopLogits
 
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,8 @@ logger = logging.getLogger(__name__)
 FORMAT = "1"
 """Raise it when what a cache holds changes its meaning: older caches are then never found."""
 
-_ARROW, _MANIFEST, _COLUMN = "logits.arrow", "manifest.json", "logits"
+_ARROW, _MANIFEST, _COLUMN, _CLASSES = "logits.arrow", "manifest.json", "logits", "classes"
+_UNLABELLED = -100  # as `transformers` marks it
 _BATCHES_IN_A_WINDOW = 32  # rows are sorted by length within a window only, so memory stays bounded
 
 
@@ -54,15 +57,18 @@ class CachedTeacher:
         self._per_token = isinstance(rows.features[_COLUMN].feature, List)
         self._order = order
 
-    def __call__(self, batch: Batch) -> Logits:
-        """`(B, C)`, or `(B, T, C)` with zeros at padding, float32 on the batch's device.
+    def __call__(self, batch: Batch) -> Logits | TopLogits:
+        """`(B, C)`, or `(B, T, C)` with zeros at padding, float32 on the batch's device; merged if the cache is.
 
         Raises:
             ValueError: ids are missing or foreign, or a row has not as many tokens as when it was cached.
         """
-        found = self._rows[row_numbers(batch, self._rows.num_rows)][_COLUMN].combine_chunks()
-        logits = _padded(found, token_mask(batch).cpu()) if self._per_token else _table(found)
-        logits = logits.to(batch[EXAMPLE_ID].device)
+        table = self._rows[row_numbers(batch, self._rows.num_rows)]
+        found, device = table[_COLUMN].combine_chunks(), batch[EXAMPLE_ID].device
+        mask = token_mask(batch).cpu() if self._per_token else None
+        logits = (_table(found) if mask is None else _padded(found, mask)).to(device)
+        if mask is not None and _CLASSES in self._rows.column_names:
+            return TopLogits(logits, _padded(table[_CLASSES].combine_chunks(), mask).to(device))
         return logits if self._order is None else logits[..., self._order]
 
 
@@ -77,6 +83,7 @@ class CacheRecipe:
         load: opens the live teacher; called only when the cache must be computed.
         batch_size: rows in one forward pass.
         device: where the teacher runs.
+        top: which logits of a token are kept; None keeps all.
     """
 
     encoding: Encoding
@@ -85,10 +92,12 @@ class CacheRecipe:
     load: Callable[[], Teacher]
     batch_size: int
     device: torch.device
+    top: TopK | None = None
 
     def key(self) -> str:
         """Name of the cache's folder: 64 hexadecimal digits."""
         parts = {"format": FORMAT, "rows": digest_rows(self.encoding.rows), **self.teacher, **self.encoding.settings()}
+        parts |= {} if self.top is None else self.top.settings()
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -133,7 +142,10 @@ def digest_rows(rows: Dataset) -> str:
 
 
 def token_mask(batch: Batch) -> Tensor:
-    """`(B, T)`, True where there is a token and not padding."""
+    """`(B, T)`, True where logits are kept: at a token and not padding; for a decoder at a labelled one."""
+    if "decoder_input_ids" in batch:
+        labels: Tensor = batch["labels"]
+        return labels != _UNLABELLED
     if "attention_mask" in batch:
         mask: Tensor = batch["attention_mask"]
         return mask.bool()
@@ -197,15 +209,16 @@ def _compute(folder: Path, recipe: CacheRecipe) -> None:
 def _write_logits(file: Path, recipe: CacheRecipe) -> None:
     """Run the teacher over all rows into one Arrow file."""
     teacher = recipe.load()
-    probe = teacher(_encoded([0], recipe))
-    row = List(Value("float32"), length=probe.shape[-1])
+    probe = _kept(teacher(_encoded([0], recipe)), recipe)
+    kinds = {_COLUMN: "float32", _CLASSES: "int32"}
+    rows = {name: List(Value(kinds[name]), length=column.shape[-1]) for name, column in probe.items()}
     recipe.encoding.rows.map(
-        lambda window, numbers: {_COLUMN: _window_logits(teacher, recipe, window, numbers)},
+        lambda window, numbers: _window_columns(teacher, recipe, window, numbers),
         batched=True,
         batch_size=recipe.batch_size * _BATCHES_IN_A_WINDOW,
         with_indices=True,
         remove_columns=recipe.encoding.rows.column_names,
-        features=Features({_COLUMN: row if probe.dim() == 2 else List(row)}),
+        features=Features({name: row if probe[name].dim() == 2 else List(row) for name, row in rows.items()}),
         cache_file_name=str(file),
         load_from_cache_file=False,
         new_fingerprint="teacher-logits",  # fixed, or the whole teacher would be hashed once more
@@ -213,23 +226,35 @@ def _write_logits(file: Path, recipe: CacheRecipe) -> None:
     )
 
 
-def _window_logits(
+def _kept(logits: Logits, recipe: CacheRecipe) -> dict[str, Tensor]:
+    """The columns of the cache: all logits, or the largest and which classes they are."""
+    if recipe.top is None:
+        return {_COLUMN: logits}
+    top = recipe.top(logits)
+    return {_COLUMN: top.logits, _CLASSES: top.classes.int()}
+
+
+def _window_columns(
     teacher: Teacher, recipe: CacheRecipe, window: Mapping[str, list[Any]], numbers: list[int]
-) -> list[Any]:
+) -> dict[str, list[Any]]:
     """Logits of consecutive rows, in their order; rows of like length run together to save padding."""
     sizes = [sum(map(_size, row)) for row in zip(*window.values(), strict=True)]
     places = sorted(range(len(numbers)), key=sizes.__getitem__)
-    logits: list[Any] = [None] * len(numbers)
+    columns: dict[str, list[Any]] = {}
     for start in range(0, len(places), recipe.batch_size):
         together = places[start : start + recipe.batch_size]
         batch = _encoded([numbers[place] for place in together], recipe)
-        for place, row in zip(together, _unpadded(teacher(batch), batch), strict=True):
-            logits[place] = row.cpu().numpy()
-    return logits
+        for name, column in _kept(teacher(batch), recipe).items():
+            rows = columns.setdefault(name, [None] * len(numbers))
+            for place, row in zip(together, _unpadded(column, batch), strict=True):
+                rows[place] = row.cpu().numpy()
+    return columns
 
 
 def _encoded(numbers: list[int], recipe: CacheRecipe) -> Batch:
-    return {name: value.to(recipe.device) for name, value in recipe.encoding(numbers).items()}
+    # Some collators say None for what a row does not have, such as labels.
+    batch = {name: value for name, value in recipe.encoding(numbers).items() if value is not None}
+    return {name: value.to(recipe.device) for name, value in batch.items()}
 
 
 def _size(value: Any) -> int:
@@ -244,8 +269,9 @@ def _unpadded(logits: Logits, batch: Batch) -> Iterable[Tensor]:
 
 
 def _table(rows: pa.Array) -> Tensor:
-    """A column of lists of one length as a table, `(rows, C)`."""
-    return torch.tensor(pc.list_flatten(rows).to_numpy(zero_copy_only=False)).float().view(len(rows), -1)
+    """A column of lists of one length as a table, `(rows, C)`, float32 or int64."""
+    numbers = torch.tensor(pc.list_flatten(rows).to_numpy(zero_copy_only=False))
+    return (numbers.float() if numbers.is_floating_point() else numbers.long()).view(len(rows), -1)
 
 
 def _padded(rows: pa.Array, mask: Tensor) -> Logits:
@@ -257,6 +283,6 @@ def _padded(rows: pa.Array, mask: Tensor) -> Logits:
             "training rows must reach the student as they were when the teacher was opened: check the collator."
         )
     tokens = _table(pc.list_flatten(rows))
-    logits = torch.zeros(*mask.shape, tokens.shape[-1])
+    logits = tokens.new_zeros(*mask.shape, tokens.shape[-1])
     logits[mask] = tokens
     return logits

@@ -21,6 +21,8 @@ from typing import Any, TypeAlias
 import torch
 from huggingface_hub import snapshot_download
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     AutoConfig,
@@ -41,13 +43,16 @@ from amal_hf.teacher_inputs import (
     student_encoding,
     text_encoding,
 )
+from amal_hf.top_logits import TopK
 
 
 __all__ = ["Autocast", "LiveTeacher", "TeacherInputs", "label_order", "open_teacher"]
 
 logger = logging.getLogger(__name__)
 
-_TASKS: tuple[Any, ...] = (MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
+_GENERATORS: tuple[Any, ...] = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING)
+_BY_TOKEN: tuple[Any, ...] = (MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, *_GENERATORS)
+_TASKS: tuple[Any, ...] = (*_BY_TOKEN, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
 _SMALL_FILES = ("*.json", "*.txt", "*.model")  # configuration and tokenizer of a Hub repository
 
 Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
@@ -112,6 +117,7 @@ def open_teacher(
     tokenizer: PreTrainedTokenizerBase | None = None,
     cache_dir: str | Path | None = None,
     autocast: Autocast = nullcontext,
+    top: TopK | None = None,
 ) -> LiveTeacher | CachedTeacher:
     """Make a teacher of a model, a folder or a Hub id.
 
@@ -124,26 +130,31 @@ def open_teacher(
             model given as object the student's is assumed.
         cache_dir: where logits are kept. Default: nowhere, the teacher runs on every batch.
         autocast: makes the context the teacher runs in.
+        top: which logits a cache keeps. Default: all.
 
     Raises:
         ValueError: labels or vocabularies do not match, the teacher is of another task or has no trained head, a cache
-            is wanted for a stream, or token classification with another tokenizer.
+            is wanted for a stream, or token classification or generation with another tokenizer.
         FileNotFoundError: `source` is a `Path` that is not a folder.
     """
     teacher = _from_folder(source, student) if isinstance(source, str | Path) else _from_model(source, student)
-    order = label_order(teacher.config, student.config)
+    generates = any(_is_a(student, mapping) for mapping in _GENERATORS)
+    if generates:
+        _check_same_words(teacher.config, student.config)
+    order = None if generates else label_order(teacher.config, student.config)
     known = teacher.tokenizer if tokenizer is None else tokenizer
     own = own_tokenizer(known, teacher.config, inputs.tokenizer, student.config)
-    if own is not None and _is_a(student, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING):
+    if own is not None and any(_is_a(student, mapping) for mapping in _BY_TOKEN):
         raise ValueError(
             "The teacher's vocabulary differs from the student's, so their tokens stand at different positions and "
-            "token logits cannot be compared. Use a teacher with the student's tokenizer for token classification."
+            "token logits cannot be compared. Use a teacher with the student's tokenizer for token classification "
+            "and generation."
         )
     text = None if own is None else text_encoding(inputs, own)
     if cache_dir is None:
         return LiveTeacher(teacher.load(), order, text, autocast)
     encoding = student_encoding(inputs) if text is None else text
-    recipe = _recipe(teacher, encoding, inputs.batch_size, student.device, autocast)
+    recipe = _recipe(teacher, encoding, inputs.batch_size, student.device, autocast, top)
     return CachedTeacher(open_cache(Path(cache_dir), recipe), order)
 
 
@@ -165,6 +176,21 @@ def label_order(teacher_config: PreTrainedConfig, student_config: PreTrainedConf
         )
     logger.info("The teacher's labels %s are put into the student's order %s.", theirs, ours)
     return [theirs.index(name) for name in ours]
+
+
+def _check_same_words(teacher_config: PreTrainedConfig, student_config: PreTrainedConfig) -> None:
+    """Refuse a teacher of a generator whose logits stand for other words, or that reads in another way."""
+    theirs, ours = (config.get_text_config(decoder=True).vocab_size for config in (teacher_config, student_config))
+    if theirs != ours:
+        raise ValueError(
+            f"The teacher writes with {theirs} tokens, the student with {ours}, so their logits cannot be compared. "
+            "Use a teacher with the student's vocabulary."
+        )
+    if teacher_config.is_encoder_decoder != student_config.is_encoder_decoder:
+        raise ValueError(
+            f"One of teacher ({teacher_config.model_type}) and student ({student_config.model_type}) is an "
+            "encoder-decoder and the other is not, so they write at different places. Use two of one kind."
+        )
 
 
 @dataclass(frozen=True)
@@ -237,7 +263,7 @@ def _class_for(config: PreTrainedConfig, student: PreTrainedModel) -> type[PreTr
             return model_class
     raise ValueError(
         f"A teacher for a {type(student).__name__} cannot be loaded by name: only sequence and token classification "
-        "are known. Load the teacher and pass the object."
+        "and generation are known. Load the teacher and pass the object."
     )
 
 
@@ -247,7 +273,12 @@ def _is_a(student: PreTrainedModel, mapping: Any) -> bool:
 
 
 def _recipe(
-    teacher: _Source, encoding: Encoding, batch_size: int, device: torch.device, autocast: Autocast
+    teacher: _Source,
+    encoding: Encoding,
+    batch_size: int,
+    device: torch.device,
+    autocast: Autocast,
+    top: TopK | None,
 ) -> CacheRecipe:
     with autocast():
         on = torch.is_autocast_enabled(device.type)
@@ -259,6 +290,7 @@ def _recipe(
         load=lambda: LiveTeacher(teacher.load(), autocast=autocast),
         batch_size=batch_size,
         device=device,
+        top=top,
     )
 
 

@@ -25,8 +25,9 @@ from transformers import Trainer
 from transformers.trainer_utils import IntervalStrategy
 
 from amal_hf.arguments import AMALArguments
-from amal_hf.checks import check_data, check_trainer, state_widths, warn_of_shared_sets
+from amal_hf.checks import check_data, check_generator, check_trainer, state_widths, warn_of_shared_sets
 from amal_hf.collator import ExampleCollator, is_stream, numbered
+from amal_hf.generators import class_count, is_causal, is_encoder_decoder, with_decoder_inputs
 from amal_hf.learner import Student, WeightLearner
 from amal_hf.logs import MixtureStatistics
 from amal_hf.losses import CrossEntropy, Distillation, Loss, Task
@@ -108,14 +109,16 @@ class AMALTrainer(Trainer):
         # A copy, since the policy inside holds what is learned: two trainers given one method must not share it.
         self.method = Method("fixed", FixedWeights()) if method is None else copy.deepcopy(method)
         check_trainer(self, self.method.policy.learns)
-        check_data(self.train_dataset, meta_dataset, self.method, self.model.config.num_labels)
+        sets = {"train_dataset": self.train_dataset, "meta_dataset": meta_dataset}
+        check_generator(self.model, losses, self.method, sets)
+        check_data(self.train_dataset, meta_dataset, self.method, class_count(self.model))
         if self.method.policy.learns:
             warn_of_shared_sets(meta_dataset, self.train_dataset, self.eval_dataset)
-        task = Task(self.model.config.problem_type, self.args.label_smoothing_factor)
+        task = Task(self.model.config.problem_type, self.args.label_smoothing_factor, is_causal(self.model))
         self.mixes = True
         self.mixture = Mixture(losses, self.method.policy, task)
         self.meta_dataset = meta_dataset
-        self._collate = self.data_collator
+        self._collate = with_decoder_inputs(self.data_collator, self.model)
         self._open_teachers()
         self.train_dataset, self._given_ids = numbered(self.train_dataset)
         self.data_collator = ExampleCollator(self._collate, self.mixture.columns)
@@ -264,7 +267,7 @@ class AMALTrainer(Trainer):
         self.mixture.reset(
             None if stream else len(self.train_dataset),
             as_mixture(self.args.loss_weights, len(self.mixture.names)),
-            self.model.config.num_labels,
+            class_count(self.model),
             state_widths(self.model.config) if policy.needs_hidden_states else (),
         )
         self._statistics = MixtureStatistics(self.mixture.names)
@@ -295,15 +298,17 @@ class AMALTrainer(Trainer):
                 cache_dir=self.args.teacher_cache_dir,
                 # Looked up at every call: hyperparameter search replaces the accelerator.
                 autocast=lambda: self.accelerator.autocast(),
+                top=loss.top,
             )
 
     def _teacher_inputs(self, loss: Distillation) -> TeacherInputs:
         self._set_signature_columns_if_needed()
         present = getattr(self.train_dataset, "column_names", None) or []
+        writes = is_encoder_decoder(self.model)  # its decoder reads what the labels say
         return TeacherInputs(
             dataset=self.train_dataset,
             collator=self._collate,
-            columns=[name for name in present if name in self._student_columns],
+            columns=[name for name in present if name in self._student_columns or (writes and name == "labels")],
             tokenizer=self.processing_class,
             text_columns=loss.text_columns,
         )
@@ -321,7 +326,10 @@ class AMALTrainer(Trainer):
         """What the student's forward takes, without labels: the losses are computed here, not in the model."""
         self._set_signature_columns_if_needed()
         inputs = {name: value for name, value in batch.items() if name in self._student_columns}
-        return {**inputs, "output_hidden_states": True} if self.mixture.policy.needs_hidden_states else inputs
+        if self.mixture.policy.needs_hidden_states:
+            inputs["output_hidden_states"] = True
+        # Generators otherwise keep keys and values of all layers for the next word.
+        return {**inputs, "use_cache": False} if "use_cache" in self._student_columns else inputs
 
     def _count(self, batches: list[Batch]) -> Tensor | int:
         """Examples of this optimizer step, over all processes."""

@@ -6,7 +6,7 @@ import datasets
 import pytest
 import torch
 from conftest import CHECKPOINTING, tiny_bert, toy_arguments, toy_rows
-from transformers import BertForQuestionAnswering, BertLMHeadModel, TrainingArguments
+from transformers import BertForQuestionAnswering, TrainingArguments
 
 from amal_hf import AMALArguments, AMALTrainer, CrossEntropy, Distillation, amal
 
@@ -51,7 +51,6 @@ BAD = {
         "must be AMALArguments, got TrainingArguments",
     ),
     "question answering": ({"model": tiny_bert(head=BertForQuestionAnswering)}, "start_positions"),
-    "next token": ({"model": tiny_bert(head=BertLMHeadModel, is_decoder=True)}, "generates text"),
 }
 
 

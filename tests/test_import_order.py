@@ -13,6 +13,7 @@ PACKAGE = Path(amal_hf.__file__).parent
 
 LEVELS = [
     {"shapes"},
+    {"divergences", "tokens", "top_logits", "generators"},
     {
         "losses",
         "directions",
@@ -28,6 +29,8 @@ LEVELS = [
         "aggregation",
         "demo",
         "metrics",
+        "translation",
+        "demo_translation",
         "latency",
         "precision",
         "plots",
@@ -51,6 +54,7 @@ LEVELS = [
     {"learner", "methods", "arguments"},
     {"checks"},
     {"trainer"},
+    {"seq2seq"},
 ]
 """Lowest first. `__init__` is above all and imported by none."""
 
@@ -73,6 +77,9 @@ NEVER = {("trainer", "methods")}
 
 MATHEMATICS = {
     "shapes",
+    "divergences",
+    "tokens",
+    "top_logits",
     "losses",
     "directions",
     "tangents",

@@ -1,12 +1,15 @@
 """A small network that reads how student and teachers do on an example, and weighs its losses."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from amal_hf.losses import CrossEntropy, Task, entropy
+from amal_hf.losses import CrossEntropy, entropy
 from amal_hf.policies.bounds import Convex, Normalisation
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
 from amal_hf.shapes import Features, Logits, LossTable
+from amal_hf.top_logits import TopLogits
 
 
 class LossNetwork(Policy):
@@ -112,14 +115,16 @@ class LossNetwork(Policy):
         self.optimizer.load_state_dict(state)
 
 
-def _fit_and_entropy(logits: Logits, signals: Signals) -> Tensor:
+def _fit_and_entropy(logits: Logits | TopLogits, signals: Signals) -> Tensor:
     """`(B, 2)`: probability of the label (its generalisation `exp(−loss)` for other tasks), and relative entropy."""
+    # Without label smoothing: a probability is wanted.
+    task, labels = replace(signals.task, label_smoothing=0.0), signals.batch.get("labels")
+    scores = logits.logits if isinstance(logits, TopLogits) else logits
+    share = entropy(scores, task, signals.batch)
+    if labels is None:
+        return torch.stack([torch.ones_like(share), share], 1)
+    if isinstance(logits, TopLogits):
+        labels, task = logits.positions(task.targets(labels)), replace(task, shifted=False)
     cross_entropy = CrossEntropy()
-    cross_entropy.bind(Task(signals.task.problem_type))  # without label smoothing: a probability is wanted
-    labels = signals.batch.get("labels")
-    fit = (
-        torch.ones(len(logits), device=logits.device)
-        if labels is None
-        else cross_entropy.of_logits(logits, labels).neg().exp()
-    )
-    return torch.stack([fit, entropy(logits, signals.task, signals.batch)], 1)
+    cross_entropy.bind(task)
+    return torch.stack([cross_entropy.of_logits(scores, labels).neg().exp(), share], 1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from amal_hf.losses import Task
 from amal_hf.policies.store import RowStore
 from amal_hf.shapes import Batch, ExampleIds, Features, Logits, LossTable
+from amal_hf.top_logits import TopLogits
 
 
 class Sizes(NamedTuple):
@@ -38,7 +39,7 @@ class Signals(NamedTuple):
 
     losses: LossTable
     logits: Logits
-    teacher_logits: tuple[Logits, ...]
+    teacher_logits: tuple[Logits | TopLogits, ...]
     batch: Batch
     task: Task
     hidden_states: tuple[Tensor, ...] = ()

@@ -1,0 +1,67 @@
+"""Scores of translations: BLEU through sacrebleu, and the share that is right word for word."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import EvalPrediction
+
+
+Metrics: TypeAlias = Callable[[EvalPrediction], dict[str, float]]
+"""What a trainer takes as `compute_metrics`."""
+
+
+def translation_metrics(tokenizer: PreTrainedTokenizerBase) -> Metrics:
+    """`compute_metrics` for a trainer with `predict_with_generate=True`: `{"bleu": ..., "exact_match": ...}`.
+
+    BLEU is sacrebleu's with its defaults, 0 to 100 (Post 2018, arXiv:1804.08771); exact match is a share.
+
+    Args:
+        tokenizer: turns token ids back into text.
+
+    Raises:
+        ImportError: sacrebleu is not installed.
+    """
+    bleu = _bleu()
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        written, wanted = _texts(tokenizer, prediction)
+        return {"bleu": float(bleu(written, [wanted]).score), "exact_match": _share_equal(written, wanted)}
+
+    return compute_metrics
+
+
+def exact_match(tokenizer: PreTrainedTokenizerBase) -> Metrics:
+    """The same without BLEU: `{"exact_match": ...}`. Needs no further package."""
+    return lambda prediction: {"exact_match": _share_equal(*_texts(tokenizer, prediction))}
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, prediction: EvalPrediction) -> tuple[list[str], list[str]]:
+    """What was written and what was wanted."""
+    written = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    if np.ndim(written) != 2:
+        raise ValueError(
+            f"Expected token ids (N, T) to score as text, got predictions of shape {np.shape(written)}. Set "
+            "predict_with_generate=True in AMALSeq2SeqArguments."
+        )
+    return _decoded(tokenizer, written), _decoded(tokenizer, prediction.label_ids)
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Any) -> list[str]:
+    padded = np.where(np.asarray(ids) < 0, tokenizer.pad_token_id, ids)
+    return [text.strip() for text in tokenizer.batch_decode(padded, skip_special_tokens=True)]
+
+
+def _share_equal(written: list[str], wanted: list[str]) -> float:
+    return float(np.mean([ours == theirs for ours, theirs in zip(written, wanted, strict=True)]))
+
+
+def _bleu() -> Callable[[list[str], list[list[str]]], Any]:
+    try:
+        from sacrebleu import corpus_bleu
+    except ImportError as error:
+        raise ImportError(
+            "translation_metrics needs sacrebleu, which is not installed: pip install 'amal_hf[translation]'."
+        ) from error
+    return corpus_bleu

@@ -1,0 +1,222 @@
+"""Students that generate text, family by family."""
+
+import pytest
+import torch
+from conftest import tiny_bert, toy_rows
+from generation import CAUSAL, FAMILIES, collator, generator_arguments, pairs, tiny_generator
+from transformers import Seq2SeqTrainer, TrainerCallback
+
+from amal_hf import (
+    AMALSeq2SeqTrainer,
+    CrossEntropy,
+    Distillation,
+    DoubleBackward,
+    ForwardMode,
+    LastLayer,
+    LossNetwork,
+    MeanOne,
+    amal,
+)
+
+
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of every optimizer step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        moved = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.steps.append({name: p.grad.clone() for name, p in moved.items()})
+
+
+class StopAt(TrainerCallback):
+    """Ends a run early, with a checkpoint."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+def new_trainer(folder, family, losses=None, rows=10, method=None, callbacks=None, train=None, **options):
+    train = pairs(rows, family) if train is None else train
+    return AMALSeq2SeqTrainer(
+        model=tiny_generator(family),
+        args=generator_arguments(folder, **{"max_steps": 3, "meta_interval": 1, **options}),
+        train_dataset=train,
+        eval_dataset=pairs(6, family, 3),
+        meta_dataset=pairs(4, family, 4),
+        data_collator=collator(),
+        losses=[CrossEntropy(), Distillation(tiny_generator(family, 1))] if losses is None else losses,
+        method=amal(LossNetwork(learning_rate=0.05)) if method is None else method,
+        callbacks=callbacks,
+    )
+
+
+def relative_difference(ours, theirs):
+    norm = torch.stack([g.norm() for g in ours.values()]).norm()
+    assert norm > 1e-4, "a vacuous comparison"
+    return torch.stack([(ours[name] - theirs[name]).norm() for name in ours]).norm() / norm
+
+
+@every_family
+def test_labels_cost_what_the_model_says(family):
+    """The value of one example is the model's own loss on it: the shift of the labels is read as the model reads
+    it.
+    """
+    from amal_hf.losses import Task
+
+    model, batch = tiny_generator(family), collator()(list(pairs(1, family, 7)))
+    loss = CrossEntropy()
+    loss.bind(Task(shifted=family in CAUSAL))
+    outputs = model(**batch)
+    torch.testing.assert_close(loss.of_logits(outputs.logits, batch["labels"])[0].double(), outputs.loss.double())
+
+
+@every_family
+def test_gradients_do_not_depend_on_how_a_batch_is_cut(tmp_path, family):
+    """Padding differs with every cut, and sentences differ in length; each counts once all the same."""
+    runs = []
+    for size, accumulation in ((6, 1), (2, 3)):
+        seen = Gradients()
+        new_trainer(
+            tmp_path,
+            family,
+            callbacks=[seen],
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            optim="sgd",
+            learning_rate=0.1,
+            train_sampling_strategy="sequential",
+            max_grad_norm=0.0,
+        ).train()
+        runs.append(seen.steps)
+    for ours, theirs in zip(*runs, strict=True):
+        assert relative_difference(ours, theirs) < 1e-6
+
+
+@every_family
+def test_an_interrupted_run_goes_on_to_the_last_bit(tmp_path, family):
+    """Weights of sentences, the network behind them and the student must not know of the interruption."""
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 1}
+    whole = new_trainer(tmp_path / "whole", family, **options)
+    whole.train()
+    new_trainer(tmp_path / "cut", family, callbacks=[StopAt(3)], **options).train()
+    resumed = new_trainer(tmp_path / "cut", family, **options)
+    resumed.train(resume_from_checkpoint=True)
+    for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert resumed.example_weights().to_pandas().equals(whole.example_weights().to_pandas())
+
+
+@pytest.mark.parametrize("family", ["bart", "gpt2"])
+@pytest.mark.parametrize("tangent", [ForwardMode(), DoubleBackward()], ids=["forward", "double backward"])
+def test_slopes_agree_however_they_are_computed(tmp_path, monkeypatch, family, tangent):
+    """Tokens taken in chunks and computed anew must not change what the exact slopes say."""
+    monkeypatch.setattr("amal_hf.tokens.CHUNK", 200)
+    measured = []
+    for method in (amal(), amal(tangent=tangent)):
+        trainer = new_trainer(tmp_path, family, method=method, max_steps=1)
+        kept = []
+        monkeypatch.setattr(LossNetwork, "update", lambda self, seen, slopes, kept=kept: kept.append(slopes))
+        trainer.train()
+        measured.append(kept[0].double())
+    torch.testing.assert_close(*measured, rtol=1e-3, atol=1e-4)
+
+
+@every_family
+@pytest.mark.parametrize("top_k", [None, 5, 60])
+def test_cached_teachers_say_what_live_ones_say(tmp_path, family, top_k):
+    """Ragged targets go through the cache and come back at their places, all logits or only the largest."""
+    runs = []
+    for cache in (None, str(tmp_path / "cache")):
+        seen = Gradients()
+        losses = [CrossEntropy(), Distillation(tiny_generator(family, 1), top_k=top_k)]
+        new_trainer(tmp_path, family, losses, callbacks=[seen], max_steps=1, teacher_cache_dir=cache).train()
+        runs.append(seen.steps[0])
+    assert relative_difference(*runs) < 1e-5
+
+
+@pytest.mark.parametrize(("predict", "key"), [(False, "eval_loss"), (True, "eval_length")])
+def test_evaluation_writes_text_where_asked(tmp_path, predict, key):
+    """Generation is for scores alone; the plain loss needs none."""
+    trainer = new_trainer(tmp_path, "bart", predict_with_generate=predict, generation_max_length=7)
+    trainer.compute_metrics = lambda prediction: {"length": prediction.predictions.shape[1]} if predict else {}
+    trainer.train()
+    assert key in trainer.evaluate()
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"label_smoothing_factor": 0.1}])
+def test_off_is_seq2seq_trainer(tmp_path, options):
+    """Swapping the class must not change anybody's results."""
+    weights = []
+    for trainer_class in (Seq2SeqTrainer, AMALSeq2SeqTrainer):
+        model = tiny_generator("t5", dropout_rate=0.1)
+        trainer = trainer_class(
+            model=model,
+            args=generator_arguments(
+                tmp_path, predict_with_generate=True, eval_strategy="steps", eval_steps=2, **options
+            ),
+            train_dataset=pairs(14, "t5"),
+            eval_dataset=pairs(4, "t5", 3),
+            data_collator=collator(model),
+        )
+        trainer.train()
+        weights.append(
+            (trainer.model.state_dict(), [e.get("loss", e.get("eval_loss")) for e in trainer.state.log_history[:-1]])
+        )
+    (ours, our_logs), (theirs, their_logs) = weights
+    assert our_logs == their_logs
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def emptied(family, row):
+    """Pairs of which one has no target."""
+    rows = pairs(6, family)
+    labels = list(rows["labels"])
+    labels[row] = [-100] * len(rows["input_ids"][row]) if family in CAUSAL else []
+    return rows.remove_columns("labels").add_column("labels", labels)
+
+
+BAD = {
+    "empty target": ({"family": "t5", "train": emptied("t5", 4)}, "no target token in 1 of 6 rows: 4"),
+    "nothing but a prompt": ({"family": "gpt2", "train": emptied("gpt2", 2)}, "no target token in 1 of 6 rows: 2"),
+    "last layer": ({"family": "bart", "method": amal(tangent=LastLayer())}, "as wide as its vocabulary"),
+    "another vocabulary": (
+        {"family": "bart", "losses": [CrossEntropy(), Distillation(tiny_generator("bart", vocab_size=61))]},
+        "61",
+    ),
+    "another kind of teacher": (
+        {"family": "bart", "losses": [CrossEntropy(), Distillation(tiny_generator("gpt2"))]},
+        "encoder-decoder",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_refused_at_construction(tmp_path, changes, message):
+    """What cannot be trained on is said before any work, with the rows it is about."""
+    with pytest.raises(ValueError, match=message):
+        new_trainer(tmp_path, **changes)
+
+
+def test_a_classifier_is_refused(tmp_path):
+    """It writes nothing, and would fail at the first evaluation only."""
+    with pytest.raises(TypeError, match="does not generate text"):
+        AMALSeq2SeqTrainer(model=tiny_bert(), args=generator_arguments(tmp_path), train_dataset=toy_rows(4))
+
+
+def test_weights_tell_shuffled_targets_apart(tmp_path):
+    """One weight a pair, learned by mean one: finite, and not all alike."""
+    trainer = new_trainer(
+        tmp_path, "t5", losses=[CrossEntropy()], method=amal(LossNetwork(learning_rate=0.05, normalisation=MeanOne()))
+    )
+    trainer.train()
+    weights = torch.tensor(trainer.example_weights()["labels"][:])
+    assert weights.isfinite().any()
+    assert weights[weights.isfinite()].std() > 0

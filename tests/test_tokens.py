@@ -1,0 +1,186 @@
+"""Means over tokens in chunks: the same numbers as at once, with far less memory."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import VOCABULARY
+from transformers.modeling_outputs import Seq2SeqLMOutput
+from transformers.trainer_pt_utils import LabelSmoother
+
+from amal_hf.divergences import forward_kl, jensen_shannon, logit_mse, reverse_kl
+from amal_hf.losses import CrossEntropy, Distillation, Task, distilled_tokens, entropy, masked_mean
+from amal_hf.policies.loss_network import LossNetwork
+from amal_hf.policies.policy import Signals
+from amal_hf.tokens import token_means
+from amal_hf.top_logits import TopK
+
+
+B, T, V = 3, 7, VOCABULARY
+DIVERGENCES = (forward_kl, reverse_kl, jensen_shannon, logit_mse)
+
+
+def random(seed, *shape):
+    return torch.randn(shape or (B, T, V), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
+
+
+def batch_with(labels=None):
+    """Labels of 7, 4 and 1 tokens, the first of all ignored as in a prompt."""
+    labels = torch.randint(0, V, (B, T), generator=torch.Generator().manual_seed(5)) if labels is None else labels
+    for row, end in enumerate((7, 4, 2)):
+        labels[row, end:] = -100
+    labels[0, 0] = -100
+    return {"labels": labels, "attention_mask": (labels != -100).long()}
+
+
+def distillation(teacher, task, **options):
+    loss = Distillation(lambda batch: teacher, **options)
+    loss.teacher = loss.source
+    loss.bind(task)
+    return loss
+
+
+def value(loss, logits, batch):
+    return loss(Seq2SeqLMOutput(logits=logits), {**batch, **loss.prepare(batch)})
+
+
+def at_once(divergence, logits, teacher, batch, task, temperature=2.0):
+    """The formula on all tokens together, as plain autograd has it."""
+    return masked_mean(divergence(logits, teacher, temperature), distilled_tokens(batch, task))
+
+
+chunks = pytest.mark.parametrize("chunk", [V, 3 * V, 10**9], ids=["a token", "three tokens", "all"])
+tasks = pytest.mark.parametrize("task", [Task(), Task(shifted=True)], ids=["aligned", "shifted"])
+every_divergence = pytest.mark.parametrize("divergence", DIVERGENCES)
+
+
+@chunks
+@tasks
+@every_divergence
+def test_chunks_give_value_gradient_and_second_derivative(monkeypatch, chunk, task, divergence):
+    """Neither how many tokens are taken at once nor their recomputation may show, not even in a second derivative."""
+    monkeypatch.setattr("amal_hf.tokens.CHUNK", chunk)
+    teacher, batch, found = random(2), batch_with(), []
+    loss = distillation(teacher, task, divergence=divergence)
+    for of_logits in (
+        lambda logits: value(loss, logits, batch),
+        lambda logits: at_once(divergence, logits, teacher, batch, task),
+    ):
+        logits = random(1).requires_grad_()
+        values = of_logits(logits)
+        (first,) = torch.autograd.grad((values * torch.tensor([1.0, 2.0, 3.0])).sum(), logits, create_graph=True)
+        (second,) = torch.autograd.grad((first * random(3)).sum(), logits)
+        found.append((values, first, second))
+    assert found[0][1].abs().max() > 1e-3
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+@chunks
+def test_chunks_carry_dual_numbers(monkeypatch, chunk):
+    """Forward-mode slopes pass through."""
+    monkeypatch.setattr("amal_hf.tokens.CHUNK", chunk)
+    loss, batch = distillation(random(2), Task(shifted=True)), batch_with()
+    _, ours = torch.func.jvp(lambda logits: value(loss, logits, batch), (random(1),), (random(3),))
+    expected = lambda logits: at_once(forward_kl, logits, random(2), batch, Task(shifted=True))  # noqa: E731
+    torch.testing.assert_close(ours, torch.func.jvp(expected, (random(1),), (random(3),))[1])
+
+
+@tasks
+def test_labels_are_smoothed_as_transformers_does(task):
+    """For one sentence it is the `LabelSmoother` of `Trainer`."""
+    loss, batch = CrossEntropy(), batch_with()
+    loss.bind(Task(label_smoothing=0.1, shifted=task.shifted))
+    for row in range(B):
+        logits, labels = random(1)[row : row + 1], batch["labels"][row : row + 1]
+        theirs = LabelSmoother(0.1)({"logits": logits}, labels.clone(), shift_labels=task.shifted)
+        torch.testing.assert_close(loss.of_logits(logits, labels)[0], theirs)
+
+
+@tasks
+@every_divergence
+def test_all_classes_as_top_k_are_the_full_divergence(task, divergence):
+    """k = V leaves nothing over."""
+    batch = batch_with()
+    full = value(distillation(random(2), task, divergence=divergence), random(1), batch)
+    top = value(distillation(random(2), task, divergence=divergence, top_k=V), random(1), batch)
+    torch.testing.assert_close(top, full)
+
+
+def test_top_k_comes_closer_with_k():
+    """Merging classes can only hide differences, so that the divergence grows with k towards the full one."""
+    batch = batch_with()
+    values = [value(distillation(random(2), Task(), top_k=k), random(1), batch) for k in (1, 4, 16, V - 1, V)]
+    assert all((more >= less - 1e-12).all() for less, more in zip(values, values[1:], strict=False))
+    assert (values[0] < 0.9 * values[-1]).all()
+
+
+def test_the_merged_class_holds_what_is_left():
+    """k probabilities are the teacher's own, and the last is one minus their sum."""
+    p = (random(2) / 2.0).softmax(-1)
+    top = TopK(4, 2.0)(random(2))
+    q = (top.logits / 2.0).softmax(-1)
+    torch.testing.assert_close(q[..., :4], p.gather(-1, top.classes))
+    torch.testing.assert_close(q[..., 4], 1 - q[..., :4].sum(-1))
+
+
+@pytest.mark.parametrize("top_k", [None, 4])
+@pytest.mark.parametrize("scale", [1e4, 1e30])
+@every_divergence
+def test_extreme_logits_stay_finite(divergence, scale, top_k):
+    """A confident teacher or student must not put NaN into the gradient."""
+    if divergence is logit_mse and scale > 1e10:
+        pytest.skip("its square is beyond fp32")
+    logits = (random(1).float() * scale).requires_grad_()
+    loss = distillation(random(2).float() * scale, Task(), divergence=divergence, top_k=top_k)
+    values = value(loss, logits, batch_with())
+    values.sum().backward()
+    assert values.isfinite().all()
+    assert logits.grad.isfinite().all()
+
+
+@tasks
+def test_what_a_policy_sees_of_a_teacher_is_the_same_from_its_top_logits(monkeypatch, task):
+    """Fit and entropy of student and teacher, in chunks; with k = V the merged teacher is the teacher."""
+    monkeypatch.setattr("amal_hf.tokens.CHUNK", 2 * V)
+    batch, seen = batch_with(), []
+    for teacher in (random(2), TopK(V, 2.0)(random(2))):
+        seen.append(LossNetwork().observe(Signals(torch.ones(B, 1), random(1), (teacher,), batch, task)))
+    torch.testing.assert_close(*seen)
+    assert seen[0].shape == (B, 5)
+    log_p = F.log_softmax(random(1), -1)
+    expected = masked_mean(-(log_p.exp() * log_p).sum(-1) / torch.tensor(V).log(), distilled_tokens(batch, task))
+    torch.testing.assert_close(entropy(random(1), task, batch), expected)
+    torch.testing.assert_close(seen[0][:, 2].double(), expected)
+
+
+class _Peak(torch.utils._python_dispatch.TorchDispatchMode):
+    """The largest tensor that any operation makes, in elements."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        fresh = isinstance(result, torch.Tensor) and "view" not in str(function) and "detach" not in str(function)
+        if fresh:
+            self.largest.append((result.numel(), str(function)))
+        return result
+
+
+def test_nothing_as_large_as_the_logits_is_made_but_their_gradient(monkeypatch):
+    """Of size B·T·V there are the logits and their gradient, whatever the loss needs in between."""
+    monkeypatch.setattr("amal_hf.tokens.CHUNK", 2 * V)
+    logits, teacher, batch = random(1).requires_grad_(), random(2), batch_with()
+    loss = distillation(teacher, Task())
+    with _Peak() as peak:
+        value(loss, logits, batch).sum().backward()
+    whole = [name for size, name in peak.largest if size >= logits.numel()]
+    assert all("zeros_like" in name or "index_copy" in name for name in whole), whole
+    assert sum("zeros_like" in name for name in whole) == 1
+
+
+def test_an_example_without_tokens_is_zero():
+    """No division by nothing."""
+    values = token_means(lambda rows, _: rows.sum(1), random(1), torch.zeros(B, T, dtype=torch.bool))
+    assert torch.equal(values, torch.zeros(B, dtype=torch.float64))
