@@ -10,82 +10,24 @@ from collections.abc import Callable
 from datasets import Dataset
 
 
-_EN = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-_DE = [
-    "null",
-    "eins",
-    "zwei",
-    "drei",
-    "vier",
-    "fünf",
-    "sechs",
-    "sieben",
-    "acht",
-    "neun",
-    "zehn",
-    "elf",
-    "zwölf",
-    "dreizehn",
-    "vierzehn",
-    "fünfzehn",
-    "sechzehn",
-    "siebzehn",
-    "achtzehn",
-    "neunzehn",
-]
-_TENS_EN = ["_", "_", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_TENS_DE = ["_", "_", "zwanzig", "dreißig", "vierzig", "fünfzig", "sechzig", "siebzig", "achtzig", "neunzig"]
-_MONTHS_EN = [
-    "january",
-    "february",
-    "march",
-    "april",
-    "may",
-    "june",
-    "july",
-    "august",
-    "september",
-    "october",
-    "november",
-    "december",
-]
-_MONTHS_DE = [
-    "januar",
-    "februar",
-    "märz",
-    "april",
-    "mai",
-    "juni",
-    "juli",
-    "august",
-    "september",
-    "oktober",
-    "november",
-    "dezember",
-]
-_DAYS_EN = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
-_DAYS_DE = ["montag", "dienstag", "mittwoch", "donnerstag", "freitag", "samstag", "sonntag"]
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_EN = _words(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+)
+_DE = _words(
+    "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn siebzehn "
+    "achtzehn neunzehn"
+)
+_TENS_EN = _words("- - twenty thirty forty fifty sixty seventy eighty ninety")
+_TENS_DE = _words("- - zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig")
+_MONTHS_EN = _words("january february march april may june july august september october november december")
+_MONTHS_DE = _words("januar februar märz april mai juni juli august september oktober november dezember")
+_DAYS_EN = _words("monday tuesday wednesday thursday friday saturday sunday")
+_DAYS_DE = _words("montag dienstag mittwoch donnerstag freitag samstag sonntag")
 _GOODS = [("bread", "brot"), ("tea", "tee"), ("milk", "milch"), ("cheese", "käse"), ("wine", "wein"), ("salt", "salz")]
 
 

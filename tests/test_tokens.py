@@ -69,7 +69,9 @@ def test_chunks_give_value_gradient_and_second_derivative(monkeypatch, chunk, ta
         values = of_logits(logits)
         (first,) = torch.autograd.grad((values * torch.tensor([1.0, 2.0, 3.0])).sum(), logits, create_graph=True)
         (second,) = torch.autograd.grad((first * random(3)).sum(), logits)
-        found.append((values, first, second))
+        plain = random(1).requires_grad_()  # the way of a training step, without a graph of the gradient
+        (once,) = torch.autograd.grad((of_logits(plain) * torch.tensor([1.0, 2.0, 3.0])).sum(), plain)
+        found.append((values, first, second, once))
     assert found[0][1].abs().max() > 1e-3
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
