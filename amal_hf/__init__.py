@@ -1,7 +1,7 @@
 """Learned per-example mixing of losses for the Hugging Face `Trainer`. Names and nothing else."""
 
 from amal_hf.arguments import AMALArguments
-from amal_hf.directions import AdamDirection, Direction, SGDDirection
+from amal_hf.directions import AdamDirection, Direction, NeumannDirection, SGDDirection
 from amal_hf.last_layer import LastLayer
 from amal_hf.losses import (
     CrossEntropy,
@@ -45,6 +45,7 @@ __all__ = [
     "LossNetwork",
     "MeanOne",
     "Method",
+    "NeumannDirection",
     "Policy",
     "RandomWeights",
     "SGDDirection",
