@@ -33,11 +33,21 @@ LEVELS = [
         "policies.policy",
         "policies.store",
         "policies.bounds",
+        "policies.commentary_network",
         "policies.example_table",
         "policies.fixed_weights",
         "policies.loss_network",
     },
-    {"mixture", "meta", "meta_set", "collator", "logs"},
+    {
+        "mixture",
+        "meta",
+        "meta_set",
+        "collator",
+        "logs",
+        "batch_policies",
+        "batch_policies.batch_policy",
+        "batch_policies.label_blend",
+    },
     {"learner", "methods", "arguments"},
     {"checks"},
     {"trainer"},
@@ -51,6 +61,7 @@ NEIGHBOURS = {
     ("teacher_cache", "teacher_inputs"),
     ("demo", "data"),
     ("logs", "mixture"),
+    ("batch_policies.label_blend", "batch_policies.batch_policy"),
 }
 """The few imports within a level; besides, policies may import losses and one another."""
 
@@ -112,7 +123,7 @@ def may_import(module, other):
 
 
 def is_mathematics(module):
-    return module in MATHEMATICS or module.startswith("policies")
+    return module in MATHEMATICS or module.startswith(("policies", "batch_policies"))
 
 
 @every_module
