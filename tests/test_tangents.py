@@ -125,7 +125,7 @@ def test_adam_direction_before_the_first_step_is_the_gradient(setting):
     """Without a second moment there is nothing to divide by."""
     params = dict(setting[0].named_parameters())
     fresh = torch.optim.AdamW(setting[0].parameters())
-    assert AdamDirection()(params, params, fresh) is params
+    assert AdamDirection()(params, params, fresh, no_product) is params
 
 
 @pytest.mark.parametrize("radius", [0.0, -1.0, float("nan")])
