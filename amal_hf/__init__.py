@@ -1,7 +1,7 @@
 """Learned per-example mixing of losses for the Hugging Face `Trainer`. Names and nothing else."""
 
 from amal_hf.arguments import AMALArguments, AMALSeq2SeqArguments
-from amal_hf.directions import AdamDirection, Direction, SGDDirection
+from amal_hf.directions import AdamDirection, Direction, NeumannDirection, SGDDirection
 from amal_hf.divergences import forward_kl, jensen_shannon, logit_mse, reverse_kl
 from amal_hf.last_layer import LastLayer
 from amal_hf.losses import CrossEntropy, CustomLoss, Distillation, Loss
@@ -15,6 +15,7 @@ from amal_hf.methods import (
     random_weights,
 )
 from amal_hf.policies.bounds import Convex, ConvexOrNone, MeanOne, TwiceSigmoid, clamp, convex
+from amal_hf.policies.commentary_network import CommentaryNetwork, embed_texts
 from amal_hf.policies.example_table import ExampleTable
 from amal_hf.policies.fixed_weights import FixedWeights, RandomWeights
 from amal_hf.policies.frozen import Frozen, save_policy
@@ -39,6 +40,7 @@ __all__ = [
     "AMALTrainer",
     "AdamDirection",
     "ClassProportional",
+    "CommentaryNetwork",
     "Convex",
     "ConvexOrNone",
     "CrossEntropy",
@@ -60,6 +62,7 @@ __all__ = [
     "MeanOne",
     "MetaWeightNet",
     "Method",
+    "NeumannDirection",
     "Policy",
     "RandomRectified",
     "RandomWeights",
@@ -76,6 +79,7 @@ __all__ = [
     "clamp",
     "convex",
     "deep_interactions",
+    "embed_texts",
     "forward_kl",
     "jensen_shannon",
     "learning_to_reweight",

@@ -87,6 +87,11 @@ def _check_meta_step(trainer: Any) -> None:
             f"{trainer.method.restart_every} steps, and a learning rate that changes over the whole run would make "
             f'every short run another one. Set lr_scheduler_type="constant" and no warm-up.'
         )
+    if trainer.method.trajectory is not None and args.meta_interval is not None:
+        raise ValueError(
+            f"AMALTrainer: '{trainer.method.name}' learns after every {trainer.method.trajectory.steps} steps, those "
+            f"of its trajectory; meta_interval={args.meta_interval} has no meaning there. Leave it out."
+        )
     if trainer.method.trajectory is not None and args.fp16:
         raise ValueError(
             "AMALTrainer: a trajectory cannot be walked back through the gradient scaler of fp16, which skips steps. "

@@ -7,6 +7,8 @@ really moves: what one step of the student's optimizer does to `V` is `−lr ⟨
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,26 +17,31 @@ from torch.optim import Optimizer
 from amal_hf.shapes import Params
 
 
+Product: TypeAlias = Callable[[Params], Params]
+"""`u -> H u` for the Hessian `H` of the weighed training loss of the present optimizer step."""
+
+
 class Direction(ABC):
     """Meta gradient in, direction out; both shaped like the parameters."""
 
     @abstractmethod
-    def __call__(self, gradient: Params, params: Params, optimizer: Optimizer) -> Params:
+    def __call__(self, gradient: Params, params: Params, optimizer: Optimizer, product: Product) -> Params:
         """The direction `v`.
 
         Args:
             gradient: `∇V(θ)`, by parameter name.
             params: the parameters themselves, by the same names (they are the keys of the optimizer's state).
             optimizer: the student's optimizer; it is only read.
+            product: Hessian-vector products; two backward passes a call, nothing if it is not called.
         """
 
 
 class SGDDirection(Direction):
     """`v = ∇V`: exact for a student trained by plain gradient descent (Ren et al. 2018, arXiv:1803.09050)."""
 
-    def __call__(self, gradient: Params, params: Params, optimizer: Optimizer) -> Params:
+    def __call__(self, gradient: Params, params: Params, optimizer: Optimizer, product: Product) -> Params:
         """The gradient as it is."""
-        del params, optimizer
+        del params, optimizer, product
         return gradient
 
 
@@ -47,15 +54,60 @@ class AdamDirection(Direction):
     optimizer step, and with optimizers that keep no second moment for each parameter, it is `SGDDirection`.
     """
 
-    def __call__(self, gradient: Params, params: Params, optimizer: Optimizer) -> Params:
+    def __call__(self, gradient: Params, params: Params, optimizer: Optimizer, product: Product) -> Params:
         """The gradient divided by what AdamW would divide it by.
 
         Zero where the optimizer has never moved a parameter.
         """
+        del product
         scales = adam_denominators(params, optimizer)
         if not scales:
             return gradient
         return {name: g / scales[name] if name in scales else torch.zeros_like(g) for name, g in gradient.items()}
+
+
+class NeumannDirection(Direction):
+    """`v = α Σ_{j=0..J} (I − αH)^j ∇V`: the first terms of `H⁻¹ ∇V`, which implicit differentiation asks for.
+
+    The weights are then judged by where training would *end* with them rather than by its next step. The series
+    converges for a scale below 2 over the largest eigenvalue of `H`; with few terms it stays close to the gradient.
+    Begin after some training: `AMALArguments.meta_warmup_steps`.
+
+    Args:
+        terms: J, each costing one Hessian-vector product. 1 in the official code, two terms of the series with the
+            one for j = 0.
+        scale: α; `None` takes the student's learning rate of the moment, as the official code does.
+
+    Raises:
+        ValueError: a negative number of terms, or a scale that is not positive and finite.
+
+    References:
+        Teaching with Commentaries, arXiv:2011.03037, algorithm 2; the series is that of Lorraine et al. 2020,
+        arXiv:1911.02590.
+    """
+
+    def __init__(self, terms: int = 1, scale: float | None = None) -> None:
+        if terms < 0:
+            raise ValueError(f"NeumannDirection: terms must be a whole number from 0, got {terms}.")
+        if scale is not None and not 0 < scale < float("inf"):
+            raise ValueError(
+                f"NeumannDirection: scale must be positive and finite, got {scale}. None takes the learning rate."
+            )
+        self.terms = terms
+        self.scale = scale
+
+    def __call__(self, gradient: Params, params: Params, optimizer: Optimizer, product: Product) -> Params:
+        """The truncated series; the gradient itself where the learning rate is zero, as in a warm-up's first step."""
+        del params
+        scale = optimizer.param_groups[0]["lr"] if self.scale is None else self.scale
+        if scale == 0:
+            return gradient
+        term = total = gradient
+        for _ in range(self.terms):
+            curved = product(term)
+            term = {name: t - scale * curved[name] for name, t in term.items()}
+            total = {name: sum_ + term[name] for name, sum_ in total.items()}
+        return {name: scale * t for name, t in total.items()}
 
 
 def adam_denominators(params: Params, optimizer: Optimizer) -> Params:

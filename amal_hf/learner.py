@@ -92,11 +92,13 @@ class WeightLearner:
 
     def learn_from_trajectory(self, student: Student, recorder: Recorder, meta_batch: Batch) -> MetaReport:
         """One update of the policy from all recorded steps; then recording begins anew."""
-        params = movable_parameters(student.model)
+        trained = {id(p) for group in student.optimizer.param_groups for p in group["params"]}
+        params = {name: p for name, p in movable_parameters(student.model).items() if id(p) in trained}
         with undisturbed(student.model):
             run = _run(student, student.model, meta_batch)
             value, gradient = meta_gradient(params, lambda: self.mixture.task_loss(run(), meta_batch))
-        steps = recorder.replay(self.mixture, lambda batch: student.model(**student.inputs(batch)))
+        device = next(iter(params.values())).device
+        steps = recorder.replay(self.mixture, lambda batch: student.model(**student.inputs(batch)), device)
         was_training = student.model.training
         student.model.train()  # as when the steps were taken
         observation, slopes = walk_back(

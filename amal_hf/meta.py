@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from amal_hf.directions import AdamDirection, Direction
+from amal_hf.directions import AdamDirection, Direction, Product
 from amal_hf.policies.policy import Observation, Policy
-from amal_hf.shapes import Evaluate, ExampleIds, LossTable, Params
-from amal_hf.tangents import FiniteDifference, Tangent, movable, movable_parameters
+from amal_hf.shapes import Evaluate, Evaluation, ExampleIds, LossTable, Params
+from amal_hf.tangents import FiniteDifference, Tangent, global_norm, movable, movable_parameters, radius_for
 from amal_hf.trajectories import Trajectory
 
 
@@ -62,6 +62,11 @@ class Method:
     citation: str = ""
 
     def __post_init__(self) -> None:
+        if self.trajectory is not None and (self.policy.holds_for_one_step or self.phase_epochs):
+            raise ValueError(
+                f"Method '{self.name}': a trajectory teaches the weights of later steps, which neither weights that "
+                f"hold for one step ({type(self.policy).__name__}) nor phases between epochs can use. Leave it out."
+            )
         if self.restart_every and (self.trajectory is None or self.trajectory.steps != self.restart_every):
             steps = None if self.trajectory is None else self.trajectory.steps
             raise ValueError(
@@ -111,7 +116,8 @@ def meta_step(method: Method, problem: Problem) -> MetaReport:
     for _ in range(method.repeats):
         with _one_step_ahead(method.policy, params, problem) if method.lookahead else nullcontext():
             value, gradient = meta_gradient(params, problem.meta_loss)
-        direction = method.direction(gradient, params, problem.optimizer)
+        product = hessian_product(method.policy, params, problem)
+        direction = method.direction(gradient, params, problem.optimizer, product)
         measured = method.tangent(problem.module, direction, problem.evaluate, problem.dtype)
         slopes, finite = scaled(measured.slopes)
         features = torch.nan_to_num(measured.features)
@@ -155,6 +161,44 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         finally:
             for module, training in modes:
                 module.training = training
+
+
+def hessian_product(policy: Policy, params: Params, problem: Problem) -> Product:
+    """Hessian-vector products of the weighed training loss, by central differences of its gradient.
+
+    Two backward passes a product. Nothing is differentiated twice, so fused attention stays on. The weights are those
+    of the student where it stands, and are held fixed.
+    """
+    weights: list[LossTable] = []
+
+    def product(vector: Params) -> Params:
+        if not weights:
+            with torch.no_grad():
+                weights.append(_present_weights(policy, problem, problem.evaluate()))
+        step = radius_for(problem.dtype) / global_norm(vector).clamp(min=torch.finfo(torch.float32).tiny)
+        with movable(params, vector) as move:
+            move(step)
+            plus = _training_gradient(params, problem, weights[0])
+            move(-step)
+            minus = _training_gradient(params, problem, weights[0])
+        return {name: (plus[name] - minus[name]) / (2 * step) for name in vector}
+
+    return product
+
+
+def _present_weights(policy: Policy, problem: Problem, evaluation: Evaluation) -> LossTable:
+    features = torch.nan_to_num(evaluation.features)
+    return policy.weights(Observation(problem.ids, features, problem.progress)).detach()
+
+
+def _training_gradient(params: Params, problem: Problem, weights: LossTable) -> Params:
+    """Gradient of the training loss at the present parameters for given weights; zero where it does not reach."""
+
+    def total() -> Tensor:
+        losses = problem.evaluate().losses
+        return (weights * losses).sum() / len(losses)
+
+    return meta_gradient(params, total)[1]
 
 
 @contextmanager

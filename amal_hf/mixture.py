@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from amal_hf.losses import CrossEntropy, CustomLoss, Distillation, Loss, Task
+from amal_hf.losses import IGNORED, CrossEntropy, CustomLoss, Distillation, Loss, Task
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
 from amal_hf.policies.store import RowStore
 from amal_hf.shapes import EXAMPLE_ID, Batch, Evaluation, ExampleIds, LossTable
@@ -90,7 +90,9 @@ class Mixture:
         """All losses, `(B, K)`, with the graph of the outputs, and what the policy makes of the batch."""
         losses = torch.stack([loss(outputs, batch) for loss in self.losses], 1)
         teachers = tuple(batch[loss.logits_key] for loss in self.distillations)
-        signals = Signals(losses.detach(), outputs.logits.detach(), teachers, batch, self.task, hidden_states(outputs))
+        signals = Signals(
+            losses.detach(), outputs.logits.detach(), teachers, batch, self.task, hidden_states(outputs, batch)
+        )
         return Evaluation(losses, self.policy.observe(signals))
 
     def weigh(self, outputs: Any, batch: Batch, progress: float) -> Weighed:
@@ -121,11 +123,27 @@ class Mixture:
             self.record.load_state_dict(state["record"])
 
 
-def hidden_states(outputs: Any) -> tuple[Tensor, ...]:
-    """The student's hidden states, detached, the encoder's before the decoder's; empty if they were not asked for."""
-    names = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
-    states = [state for name in names for state in getattr(outputs, name, None) or ()]
-    return tuple(state.detach() for state in states)
+def hidden_states(outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
+    """The student's hidden states `(B, D)`, averaged over tokens and detached; empty if they were not asked for.
+
+    Those of an encoder-decoder one side after the other; on the decoder's side labelled tokens count.
+    """
+    mask, labels = batch.get("attention_mask"), batch.get("labels")
+    labelled = None if labels is None or labels.ndim != 2 else labels != IGNORED
+    sides = {"hidden_states": mask, "encoder_hidden_states": mask, "decoder_hidden_states": labelled}
+    return tuple(
+        token_mean(state.detach(), tokens)
+        for name, tokens in sides.items()
+        for state in getattr(outputs, name, None) or ()
+    )
+
+
+def token_mean(states: Tensor, tokens: Tensor | None) -> Tensor:
+    """Mean of `(B, T, D)` over the tokens `(B, T)` that count, `(B, D)`; over all if there is no such mask."""
+    if tokens is None:
+        return states.mean(1)
+    counted = tokens.to(states)[..., None]
+    return (states * counted).sum(1) / counted.sum(1).clamp(min=1)
 
 
 def _as_loss(loss: Loss | Any) -> Loss:

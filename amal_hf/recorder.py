@@ -96,26 +96,32 @@ class Recorder:
         self.trajectory.rewind.load_state_dict(state["rewind"])
         self.steps = [_from_tensors(step) for step in state["steps"]]
 
-    def replay(self, mixture: Mixture, run: Callable[[Batch], Any]) -> list[Step]:
+    def replay(self, mixture: Mixture, run: Callable[[Batch], Any], device: torch.device) -> list[Step]:
         """The steps as the walk back wants them.
 
         Args:
             mixture: gives the losses.
             run: the student's outputs for a batch.
+            device: of the student; what comes from a checkpoint is on the CPU.
         """
-        return [self._step(step, mixture, run) for step in self.steps]
+        return [_replayed(step, mixture, run, device) for step in self.steps]
 
-    def _step(self, step: RecordedStep, mixture: Mixture, run: Callable[[Batch], Any]) -> Step:
-        def evaluate() -> Evaluation:
-            parts = []
-            for batch, randomness in zip(step.batches, step.randomness, strict=True):
-                with torch.random.fork_rng():
-                    set_randomness(randomness)
-                    parts.append(mixture.evaluate(run(batch), batch))
-            return Evaluation(torch.cat([p.losses for p in parts]), torch.cat([p.features for p in parts]))
 
-        weights = torch.cat([weighed.weights for weighed in step.weighed])
-        return Step(evaluate, weights, joined([weighed.observation for weighed in step.weighed]), step.learning_rates)
+def _replayed(step: RecordedStep, mixture: Mixture, run: Callable[[Batch], Any], device: torch.device) -> Step:
+    batches = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()} for batch in step.batches]
+
+    def evaluate() -> Evaluation:
+        parts = []
+        for batch, randomness in zip(batches, step.randomness, strict=True):
+            with torch.random.fork_rng():
+                set_randomness(randomness)
+                parts.append(mixture.evaluate(run(batch), batch))
+        return Evaluation(torch.cat([p.losses for p in parts]), torch.cat([p.features for p in parts]))
+
+    weights = torch.cat([weighed.weights for weighed in step.weighed]).to(device)
+    seen = [weighed.observation for weighed in step.weighed]
+    moved = [Observation(o.ids.to(device), o.features.to(device), o.progress) for o in seen]
+    return Step(evaluate, weights, joined(moved), step.learning_rates)
 
 
 def _as_tensors(step: RecordedStep) -> dict[str, Any]:

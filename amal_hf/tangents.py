@@ -72,7 +72,7 @@ class FiniteDifference(Tangent):
 
     def __call__(self, model: nn.Module, direction: Params, evaluate: Evaluate, dtype: torch.dtype) -> Slopes:
         """Two forward passes; losses and features are those at the middle."""
-        radius = _RADIUS.get(dtype, 0.05) if self.radius is None else self.radius
+        radius = radius_for(dtype) if self.radius is None else self.radius
         step = radius / global_norm(direction).clamp(min=torch.finfo(torch.float32).tiny)
         params = dict(model.named_parameters())
         with torch.no_grad(), movable(params, direction) as move:
@@ -124,6 +124,11 @@ class DoubleBackward(Tangent):
             along = torch.stack(products).sum()
             (slopes,) = torch.autograd.grad(along, probe)
         return Slopes(slopes, result.losses.detach(), result.features.detach())
+
+
+def radius_for(dtype: torch.dtype) -> float:
+    """Length of a finite-difference step in parameter space, by the precision of the forward pass."""
+    return _RADIUS.get(dtype, 0.05)
 
 
 def global_norm(vector: Params) -> Tensor:

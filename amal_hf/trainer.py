@@ -159,10 +159,10 @@ class AMALTrainer(Trainer):
         window = self._window
         batch = window.prepared[window.position] if window.prepared else self.mixture.prepare(inputs)
         recorder = self._learner and self._learner.recorder
-        before = randomness() if recorder else []
+        before = randomness() if recorder and recorder.steps else []
         outputs = model(**self._student_inputs(batch))
         weighed = self.mixture.weigh(outputs, batch, self._progress())
-        if recorder:
+        if before and recorder:
             recorder.add(batch, before, weighed)
         if self.args.logging_strategy != IntervalStrategy.NO:
             self._statistics.add(weighed)
@@ -232,9 +232,12 @@ class AMALTrainer(Trainer):
 
     def _follow(self, learner: WeightLearner, recorder: Recorder) -> None:
         """Learn from the trajectory that has just ended, and record the step that begins."""
+        warmup = self.args.get_meta_warmup_steps(self.state.max_steps)
         step = self.state.global_step
         if step == 0:
-            recorder.check(self.optimizer, self.state.max_steps)
+            recorder.check(self.optimizer, self.state.max_steps - warmup)
+        if step < warmup:
+            return
         if recorder.full:
             meta_batch = self._prepare_inputs(dict(learner.next_meta_batch()))
             self._statistics.add_meta(*learner.learn_from_trajectory(self._student(), recorder, meta_batch))

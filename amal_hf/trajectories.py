@@ -264,8 +264,9 @@ class Trajectory:
         steps: B. The policy learns after every B steps, from all of them.
         product: how slopes and Hessian products are computed.
         rewind: how the student gets back to where it was.
-        frozen_second_moment: take the second moment of Adam-like optimizers as given. The derivative of a fresh Adam
-            step lets the noisiest coordinates decide: its sensitivity is `ε / (|g| + ε)²`.
+        frozen_second_moment: take the second moment of Adam and AdamW as given. The derivative of a fresh Adam
+            step lets the noisiest coordinates decide: its sensitivity is `ε / (|g| + ε)²`. Steps of other optimizers
+            are differentiated as they are.
     """
 
     steps: int = 5
@@ -500,9 +501,16 @@ def put(optimizer: Optimizer, kept: Snapshot) -> None:
     for p, value, state in zip(_parameters(optimizer), kept.params, kept.states, strict=True):
         p.copy_(value)
         if state:
-            optimizer.state[p] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+            optimizer.state[p] = {k: _copied(v, p) for k, v in state.items()}
         else:
             optimizer.state.pop(p, None)
+
+
+def _copied(value: Any, p: Tensor) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    # A counter may live on the CPU, whatever the device of the parameter.
+    return value.to(p.device, copy=True) if value.shape == p.shape else value.clone()
 
 
 def raw(optimizer: Any) -> Optimizer:

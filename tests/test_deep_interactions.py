@@ -1,5 +1,7 @@
 """A network on the student's states, and learning through several student steps, inside a trainer."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import tiny_bert, toy_arguments, toy_rows
@@ -11,6 +13,7 @@ from amal_hf import (
     FixedWeights,
     Frozen,
     Method,
+    RectifiedSlopes,
     Reversal,
     StateNetwork,
     Trajectory,
@@ -19,8 +22,9 @@ from amal_hf import (
 )
 from amal_hf.learner import WeightLearner
 from amal_hf.losses import Task
+from amal_hf.mixture import hidden_states
 from amal_hf.policies.policy import Observation, Signals, Sizes
-from amal_hf.policies.state_network import label_shares, margin, pool
+from amal_hf.policies.state_network import label_shares, margin
 from amal_hf.trajectories import put, raw
 
 
@@ -43,7 +47,7 @@ def signals(examples=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(examples, 3, generator=generator)
     batch = {"labels": torch.arange(examples) % 3, "attention_mask": torch.ones(examples, 5)}
-    states = tuple(torch.randn(examples, 5, 16, generator=generator) for _ in range(3))
+    states = tuple(torch.randn(examples, 16, generator=generator) for _ in range(3))
     losses = torch.tensor([[0.2], [1.5]]).repeat(examples // 2, 1)
     return Signals(losses, logits, (), batch, Task(), states)
 
@@ -74,11 +78,15 @@ def test_surface_alone_does_not_ask_for_states():
 
 
 def test_states_are_averaged_over_attended_tokens():
-    """Padding must not count; a mask of another length belongs to other tokens."""
+    """Padding must not count; on a decoder's side the labelled tokens do, whatever the mask of the source."""
     states = torch.arange(12.0).reshape(1, 4, 3)
-    mask = torch.tensor([[1, 1, 0, 0]])
-    torch.testing.assert_close(pool(states, {"attention_mask": mask}), states[:, :2].mean(1))
-    torch.testing.assert_close(pool(states, {"attention_mask": mask[:, :3]}), states.mean(1))
+    batch = {"attention_mask": torch.tensor([[1, 1, 0, 0]]), "labels": torch.tensor([[5, 6, 7, -100]])}
+    plain = SimpleNamespace(hidden_states=(states,))
+    translator = SimpleNamespace(encoder_hidden_states=(states,), decoder_hidden_states=(states,))
+    torch.testing.assert_close(hidden_states(plain, batch), (states[:, :2].mean(1),))
+    torch.testing.assert_close(hidden_states(translator, batch), (states[:, :2].mean(1), states[:, :3].mean(1)))
+    torch.testing.assert_close(hidden_states(plain, {}), (states.mean(1),))
+    assert hidden_states(SimpleNamespace(), batch) == ()
 
 
 def test_labels_of_every_task_become_shares():
@@ -137,7 +145,9 @@ def test_steps_are_replayed_with_their_own_dropout(tmp_path, monkeypatch):
 
     def watched(self, student, recorder, meta_batch):
         optimizer, rewind = raw(student.optimizer), recorder.trajectory.rewind
-        steps = recorder.replay(self.mixture, lambda batch: student.model(**student.inputs(batch)))
+        steps = recorder.replay(
+            self.mixture, lambda batch: student.model(**student.inputs(batch)), torch.device("cpu")
+        )
         now = type(rewind)(1)
         now.record(optimizer, 0, 1)
         student.model.train()
@@ -182,6 +192,14 @@ def test_it_learns_every_b_steps(tmp_path):
     assert learned == [6, 11]
 
 
+def test_a_warm_up_is_not_learned_from(tmp_path):
+    """Steps before its end are not recorded: with B = 2 and a warm-up of four the first update is after the sixth."""
+    method = deep_interactions(trajectory=Trajectory(2))
+    trainer = new_trainer(tmp_path, method, max_steps=9, logging_steps=1, meta_warmup_steps=4)
+    trainer.train()
+    assert [entry["step"] for entry in trainer.state.log_history if "meta_loss" in entry] == [7, 9]
+
+
 def test_sgd_with_momentum_can_be_run_backwards(tmp_path):
     """The paper's own form, in a trainer."""
     method = deep_interactions(trajectory=Trajectory(3, rewind=Reversal()))
@@ -206,6 +224,10 @@ def test_what_cannot_work_is_said_before_the_first_step(tmp_path):
     restarted = Method("short runs", StateNetwork(), trajectory=Trajectory(3), restart_every=3)
     with pytest.raises(ValueError, match='lr_scheduler_type="constant"'):
         new_trainer(tmp_path, restarted)
+    with pytest.raises(ValueError, match="has no meaning there"):
+        new_trainer(tmp_path, deep_interactions(), meta_interval=4)
+    with pytest.raises(ValueError, match="neither weights that hold for one step"):
+        Method("online", RectifiedSlopes(), trajectory=Trajectory())
     with pytest.raises(ValueError, match="must cover the whole"):
         Method("short runs", StateNetwork(), trajectory=Trajectory(3), restart_every=5)
 
@@ -234,9 +256,13 @@ def test_a_network_for_another_student_is_refused(tmp_path):
     policy = StateNetwork()
     policy.reset(SIZES, torch.ones(1))
     save_policy(policy, tmp_path / "network.safetensors")
+    other = StateNetwork((0,))
+    other.reset(SIZES, torch.ones(1))
+    save_policy(other, tmp_path / "other.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     cases = [
         (ValueError, "network.safetensors", SIZES._replace(states=(8, 8, 8)), "does not fit this student"),
+        (ValueError, "other.safetensors", SIZES, "holds another policy"),
         (ValueError, "broken.safetensors", SIZES, "not a safetensors file"),
         (FileNotFoundError, "none.safetensors", SIZES, "save_policy"),
     ]

@@ -39,6 +39,7 @@ LEVELS = [
         "policies.policy",
         "policies.store",
         "policies.bounds",
+        "policies.commentary_network",
         "policies.example_table",
         "policies.fixed_weights",
         "policies.heuristics",
@@ -49,7 +50,16 @@ LEVELS = [
         "policies.frozen",
     },
     {"trajectories"},
-    {"mixture", "meta", "meta_set", "collator", "logs"},
+    {
+        "mixture",
+        "meta",
+        "meta_set",
+        "collator",
+        "logs",
+        "batch_policies",
+        "batch_policies.batch_policy",
+        "batch_policies.label_blend",
+    },
     {"recorder"},
     {"learner", "methods", "arguments"},
     {"checks"},
@@ -69,6 +79,7 @@ NEIGHBOURS = {
     ("aggregation", "rules"),
     ("aggregation", "losses"),
     ("logs", "mixture"),
+    ("batch_policies.label_blend", "batch_policies.batch_policy"),
 }
 """The few imports within a level; besides, policies may import losses and one another."""
 
@@ -135,7 +146,7 @@ def may_import(module, other):
 
 
 def is_mathematics(module):
-    return module in MATHEMATICS or module.startswith("policies")
+    return module in MATHEMATICS or module.startswith(("policies", "batch_policies"))
 
 
 @every_module

@@ -52,8 +52,10 @@ class ExampleTable(Policy):
     @torch.no_grad()
     def update(self, observation: Observation, slopes: LossTable) -> None:
         """`w ← bound(w + learning_rate · slope)` for the rows of the batch."""
-        moved = self.store.read(observation.ids) + self.learning_rate * slopes
-        self.store.write(observation.ids, self.bound(moved))
+        # The steps of a trajectory may hold an example more than once: its moves add up.
+        ids, places = observation.ids.unique(return_inverse=True)
+        moves = slopes.new_zeros(len(ids), slopes.shape[1]).index_add(0, places, slopes)
+        self.store.write(ids, self.bound(self.store.read(ids) + self.learning_rate * moves))
 
     def rows(self) -> RowStore:
         """The table itself."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from amal_hf.shapes import Features, LossTable
 def save_policy(policy: Policy, file: str | Path) -> None:
     """Write what a policy has learned as safetensors, without the state of its own optimizer."""
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    save_file(_tensors(policy), str(file))
+    save_file(_tensors(policy), str(file), metadata={"policy": policy.describe()})
 
 
 class Frozen(Policy):
@@ -49,9 +49,16 @@ class Frozen(Policy):
             raise FileNotFoundError(f"Frozen: there is no file {self.file}. Write one with save_policy.")
         self.policy.reset(sizes, initial)
         try:
+            with safe_open(self.file, "pt") as opened:
+                kind = (opened.metadata() or {}).get("policy")
             saved = load_file(self.file)
         except SafetensorError as error:
             raise ValueError(f"Frozen: {self.file} is not a safetensors file: {error}.") from error
+        if kind != self.policy.describe():
+            raise ValueError(
+                f"Frozen: {self.file} holds another policy ({kind}) than the one to be used "
+                f"({self.policy.describe()}). Make it with the same arguments."
+            )
         own = _tensors(self.policy)
         differing = sorted(
             name

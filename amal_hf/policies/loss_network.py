@@ -79,6 +79,10 @@ class LossNetwork(Policy):
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def describe(self) -> str:
+        """Width and normalisation."""
+        return f"{type(self).__name__}, hidden {self.hidden}, {type(self.normalisation).__name__}"
+
     def get_extra_state(self) -> dict[str, object]:
         """Adam's moments, saved with the weights."""
         return self.optimizer.state_dict()

@@ -33,8 +33,8 @@ class Sizes(NamedTuple):
 class Signals(NamedTuple):
     """Everything about a batch that a policy may turn into features; detached.
 
-    `hidden_states` has the student's hidden states `(B, T, D)`, the embeddings' first (of an encoder-decoder those of
-    the encoder, then those of the decoder), for policies with `needs_hidden_states`.
+    `hidden_states` has the student's hidden states `(B, D)`, averaged over tokens, the embeddings' first (of an
+    encoder-decoder those of the encoder, then those of the decoder), for policies with `needs_hidden_states`.
     """
 
     losses: LossTable
@@ -105,6 +105,10 @@ class Policy(nn.Module, ABC):
             observation: the examples of the whole optimizer step.
             slopes: `(B, K)`, scaled to mean magnitude one; 0 for examples that are to be left alone.
         """
+
+    def describe(self) -> str:
+        """What one must know to make a policy of the same kind; kept with one that is saved."""
+        return type(self).__name__
 
     @property
     def skips_step(self) -> bool:

@@ -62,6 +62,10 @@ class StateNetwork(LossNetwork):
         self.register_buffer("running_losses", torch.zeros(sizes.losses))
         super().reset(sizes, initial)
 
+    def describe(self) -> str:
+        """Layers, width and normalisation."""
+        return f"{super().describe()}, layers {self.layers}"
+
     def body(self, sizes: Sizes) -> nn.Module:
         """From features to the hidden layer."""
         return _Reader(self.widths, self.label_count, self.surface_width(sizes), self.hidden)
@@ -76,8 +80,14 @@ class StateNetwork(LossNetwork):
 
     def observe(self, signals: Signals) -> Features:
         """`(B, F)`: states, label, then the surface."""
-        states = [signals.hidden_states[layer] for layer in self._places(len(signals.hidden_states))]
-        pooled = [pool(state.detach(), signals.batch).float() for state in states]
+        given = signals.hidden_states
+        pooled = [given[place].float() for place in self._places(len(given)) if -len(given) <= place < len(given)]
+        if [state.shape[1] for state in pooled] != self.widths:
+            raise ValueError(
+                f"StateNetwork: the student gave hidden states of widths {[state.shape[1] for state in given]}, from "
+                f"which layers of widths {self.widths} were to be taken, as its configuration says. Use "
+                f"StateNetwork(layers=()), which reads none."
+            )
         labels = label_shares(signals.batch, signals.logits, self.label_count)
         surface = super().observe(signals)
         against_mean = surface[:, : len(self.running_losses)] - self.running_losses.to(surface)
@@ -119,15 +129,6 @@ class _Reader(nn.Module):
         normed = [norm(state) for norm, state in zip(self.norms, states, strict=True)]
         hidden: Tensor = self.hidden(torch.cat([*normed, self.embedding(labels), surface], 1))
         return hidden
-
-
-def pool(states: Tensor, batch: Batch) -> Tensor:
-    """Mean of `(B, T, D)` over the attended tokens, `(B, D)`; over all if the mask has another shape (a decoder's)."""
-    mask = batch.get("attention_mask")
-    if mask is None or mask.shape != states.shape[:2]:
-        return states.mean(1)
-    attended = mask.to(states)[..., None]
-    return (states * attended).sum(1) / attended.sum(1).clamp(min=1)
 
 
 def label_shares(batch: Batch, logits: Logits, labels: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""What changes the batch rather than the weights, one file a batch policy."""

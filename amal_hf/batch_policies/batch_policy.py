@@ -1,0 +1,106 @@
+"""Batch policies: what changes the examples themselves, and learns how.
+
+A weight stands outside the loss, so its slope needs no graph. Whatever acts inside the loss does: its gradient is
+
+    dV/dφ = −∇φ ⟨v, ∇θ L(θ; φ)⟩ = −[∇φ L(θ + εv; φ) − ∇φ L(θ − εv; φ)] / 2ε
+
+two forward and backward passes, to φ alone.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from amal_hf.shapes import Batch, Params, PerExample
+from amal_hf.tangents import global_norm, movable, radius_for
+
+
+class Changed(NamedTuple):
+    """A batch as the student is to see it.
+
+    Attributes:
+        embeddings: `(B, T, d)` input embeddings, with a graph to φ.
+        attention_mask: `(B, T)`.
+        targets: batches to take the losses from, each with the share `(B,)` it has of an example's loss; shares carry
+            a graph to φ.
+    """
+
+    embeddings: Tensor
+    attention_mask: Tensor
+    targets: tuple[tuple[Batch, PerExample], ...]
+
+
+class BatchPolicy(nn.Module, ABC):
+    """Changes batches while training; in evaluation nothing is changed.
+
+    All that it has learned is in its `state_dict`.
+
+    Args:
+        learning_rate: of its own Adam.
+
+    Raises:
+        ValueError: a learning rate that is not positive and finite.
+    """
+
+    optimizer: torch.optim.Adam
+
+    def __init__(self, learning_rate: float) -> None:
+        super().__init__()
+        if not 0 < learning_rate < float("inf"):
+            raise ValueError(f"{type(self).__name__}: learning_rate must be positive and finite, got {learning_rate}.")
+        self.learning_rate = learning_rate
+
+    @abstractmethod
+    def change(self, embeddings: Tensor, batch: Batch, step: int) -> Changed:
+        """The changed batch.
+
+        Args:
+            embeddings: `(B, T, d)` the student's own input embeddings.
+            batch: the collated batch, teachers' logits included.
+            step: the optimizer step, from which all randomness is drawn.
+        """
+
+    def update(self, gradients: Sequence[Tensor]) -> None:
+        """One Adam step along `dV/dφ`, one gradient a parameter."""
+        for parameter, gradient in zip(self.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def get_extra_state(self) -> dict[str, object]:
+        """Adam's moments, saved with the parameters."""
+        return self.optimizer.state_dict()
+
+    def set_extra_state(self, state: dict[str, object]) -> None:
+        """Restore Adam's moments."""
+        self.optimizer.load_state_dict(state)
+
+
+def batch_gradient(
+    policy: BatchPolicy, params: Params, direction: Params, loss: Callable[[], Tensor], dtype: torch.dtype
+) -> list[Tensor]:
+    """`dV/dφ` for every parameter of a batch policy, by central differences along the direction.
+
+    Args:
+        policy: holds φ.
+        params: the student's parameters; moved and put back bit for bit, no `.grad` is touched.
+        direction: `v`, by parameter name.
+        loss: the training loss on the changed batch, a scalar with a graph to φ, at whatever values the parameters
+            have when it is called.
+        dtype: precision of the student's forward pass.
+    """
+    step = radius_for(dtype) / global_norm(direction).clamp(min=torch.finfo(torch.float32).tiny)
+    with movable(params, direction) as move:
+        move(step)
+        plus = _gradient(policy, loss)
+        move(-step)
+        minus = _gradient(policy, loss)
+    return [(m - p) / (2 * step).to(p) for p, m in zip(plus, minus, strict=True)]
+
+
+def _gradient(policy: BatchPolicy, loss: Callable[[], Tensor]) -> tuple[Tensor, ...]:
+    with torch.enable_grad():
+        return torch.autograd.grad(loss(), list(policy.parameters()))

@@ -1,0 +1,56 @@
+"""Pairs of examples blended in their input embeddings, as much as their two labels allow."""
+
+import torch
+from torch import Tensor, nn
+
+from amal_hf.batch_policies.batch_policy import BatchPolicy, Changed
+from amal_hf.shapes import Batch
+
+
+class LabelBlend(BatchPolicy):
+    """`x̃ = λ x₁ + (1 − λ) x₂` with a learned `λ(y₁, y₂) = 1 − 0.5 · sigmoid(a[y₁, y₂])` for every pair of labels.
+
+    The counterpart for text of the paper's blended images: input embeddings are blended, attention masks are united,
+    and each loss is `λ ℓ(·, y₁) + (1 − λ) ℓ(·, y₂)`, distillation with the partner's teacher logits included. λ lies
+    in (0.5, 1), so the first example always dominates. Partners are drawn within a micro-batch.
+
+    Args:
+        labels: C.
+        initial: every entry of `a` at the start; −1 in the official code, which makes λ 0.87.
+        learning_rate: of Adam; 1e-2 in the official code.
+        seed: of the partners, together with the step; no global random number is drawn.
+
+    Raises:
+        ValueError: fewer than two labels.
+
+    References:
+        Teaching with Commentaries, arXiv:2011.03037, section on label-dependent augmentation.
+    """
+
+    def __init__(self, labels: int, initial: float = -1.0, learning_rate: float = 1e-2, seed: int = 0) -> None:
+        super().__init__(learning_rate)
+        if labels < 2:
+            raise ValueError(f"LabelBlend: labels must be at least 2, got {labels}; one label has nothing to blend.")
+        self.matrix = nn.Parameter(torch.full((labels, labels), initial))
+        self.seed = seed
+        self.optimizer = torch.optim.Adam([self.matrix], lr=learning_rate)
+
+    def shares(self) -> Tensor:
+        """`λ`, `(C, C)`: the share of the first example by its label (row) and its partner's (column)."""
+        return 1 - 0.5 * self.matrix.sigmoid()
+
+    def change(self, embeddings: Tensor, batch: Batch, step: int) -> Changed:
+        """Every example blended with one partner."""
+        partner = self._partners(len(embeddings), step).to(embeddings.device)
+        other = {name: v[partner] if isinstance(v, Tensor) else v for name, v in batch.items()}
+        share = self.shares()[batch["labels"], other["labels"]]
+        wide = share[:, None, None].to(embeddings)
+        return Changed(
+            embeddings=wide * embeddings + (1 - wide) * embeddings[partner],
+            attention_mask=batch["attention_mask"] | other["attention_mask"],
+            targets=((batch, share), (other, 1 - share)),
+        )
+
+    def _partners(self, examples: int, step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(hash((self.seed, step)) % 2**63)
+        return torch.randperm(examples, generator=generator)

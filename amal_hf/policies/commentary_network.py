@@ -1,0 +1,157 @@
+"""A commentary on a dataset: weights from what an example says and how far training is, whoever the student is."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amal_hf.policies.bounds import MeanOne
+from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
+from amal_hf.shapes import Features, LossTable
+
+
+class CommentaryNetwork(Policy):
+    """Weights `w(x, y, t)` of an example, its label and the training progress; nothing of the student is looked at.
+
+    The example is seen through a frozen text encoder (`embed_texts`), so that what is learned with one student holds
+    for another of any architecture and tokenizer. Progress is that of the present run, in [0, 1], so that a commentary
+    keeps its meaning in a run of another length. Weights are normalised to mean one: the unnormalised sum of the
+    paper's code makes them a learning-rate control.
+
+    Args:
+        embeddings: `(N, d)`, the training rows in order, as `embed_texts` gives them.
+        labels: C.
+        hidden: width of the one hidden layer.
+        learning_rate: of its own Adam. 1e-2, as `LossNetwork`.
+        frequencies: of the Fourier features of progress.
+        seed: of its first weights.
+
+    Raises:
+        ValueError: embeddings that are not a finite matrix, or a size or rate out of range.
+
+    References:
+        Teaching with Commentaries, arXiv:2011.03037, example weighting curricula; there a convolutional network with
+        one more input channel for the step.
+    """
+
+    needs_ids = True
+    embeddings: Tensor
+
+    def __init__(
+        self,
+        embeddings: Tensor,
+        labels: int,
+        hidden: int = 32,
+        learning_rate: float = 1e-2,
+        frequencies: int = 4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if embeddings.ndim != 2 or not bool(torch.isfinite(embeddings).all()):
+            raise ValueError(
+                f"CommentaryNetwork: embeddings must be a finite matrix (N, d), one row an example; got shape "
+                f"{tuple(embeddings.shape)}. Make them with embed_texts()."
+            )
+        if min(labels, hidden, frequencies) < 1 or not 0 < learning_rate < float("inf"):
+            raise ValueError(
+                f"CommentaryNetwork: labels, hidden, frequencies and learning_rate must be positive and finite, got "
+                f"{labels}, {hidden}, {frequencies} and {learning_rate}."
+            )
+        # Belongs to the dataset and not to what is learned, so it is not saved.
+        self.register_buffer("embeddings", embeddings.float(), persistent=False)
+        self.labels = labels
+        self.hidden = hidden
+        self.learning_rate = learning_rate
+        self.frequencies = frequencies
+        self.seed = seed
+        self.normalisation = MeanOne()
+
+    def reset(self, sizes: Sizes, initial: Tensor) -> None:
+        """A new network whose output layer is zero.
+
+        Raises:
+            ValueError: not one embedding for each training row.
+        """
+        if sizes.examples != len(self.embeddings):
+            raise ValueError(
+                f"CommentaryNetwork: expected one embedding for each training row, got {len(self.embeddings)} for "
+                f"{sizes.examples} rows. Embed the texts of this training set: embed_texts()."
+            )
+        start = self.normalisation.start(initial)
+        width = self.embeddings.shape[1] + self.labels + 2 * self.frequencies
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            last = nn.Linear(self.hidden, len(start))
+            self.network = nn.Sequential(nn.Linear(width, self.hidden), nn.Tanh(), last)
+        nn.init.zeros_(last.weight)
+        last.bias.data.copy_(start)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
+
+    def observe(self, signals: Signals) -> Features:
+        """The label, one-hot, `(B, C)`; all zero for a row without a label."""
+        labels = signals.batch["labels"]
+        return (labels[:, None] == torch.arange(self.labels, device=labels.device)).float()
+
+    def weights(self, observation: Observation) -> LossTable:
+        """`(B, K)`, with a graph to the network."""
+        weights: LossTable = self.normalisation(self._scores(observation))
+        return weights
+
+    def update(self, observation: Observation, slopes: LossTable) -> None:
+        """One Adam step on `−mean Σ_k w_ik(φ) s_ik`."""
+        gain = (self.normalisation.of_step(self._scores(observation)) * slopes).sum(1).mean()
+        parameters = list(self.network.parameters())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(-gain, parameters), strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def get_extra_state(self) -> dict[str, object]:
+        """Adam's moments, saved with the weights."""
+        return self.optimizer.state_dict()
+
+    def set_extra_state(self, state: dict[str, object]) -> None:
+        """Restore Adam's moments."""
+        self.optimizer.load_state_dict(state)
+
+    def _scores(self, observation: Observation) -> Tensor:
+        labels = observation.features.float()
+        if labels.device != self.embeddings.device:
+            state = self.optimizer.state_dict()
+            self.to(labels.device)
+            self.optimizer.load_state_dict(state)  # Adam's moments follow their parameters
+        progress = torch.as_tensor(observation.progress, device=labels.device, dtype=labels.dtype)
+        waves = fourier(progress.expand(len(labels)), self.frequencies)
+        scores: Tensor = self.network(torch.cat([self.embeddings[observation.ids], labels, waves], 1))
+        return scores
+
+
+def fourier(progress: Tensor, frequencies: int) -> Tensor:
+    """`(B,) -> (B, 2 · frequencies)`: sines and cosines of half waves, after clipping to [0, 1]."""
+    angles = math.pi * progress.clamp(0, 1)[:, None] * torch.arange(1, frequencies + 1).to(progress)
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+@torch.no_grad()
+def embed_texts(texts: Sequence[str], encoder: Any, tokenizer: Any, batch_size: int = 64) -> Tensor:
+    """Mean-pooled last hidden states of a frozen encoder, `(N, d)` on the CPU; once a dataset.
+
+    Args:
+        texts: in the order of the rows.
+        encoder: a transformers model without a head (`AutoModel`).
+        tokenizer: the encoder's own.
+        batch_size: texts in one forward pass.
+    """
+    training = encoder.training
+    encoder.eval()
+    parts = []
+    for start in range(0, len(texts), batch_size):
+        block = list(texts[start : start + batch_size])
+        inputs = tokenizer(block, padding=True, truncation=True, return_tensors="pt").to(encoder.device)
+        hidden = encoder(**inputs).last_hidden_state.float()
+        mask = inputs["attention_mask"][:, :, None].to(hidden)
+        parts.append(((hidden * mask).sum(1) / mask.sum(1).clamp(min=1)).cpu())
+    encoder.train(training)
+    return torch.cat(parts)

@@ -1,0 +1,105 @@
+"""The Neumann direction is the truncated series it claims to be; the Hessian-vector product behind it is right."""
+
+import pytest
+import torch
+from conftest import tiny_bert, toy_rows
+
+from amal_hf import AdamDirection, FixedWeights, NeumannDirection, SGDDirection
+from amal_hf.meta import Problem, hessian_product
+from amal_hf.policies.policy import Sizes
+from amal_hf.shapes import Evaluation
+
+
+@pytest.fixture
+def quadratic():
+    """A gradient and a positive definite Hessian with eigenvalues from 0.5 to 2."""
+    torch.manual_seed(0)
+    basis, _ = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))
+    hessian = basis @ torch.diag(torch.linspace(0.5, 2, 5, dtype=torch.float64)) @ basis.T
+    return torch.randn(5, dtype=torch.float64), hessian
+
+
+def neumann(quadratic, terms, scale=0.4):
+    gradient, hessian = quadratic
+    optimizer = torch.optim.SGD([torch.zeros(5, requires_grad=True)], lr=0.4)
+    direction = NeumannDirection(terms, scale)
+    return direction({"x": gradient}, {}, optimizer, lambda u: {"x": hessian @ u["x"]})["x"]
+
+
+@pytest.mark.parametrize("scale", [0.4, None])
+@pytest.mark.parametrize("terms", [0, 1, 5])
+def test_neumann_is_the_truncated_series(quadratic, terms, scale):
+    """J terms after the first, each one power more of I − αH; α is the learning rate if none is given."""
+    gradient, hessian = quadratic
+    factor = torch.eye(5, dtype=torch.float64) - 0.4 * hessian
+    series = 0.4 * sum(torch.linalg.matrix_power(factor, j) for j in range(terms + 1)) @ gradient
+    torch.testing.assert_close(neumann(quadratic, terms, scale), series, rtol=1e-12, atol=1e-12)
+
+
+def test_neumann_tends_to_the_inverse(quadratic):
+    """On a quadratic the series ends at H⁻¹∇V, and more terms come closer."""
+    gradient, hessian = quadratic
+    inverse = torch.linalg.solve(hessian, gradient)
+    errors = [(neumann(quadratic, terms) - inverse).norm() / inverse.norm() for terms in (1, 10, 200)]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-12
+
+
+@pytest.mark.parametrize("direction", [SGDDirection(), AdamDirection(), NeumannDirection(terms=0)])
+def test_directions_without_curvature_ask_for_no_product(quadratic, direction):
+    """A product costs two backward passes, which nobody else must pay."""
+    parameter = torch.zeros(5, requires_grad=True)
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+
+    def product(vector):
+        raise RuntimeError("not to be called")
+
+    assert torch.equal(direction({"x": quadratic[0]}, {"x": parameter}, optimizer, product)["x"], quadratic[0])
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_hessian_product_is_that_of_double_backward(attention):
+    """Central differences of gradients, fused attention on or off, against exact second derivatives in float64."""
+    exact_model = tiny_bert(attn_implementation="eager").double().eval()
+    model = tiny_bert(attn_implementation=attention).double().eval()
+    batch = toy_rows(6).with_format("torch")[:]
+    params = dict(model.named_parameters())
+    generator = torch.Generator().manual_seed(1)
+    vector = {name: torch.randn(p.shape, generator=generator, dtype=p.dtype) for name, p in params.items()}
+
+    def losses(student):
+        logits = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none")[:, None]
+
+    policy = FixedWeights()
+    policy.reset(Sizes(1, 0, 6), torch.tensor([0.7]))
+    problem = Problem(
+        module=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        learning_rate=0.1,
+        meta_loss=lambda: losses(model).mean(),
+        evaluate=lambda: Evaluation(losses(model), torch.zeros(6, 0)),
+        ids=torch.arange(6),
+        progress=0.0,
+        dtype=torch.float64,
+    )
+    before = {name: p.clone() for name, p in params.items()}
+    measured = hessian_product(policy, params, problem)(vector)
+    assert all(torch.equal(p, before[name]) for name, p in params.items()), "parameters come back bit for bit"
+
+    exact = dict(exact_model.named_parameters())
+    gradient = torch.autograd.grad(0.7 * losses(exact_model).mean(), list(exact.values()), create_graph=True)
+    along = sum((g * v).sum() for g, v in zip(gradient, vector.values(), strict=True))
+    expected = torch.autograd.grad(along, list(exact.values()))
+    error = sum((measured[n] - e).square().sum() for n, e in zip(exact, expected, strict=True)).sqrt()
+    norm = sum(e.square().sum() for e in expected).sqrt()
+    assert norm > 1e-3, "a vacuous comparison"
+    assert error / norm < 1e-6
+
+
+def test_bad_input():
+    """A series of negative length or a scale of zero says what was expected."""
+    with pytest.raises(ValueError, match="terms"):
+        NeumannDirection(terms=-1)
+    with pytest.raises(ValueError, match="scale"):
+        NeumannDirection(scale=0.0)
