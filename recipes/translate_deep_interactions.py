@@ -41,7 +41,9 @@ from amal_hf import (
     LossNetwork,
     MeanOne,
     Method,
+    StateNetwork,
     amal,
+    deep_interactions,
     translation_metrics,
 )
 from amal_hf.demo_translation import translation_corpus
@@ -50,9 +52,10 @@ from amal_hf.translation import exact_match
 
 
 METHODS: dict[str, Callable[[], Method]] = {
+    "deep_interactions": lambda: deep_interactions(StateNetwork(normalisation=MeanOne())),
     "loss_network": lambda: amal(LossNetwork(normalisation=MeanOne())),
 }
-METHOD = "loss_network"
+METHOD = "deep_interactions"
 
 
 @dataclass

@@ -66,5 +66,5 @@ def test_translate(tmp_path, layout):
     given = [] if layout == "built in" else ["--dataset", str(tmp_path)]
     subprocess.run([*command, *given, "--output_dir", str(tmp_path / "out")], capture_output=True, check=True)
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [row["name"] for row in rows] == ["all pairs alike", "loss_network"]
+    assert [row["name"] for row in rows] == ["all pairs alike", "deep_interactions"]
     assert (tmp_path / "out" / "example_weights.csv").exists()
