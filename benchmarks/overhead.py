@@ -1,11 +1,12 @@
 """What learned weights cost: time and peak memory of a training step, as ratios to a fixed mixture of the same losses.
 
     python benchmarks/overhead.py                    # the whole table; about a quarter of an hour on two cores
-    python benchmarks/overhead.py --lengths 32
+    python benchmarks/overhead.py --lengths 32 --rounds 3
 
 Every variant is a process of its own that trains a 3-layer BERT (hidden size 384, the vocabulary of MiniLM) with
 `AMALTrainer`, batch 32, with logits of the teacher at hand. Epochs with the fixed mixture and with the method take
-turns within the run, so that a machine that gets slower slows both down. Nothing else may run meanwhile.
+turns within the run, so that a machine that gets slower slows both down; of several rounds the median counts.
+Nothing else may run meanwhile.
 """
 
 import argparse
@@ -58,12 +59,13 @@ def main() -> None:
     """Measure all variants, or in a process of its own one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128])
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--one", choices=list(VARIANTS))
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one, options.lengths[0])))
         return
-    cells = [compare(length) for length in options.lengths]
+    cells = [compare(length, options.rounds) for length in options.lengths]
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "machine": machine}
     RESULTS.parent.mkdir(exist_ok=True)
@@ -72,16 +74,20 @@ def main() -> None:
     RESULTS.write_text(json.dumps({**versions, "cells": kept + cells}, indent=1) + "\n")
 
 
-def compare(length: int) -> dict[str, object]:
-    """All variants at one length."""
-    runs = {name: spawn(name, length) for name in VARIANTS}
+def compare(length: int, rounds: int) -> dict[str, object]:
+    """All variants at one length: medians over the rounds."""
+    turns = [{name: spawn(name, length) for name in VARIANTS} for _ in range(rounds)]
+    runs = {
+        name: {part: float(np.median([turn[name][part] for turn in turns])) for part in turns[0][name]}
+        for name in VARIANTS
+    }
     print(f"\nlength {length}: a step with the fixed mixture takes {runs['fixed mixture']['plain']:.3f} s")
     print("| variant | time | peak memory |\n| --- | --- | --- |")
     for run in runs.values():
         run["memory"] = run["bytes"] / runs["fixed mixture"]["bytes"]
     for name, run in runs.items():
         print(f"| {name} | {run['time']:.2f} | {run['memory']:.2f} |", flush=True)
-    return {"length": length, "variants": runs}
+    return {"length": length, "variants": runs, "rounds": turns}
 
 
 def spawn(name: str, length: int) -> dict[str, float]:
