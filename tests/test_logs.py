@@ -5,6 +5,7 @@ import torch
 
 from amal_hf.logs import MixtureStatistics
 from amal_hf.mixture import Weighed
+from amal_hf.policies.policy import Observation
 
 
 def batches(sizes, dtype=torch.float32):
@@ -13,7 +14,8 @@ def batches(sizes, dtype=torch.float32):
         losses, weights = torch.randn(size, 2, generator=generator), torch.rand(size, 2, generator=generator)
         # Some weights at zero, or so near that they have no effect.
         weights = torch.where(weights < 0.2, weights * 1e-3, weights)
-        yield Weighed(losses.sum(), losses.to(dtype), weights.to(dtype))
+        seen = Observation(torch.arange(size), torch.empty(size, 0), 0.0)
+        yield Weighed(losses.sum(), losses.to(dtype), weights.to(dtype), seen)
 
 
 def numpy_statistics(seen):
