@@ -1,14 +1,21 @@
 """Learned per-example mixing of losses for the Hugging Face `Trainer`. Names and nothing else."""
 
 from amal_hf.arguments import AMALArguments, AMALSeq2SeqArguments
+from amal_hf.batch_policies.batch_policy import BatchPolicy
+from amal_hf.batch_policies.label_blend import LabelBlend
+from amal_hf.batch_policies.token_mask import AttentionMask, TokenMask
+from amal_hf.cage import Cage, split_rules
+from amal_hf.commentary import Commentary
 from amal_hf.directions import AdamDirection, Direction, NeumannDirection, SGDDirection
+from amal_hf.distillation import Distillation
 from amal_hf.divergences import forward_kl, jensen_shannon, logit_mse, reverse_kl
 from amal_hf.last_layer import LastLayer
-from amal_hf.losses import CrossEntropy, CustomLoss, Distillation, Loss
+from amal_hf.losses import CrossEntropy, CustomLoss, JointLoss, Loss
 from amal_hf.meta import Method
 from amal_hf.methods import (
     amal,
     amal_as_published,
+    commentaries,
     deep_interactions,
     learning_to_reweight,
     meta_weight_net,
@@ -24,12 +31,16 @@ from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.meta_weight_net import MetaWeightNet
 from amal_hf.policies.policy import Policy
 from amal_hf.policies.rectified_slopes import RectifiedSlopes
+from amal_hf.policies.shared_weights import SharedWeights
 from amal_hf.policies.state_network import StateNetwork
+from amal_hf.rewinds import Reversal, Snapshots
+from amal_hf.rule_losses import RuleLosses
 from amal_hf.seq2seq import AMALSeq2SeqTrainer
+from amal_hf.spear import Spear
 from amal_hf.students import student_from_teacher
 from amal_hf.tangents import DoubleBackward, FiniteDifference, ForwardMode, Tangent
 from amal_hf.trainer import AMALTrainer
-from amal_hf.trajectories import ExactProduct, FiniteProduct, Reversal, Snapshots, Trajectory
+from amal_hf.trajectories import ExactProduct, FiniteProduct, Trajectory
 from amal_hf.translation import translation_metrics
 
 
@@ -39,7 +50,11 @@ __all__ = [
     "AMALSeq2SeqTrainer",
     "AMALTrainer",
     "AdamDirection",
+    "AttentionMask",
+    "BatchPolicy",
+    "Cage",
     "ClassProportional",
+    "Commentary",
     "CommentaryNetwork",
     "Convex",
     "ConvexOrNone",
@@ -56,6 +71,8 @@ __all__ = [
     "ForwardMode",
     "Frozen",
     "HardMining",
+    "JointLoss",
+    "LabelBlend",
     "LastLayer",
     "Loss",
     "LossNetwork",
@@ -68,15 +85,20 @@ __all__ = [
     "RandomWeights",
     "RectifiedSlopes",
     "Reversal",
+    "RuleLosses",
     "SGDDirection",
+    "SharedWeights",
     "Snapshots",
+    "Spear",
     "StateNetwork",
     "Tangent",
+    "TokenMask",
     "Trajectory",
     "TwiceSigmoid",
     "amal",
     "amal_as_published",
     "clamp",
+    "commentaries",
     "convex",
     "deep_interactions",
     "embed_texts",
@@ -88,6 +110,7 @@ __all__ = [
     "random_weights",
     "reverse_kl",
     "save_policy",
+    "split_rules",
     "student_from_teacher",
     "translation_metrics",
 ]

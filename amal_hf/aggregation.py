@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amal_hf.losses import IGNORED
-from amal_hf.rules import ABSTAIN, check_votes
+from amal_hf.rules import check_votes
+from amal_hf.shapes import ABSTAIN
 
 
 def vote_shares(votes: NDArray[np.integer], classes: int) -> NDArray[np.float64]:

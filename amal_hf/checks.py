@@ -55,8 +55,25 @@ def check_trainer(trainer: Any, learns: bool) -> None:
         _check_hidden_states(
             trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
         )
+    if trainer.method.batch_policy is not None:
+        _check_changes(trainer)
     if learns:
         _check_meta_step(trainer)
+
+
+def _check_changes(trainer: Any) -> None:
+    name = type(trainer.method.batch_policy).__name__
+    student = trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
+    if "inputs_embeds" not in inspect.signature(student.forward).parameters:
+        raise ValueError(
+            f"AMALTrainer: {name} changes input embeddings, and {type(student).__name__}.forward takes no "
+            f"`inputs_embeds`. Use another student, or weights instead of changed batches."
+        )
+    if isinstance(trainer.method.tangent, LastLayer):
+        raise ValueError(
+            f"AMALTrainer: {name} acts below the output layer, which is all that LastLayer() moves. Use "
+            f"FiniteDifference()."
+        )
 
 
 def _check_hidden_states(student: Any) -> None:
@@ -192,7 +209,7 @@ def check_data(train_dataset: Any, meta_dataset: Any, method: Method, num_labels
             "Add a column of unique whole numbers under this name, or use a policy that reads the examples: "
             "amal(LossNetwork())."
         )
-    if not method.policy.learns:
+    if not method.learns:
         return
     if meta_dataset is None:
         raise ValueError(

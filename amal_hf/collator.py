@@ -8,7 +8,7 @@ import datasets
 import torch
 from torch.utils.data import Dataset
 
-from amal_hf.shapes import EXAMPLE_ID
+from amal_hf.shapes import ABSTAIN, EXAMPLE_ID
 
 
 class ExampleCollator:
@@ -19,7 +19,8 @@ class ExampleCollator:
 
     Args:
         collate: the collator that makes the batch.
-        columns: extra columns, beside the example id; each becomes one tensor, so its entries must have one shape.
+        columns: extra columns, beside the example id; each becomes one tensor. Its entries have one shape, or differ
+            in their length, with as many as the row has tokens.
     """
 
     def __init__(self, collate: Callable[[list[Any]], Any], columns: Sequence[str]) -> None:
@@ -34,8 +35,21 @@ class ExampleCollator:
         if not taken:
             return self.collate(rows)
         known = [{name: value for name, value in row.items() if name not in taken} for row in rows]
-        extra = {name: _column([row[name] for row in rows]) for name in taken}
-        return {**self.collate(known), **extra}
+        batch = self.collate(known)
+        return {**batch, **{name: self._column([row[name] for row in rows], batch) for name in taken}}
+
+    def _column(self, values: list[Any], batch: Mapping[str, Any]) -> torch.Tensor:
+        """One tensor; entries of different lengths belong to tokens, and are filled up as these are."""
+        tensors = [torch.as_tensor(value) for value in values]
+        if len({tensor.shape for tensor in tensors}) == 1:
+            return torch.stack(tensors)
+        length = batch["input_ids"].shape[1]
+        left = getattr(self.tokenizer, "padding_side", "right") == "left"
+        padded = []
+        for tensor in tensors:
+            missing = tensor.new_full((length - len(tensor), *tensor.shape[1:]), ABSTAIN)
+            padded.append(torch.cat([missing, tensor] if left else [tensor, missing]))
+        return torch.stack(padded)
 
 
 class NumberedDataset(Dataset[dict[str, Any]]):
@@ -85,7 +99,3 @@ def _check_unique(ids: list[Any]) -> None:
         f"there more than once "
         f"({len(ids) - len(set(ids))} surplus rows). Remove the duplicates, or the column: rows are then numbered."
     )
-
-
-def _column(values: list[Any]) -> torch.Tensor:
-    return torch.stack(values) if isinstance(values[0], torch.Tensor) else torch.as_tensor(values)

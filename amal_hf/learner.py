@@ -12,7 +12,8 @@ from amal_hf.meta import MetaReport, Method, Problem, meta_gradient, meta_step, 
 from amal_hf.meta_set import MetaSet
 from amal_hf.mixture import Mixture, ids_of
 from amal_hf.recorder import Recorder
-from amal_hf.shapes import Batch, Evaluation
+from amal_hf.shapes import Batch, Evaluate, Evaluation
+from amal_hf.student_inputs import StudentInputs
 from amal_hf.tangents import movable_parameters
 from amal_hf.trajectories import walk_back
 
@@ -22,7 +23,7 @@ class Student(NamedTuple):
 
     Attributes:
         model: the module itself, without the wrappers of compilation or data parallelism.
-        inputs: picks from a batch what the model's forward takes.
+        inputs: what the model's forward takes of a batch.
         optimizer: trains the model; only read.
         dtype: precision of the forward pass.
         progress: share of training done.
@@ -30,7 +31,7 @@ class Student(NamedTuple):
     """
 
     model: nn.Module
-    inputs: Callable[[Batch], dict[str, Any]]
+    inputs: StudentInputs
     optimizer: Optimizer
     dtype: torch.dtype
     progress: float
@@ -73,16 +74,15 @@ class WeightLearner:
         module = self.method.tangent.scope(student.model)
         with undisturbed(student.model):
             meta_run = _run(student, module, meta_batch)
-            runs = [_run(student, module, batch) for batch in batches]
+            evaluations = [self._evaluation(student, module, batch) for batch in batches]
             problem = Problem(
                 module=module,
                 optimizer=student.optimizer,
                 learning_rate=student.optimizer.param_groups[0]["lr"],
                 meta_loss=lambda: self.mixture.task_loss(meta_run(), meta_batch),
-                evaluate=lambda: _joined(
-                    [self.mixture.evaluate(run(), b) for run, b in zip(runs, batches, strict=True)]
-                ),
+                evaluate=lambda: _joined([evaluate() for evaluate in evaluations]),
                 ids=torch.cat([ids_of(batch) for batch in batches]),
+                present=self.mixture.present_of(batches),
                 progress=student.progress,
                 dtype=student.dtype,
             )
@@ -98,7 +98,7 @@ class WeightLearner:
             run = _run(student, student.model, meta_batch)
             value, gradient = meta_gradient(params, lambda: self.mixture.task_loss(run(), meta_batch))
         device = next(iter(params.values())).device
-        steps = recorder.replay(self.mixture, lambda batch: student.model(**student.inputs(batch)), device)
+        steps = recorder.replay(self.mixture, lambda batch: student.model(**student.inputs.plain(batch)), device)
         was_training = student.model.training
         student.model.train()  # as when the steps were taken
         observation, slopes = walk_back(
@@ -116,6 +116,18 @@ class WeightLearner:
         recorder.clear()
         self.steps_taken += 1
         return MetaReport(value, (~finite).sum())
+
+    def _evaluation(self, student: Student, module: nn.Module, batch: Batch) -> Evaluate:
+        """All losses of a batch as it is trained on, at every call."""
+        if student.inputs.batch_policy is None:
+            run = _run(student, module, batch)
+            return lambda: self.mixture.evaluate(run(), batch)
+
+        def evaluate() -> Evaluation:
+            inputs, targets = student.inputs.trained(batch)
+            return self.mixture.evaluate(student.model(**inputs), batch, targets)
+
+        return evaluate
 
     def next_meta_batch(self) -> Batch:
         """The meta batch of the next meta step, as the collator made it."""
@@ -135,7 +147,7 @@ class WeightLearner:
 
 def _run(student: Student, module: nn.Module, batch: Batch) -> Callable[[], Any]:
     """Gives the student's outputs for a batch at every call, however the parameters of `module` have changed."""
-    inputs = student.inputs(batch)
+    inputs = student.inputs.plain(batch)
     if module is student.model:
         return lambda: student.model(**inputs)
     return frozen_body(student.model, module, inputs)

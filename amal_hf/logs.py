@@ -17,13 +17,16 @@ class MixtureStatistics:
     With learned weights also the meta loss, and counts of skipped examples and steps. Tensors are only kept while
     training, so that the device is never waited for between two logs.
 
+    A loss of several columns, as one for each rule, counts as one: the means are over those that an example has.
+
     Args:
-        names: of the losses.
+        groups: names of the losses, and how many columns each has.
     """
 
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
+    def __init__(self, groups: dict[str, int]) -> None:
+        self.groups = groups
         self._losses: list[Tensor] = []
+        self._present: list[Tensor] = []
         self._weights: list[Tensor] = []
         self._meta: list[Tensor] = []
         self._skipped: list[Tensor] = []
@@ -33,6 +36,8 @@ class MixtureStatistics:
         """Take note of a micro-batch."""
         self._losses.append(weighed.losses)
         self._weights.append(weighed.weights)
+        if weighed.observation.present is not None:
+            self._present.append(weighed.observation.present)
 
     def add_meta(self, meta_loss: Tensor, skipped: Tensor) -> None:
         """Take note of a bilevel step."""
@@ -47,9 +52,7 @@ class MixtureStatistics:
         """Everything since the last call, as plain floats by log key."""
         logs: dict[str, float] = {}
         if self._losses:
-            losses, weights = torch.cat(self._losses).float(), torch.cat(self._weights).float()
-            for name, loss, weight in zip(self.names, losses.unbind(1), weights.unbind(1), strict=True):
-                logs |= {f"loss_{name}": loss.mean().item()} | _summary(name, weight)
+            logs |= self._parts()
         if self._meta:
             logs["meta_loss"] = torch.stack(self._meta).float().mean().item()
             logs["meta_skipped"] = float(torch.stack(self._skipped).sum().item())
@@ -62,8 +65,19 @@ class MixtureStatistics:
         if self._skipped_steps:
             logs["skipped_steps"] = float(self._skipped_steps)
             self._skipped_steps = 0
-        for kept in (self._losses, self._weights, self._meta, self._skipped):
+        for kept in (self._losses, self._present, self._weights, self._meta, self._skipped):
             kept.clear()
+        return logs
+
+    def _parts(self) -> dict[str, float]:
+        losses, weights = torch.cat(self._losses).float(), torch.cat(self._weights).float()
+        present = torch.cat(self._present) if self._present else torch.ones_like(losses, dtype=torch.bool)
+        counts = list(self.groups.values())
+        logs: dict[str, float] = {}
+        for name, *parts in zip(self.groups, *(t.split(counts, 1) for t in (losses, weights, present)), strict=True):
+            loss, weight = parts[0][parts[2]], parts[1][parts[2]]
+            if len(loss):
+                logs |= {f"loss_{name}": loss.mean().item()} | _summary(name, weight)
         return logs
 
 

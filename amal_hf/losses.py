@@ -8,17 +8,15 @@ sentence counts once, however long it is.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amal_hf.divergences import Divergence, forward_kl
-from amal_hf.shapes import Batch, Logits, PerExample, Teacher
+from amal_hf.shapes import Batch, Logits, LossTable, PerExample
 from amal_hf.tokens import token_means
-from amal_hf.top_logits import TopK, TopLogits, merged
 
 
 IGNORED = -100
@@ -81,9 +79,22 @@ class Loss(ABC):
         del batch
         return {}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its columns; its own, unless it has several values for every example."""
+        return (self.name,)
+
+    def present(self, batch: Batch) -> Tensor | None:
+        """`(B, k)`, bool: which of its k columns an example has; `None` if it always has all.
+
+        What is missing has the value 0, no slope, and no weight.
+        """
+        del batch
+        return None
+
     @abstractmethod
-    def __call__(self, outputs: Any, batch: Batch) -> PerExample:
-        """The loss of every example, `(B,)`.
+    def __call__(self, outputs: Any, batch: Batch) -> PerExample | LossTable:
+        """The loss of every example, `(B,)`; `(B, k)` for one of k columns.
 
         Args:
             outputs: the student's `ModelOutput`; `outputs.logits` is `(B, C)` or `(B, T, C)`.
@@ -91,14 +102,46 @@ class Loss(ABC):
         """
 
 
+class JointLoss(Loss):
+    """A loss with a model of its own, trained beside the student: on every step's examples, one step a step."""
+
+    @abstractmethod
+    def own_objective(self, batch: Batch) -> PerExample:
+        """`(B,)`: what the inner model is trained on, with a graph to it alone.
+
+        It is added with the fixed weight 1: the student is not in it, so no weight for it could be learned.
+        """
+
+    @abstractmethod
+    def finish_step(self) -> None:
+        """An optimizer step of the student is over: the inner model takes its own."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Start a run: the inner model forgets what it has learned."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """All of the inner model, for a checkpoint."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+
+
 class CrossEntropy(Loss):
     """The task's own loss against the labels, as `transformers` computes it but for each example.
 
     Cross-entropy for classes (integer labels `(B,)` or `(B, T)`; or probabilities `(B, C)` if the student's
     `config.problem_type` is "single_label_classification"), binary cross-entropy averaged over classes for multi-label
-    tasks (float labels `(B, C)`), squared error averaged over outputs for regression. Labels of -100 cost nothing, so
-    an unlabelled row has the value 0. Label smoothing follows `torch.nn.functional.cross_entropy` and applies to
+    tasks (float labels `(B, C)`), squared error averaged over outputs for regression. Labels of -100 cost nothing: an
+    unlabelled row does not have this loss. Label smoothing follows `torch.nn.functional.cross_entropy` and applies to
     classes only.
+
+    Args:
+        name: column name.
+        column: where the labels are. Another column than "labels" holds classes or, as floats, probabilities of
+            classes: the votes of rules, made into one label.
 
     Example:
         >>> loss = CrossEntropy()
@@ -107,17 +150,29 @@ class CrossEntropy(Loss):
         tensor([1.3863, 0.0000])
     """
 
-    def __init__(self, name: str = "labels") -> None:
+    def __init__(self, name: str = "labels", column: str = "labels") -> None:
         self.name = name
+        self.column = column
+        self.columns = () if column == "labels" else (column,)
         self.task = Task()
 
     def bind(self, task: Task) -> None:
         """Take over the student's problem type and label smoothing."""
-        self.task = task
+        # Floats in a column of its own are soft labels, where the student does not say otherwise.
+        soft = self.columns and task.problem_type is None
+        self.task = replace(task, problem_type="single_label_classification") if soft else task
+
+    def present(self, batch: Batch) -> Tensor | None:
+        """`(B, 1)`: whether an example has any label."""
+        labels = batch.get(self.column)
+        if labels is None:
+            return None
+        known: Tensor = labels != IGNORED
+        return known.flatten(1).any(1, keepdim=True) if known.ndim > 1 else known[:, None]
 
     def __call__(self, outputs: Any, batch: Batch) -> PerExample:
-        """`(B,)`: the loss against `batch["labels"]`."""
-        return self.of_logits(outputs.logits, batch["labels"])
+        """`(B,)`: the loss against the labels."""
+        return self.of_logits(outputs.logits, batch[self.column])
 
     def of_logits(self, logits: Logits, labels: Tensor) -> PerExample:
         """The same for any logits, `(B, C)` or `(B, T, C)`: also tells how well a *teacher* fits the labels."""
@@ -125,123 +180,10 @@ class CrossEntropy(Loss):
             return _token_cross_entropy(logits, self.task.targets(labels), self.task.label_smoothing)
         logits = at_least_fp32(logits)
         if self.task.is_regression(logits):
-            return _squared_error(logits, labels.to(logits)) * (labels.view_as(logits) != IGNORED).all(1)
+            return squared_error(logits, labels.to(logits)) * (labels.view_as(logits) != IGNORED).all(1)
         if self.task.is_multi_label(logits, labels):
             return _binary_cross_entropy(logits, labels)
         return _class_cross_entropy(logits, labels, self.task.label_smoothing)
-
-
-class Distillation(Loss):
-    """How far the student is from a teacher's soft targets (Hinton et al. 2015, arXiv:1503.02531).
-
-    With the default divergence the value is `T² KL(softmax(z_teacher / T) ‖ softmax(z_student / T))`. Multi-label
-    logits are read as one yes/no distribution a class, averaged over classes; regression outputs are compared by
-    squared error, without temperature; tokens are averaged over those with a label (over all attended ones in a row
-    that has no label).
-
-    Args:
-        teacher: a `PreTrainedModel`, a folder or a Hub id; or any callable `(batch) -> logits` in the student's label
-            order.
-        temperature: softness T > 0 of both distributions. Default 2.0; the AMAL code uses 4.
-        divergence: `forward_kl`, `reverse_kl`, `jensen_shannon`, `logit_mse`, or your own of the same signature.
-        tokenizer: the teacher's own tokenizer, if it is not the student's. A teacher given by name brings its own.
-        text_columns: the dataset columns with the raw text, read only when the teacher encodes text by itself.
-        name: column name; give each of several teachers its own.
-        top_k: for students that generate text: keep only the k largest of the teacher's logits of a token, and all
-            others as one further class (`top_logits.py`). It makes a cache of 32,000 words 250 times smaller at
-            k = 64. `None` keeps all; so does a k as large as the vocabulary.
-
-    Raises:
-        ValueError: a temperature that is not positive and finite, or a `top_k` below 1.
-    """
-
-    def __init__(
-        self,
-        teacher: Any,
-        temperature: float = 2.0,
-        divergence: Divergence | None = None,
-        *,
-        tokenizer: Any = None,
-        text_columns: tuple[str, ...] = ("text",),
-        name: str = "teacher",
-        top_k: int | None = None,
-    ) -> None:
-        if not 0 < temperature < float("inf"):
-            raise ValueError(
-                f"Distillation: temperature must be positive and finite, got {temperature}. Usual values are 1 to 8."
-            )
-        self.source = teacher
-        self.temperature = temperature
-        self.divergence = forward_kl if divergence is None else divergence
-        self.tokenizer = tokenizer
-        self.text_columns = text_columns
-        self.name = name
-        self.top = None if top_k is None else TopK(top_k, temperature)
-        self.task = Task()
-        self.teacher: Teacher = _not_opened
-
-    @property
-    def logits_key(self) -> str:
-        """Where the teacher's logits stand in a prepared batch."""
-        return f"{self.name}_logits"
-
-    def bind(self, task: Task) -> None:
-        """Take over the student's problem type."""
-        self.task = task
-
-    def prepare(self, batch: Batch) -> dict[str, Any]:
-        """The teacher's logits, once a batch; the largest of each token with `top_k`."""
-        logits = self.teacher(batch)
-        if self.top is not None and isinstance(logits, Tensor):
-            return {self.logits_key: self.top(logits)}
-        return {self.logits_key: logits}
-
-    def __call__(self, outputs: Any, batch: Batch) -> PerExample:
-        """`(B,)`: the divergence between teacher and student."""
-        student, teacher = outputs.logits, batch[self.logits_key]
-        if isinstance(teacher, TopLogits):
-            return self._of_top_logits(student, teacher, batch)
-        if student.shape != teacher.shape:
-            raise ValueError(
-                f"Distillation '{self.name}': the student's logits have shape {tuple(student.shape)}, the teacher's "
-                f"{tuple(teacher.shape)}; "
-                "both must classify the same tokens or sentences into the same classes."
-            )
-        labels = batch.get("labels")
-        if student.ndim == 3 and not self.task.is_multi_label(student, labels):
-            return self._of_tokens(student, teacher, batch)
-        student, teacher = at_least_fp32(student), at_least_fp32(teacher)
-        if self.task.is_regression(student):
-            return _squared_error(student, teacher)
-        if self.task.is_multi_label(student, labels):
-            return (
-                self.divergence(_as_two_classes(student), _as_two_classes(teacher), self.temperature)
-                .flatten(1)
-                .mean(1)
-            )
-        return self.divergence(student, teacher, self.temperature)
-
-    def _of_tokens(self, student: Logits, teacher: Logits, batch: Batch) -> PerExample:
-        rows = teacher.flatten(0, 1)
-
-        def of_rows(picked: Tensor, places: Tensor) -> Tensor:
-            return self.divergence(at_least_fp32(picked), at_least_fp32(rows[places]), self.temperature)
-
-        return token_means(of_rows, student, distilled_tokens(batch, self.task))
-
-    def _of_top_logits(self, student: Logits, teacher: TopLogits, batch: Batch) -> PerExample:
-        if student.shape[:2] != teacher.logits.shape[:2]:
-            raise ValueError(
-                f"Distillation '{self.name}': the student gives logits for {tuple(student.shape[:2])} (examples, "
-                f"tokens), the teacher for {tuple(teacher.logits.shape[:2])}; both must read the same tokens."
-            )
-        logits, classes = teacher.logits.flatten(0, 1), teacher.classes.flatten(0, 1)
-
-        def of_rows(picked: Tensor, places: Tensor) -> Tensor:
-            same = merged(at_least_fp32(picked), classes[places], self.temperature)
-            return self.divergence(same, logits[places].to(same), self.temperature)
-
-        return token_means(of_rows, student, distilled_tokens(batch, self.task))
 
 
 class CustomLoss(Loss):
@@ -309,7 +251,7 @@ def entropy(logits: Logits, task: Task, batch: Batch) -> PerExample:
     if task.is_regression(logits):
         return at_least_fp32(logits).new_zeros(len(logits))
     if task.is_multi_label(logits, batch.get("labels")):
-        return _entropy_share(_as_two_classes(logits)).mean(1)
+        return _entropy_share(as_two_classes(logits)).mean(1)
     if logits.ndim == 3:
         return token_means(lambda picked, _: _entropy_share(picked), logits, distilled_tokens(batch, task))
     return _entropy_share(logits)
@@ -344,16 +286,11 @@ def _binary_cross_entropy(logits: Tensor, labels: Tensor) -> PerExample:
     return masked_mean(values.flatten(1), known.flatten(1))
 
 
-def _squared_error(outputs: Tensor, targets: Tensor) -> PerExample:
+def squared_error(outputs: Tensor, targets: Tensor) -> PerExample:
+    """Mean over an example's outputs."""
     return (outputs - targets.view_as(outputs)).square().flatten(1).mean(1)
 
 
-def _as_two_classes(logits: Tensor) -> Tensor:
+def as_two_classes(logits: Tensor) -> Tensor:
+    """Yes/no logits as logits of two classes, `(..., 2)`."""
     return torch.stack([torch.zeros_like(logits), logits], -1)
-
-
-def _not_opened(batch: Batch) -> Logits:
-    raise RuntimeError(
-        "Distillation: the teacher has not been opened. AMALTrainer does so; on your own, set `loss.teacher` to a "
-        "callable (batch) -> logits."
-    )

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from amal_hf.batch_policies.batch_policy import BatchPolicy, batch_gradient
 from amal_hf.directions import AdamDirection, Direction, Product
-from amal_hf.policies.policy import Observation, Policy
-from amal_hf.shapes import Evaluate, Evaluation, ExampleIds, LossTable, Params
+from amal_hf.policies.policy import Observation, Policy, weights_of
+from amal_hf.shapes import Evaluate, Evaluation, ExampleIds, Features, LossTable, Params
 from amal_hf.tangents import FiniteDifference, Tangent, global_norm, movable, movable_parameters, radius_for
 from amal_hf.trajectories import Trajectory
 
@@ -34,6 +35,7 @@ class Method:
     Attributes:
         name: for logs, checkpoints and cards.
         policy: where the weights come from.
+        batch_policy: what changes the examples themselves, if anything does.
         direction: which way the meta loss improves.
         tangent: how slopes are measured.
         repeats: updates from one and the same meta batch (AMAL: 5). More than one only makes sense with `lookahead`.
@@ -59,9 +61,21 @@ class Method:
     interval: int | None = None
     trajectory: Trajectory | None = None
     restart_every: int = 0
+    batch_policy: BatchPolicy | None = None
     citation: str = ""
 
+    @property
+    def learns(self) -> bool:
+        """Whether anything is learned, so that a meta set is needed."""
+        return self.policy.learns or (self.batch_policy is not None and self.batch_policy.learns)
+
     def __post_init__(self) -> None:
+        if self.batch_policy is not None and (self.trajectory is not None or self.phase_epochs):
+            raise ValueError(
+                f"Method '{self.name}': {type(self.batch_policy).__name__} learns from the step that its batch is "
+                f"trained on, by a direction, and neither through a trajectory nor in phases. Leave these out; "
+                f"NeumannDirection() looks further than one step."
+            )
         if self.trajectory is not None and (self.policy.holds_for_one_step or self.phase_epochs):
             raise ValueError(
                 f"Method '{self.name}': a trajectory teaches the weights of later steps, which neither weights that "
@@ -86,6 +100,7 @@ class Problem:
         meta_loss: the scalar `V` on the meta batch, with a graph.
         evaluate: all losses of all examples of this optimizer step.
         ids: which examples these are.
+        present: which losses they have; `None` for all.
         progress: share of training done.
         dtype: precision of the student's forward pass.
     """
@@ -96,6 +111,7 @@ class Problem:
     meta_loss: Callable[[], Tensor]
     evaluate: Evaluate
     ids: ExampleIds
+    present: Tensor | None
     progress: float
     dtype: torch.dtype
 
@@ -111,18 +127,43 @@ class MetaReport(NamedTuple):
 
 
 def meta_step(method: Method, problem: Problem) -> MetaReport:
-    """Update the policy once, or `method.repeats` times from the same two batches."""
+    """Update the policies once, or `method.repeats` times from the same two batches."""
     params = movable_parameters(problem.module)
+    skipped = torch.zeros((), dtype=torch.long)
     for _ in range(method.repeats):
         with _one_step_ahead(method.policy, params, problem) if method.lookahead else nullcontext():
             value, gradient = meta_gradient(params, problem.meta_loss)
         product = hessian_product(method.policy, params, problem)
         direction = method.direction(gradient, params, problem.optimizer, product)
-        measured = method.tangent(problem.module, direction, problem.evaluate, problem.dtype)
-        slopes, finite = scaled(measured.slopes)
-        features = torch.nan_to_num(measured.features)
-        method.policy.update(Observation(problem.ids, features, problem.progress), slopes)
-    return MetaReport(value, (~finite).sum())
+        if method.policy.learns:
+            skipped = _learn_weights(method, direction, problem)
+        if method.batch_policy is not None and method.batch_policy.learns:
+            _learn_changes(method.batch_policy, method.policy, params, direction, problem)
+    return MetaReport(value, skipped)
+
+
+def _learn_weights(method: Method, direction: Params, problem: Problem) -> Tensor:
+    """Slopes to the policy; gives the number of examples without finite ones."""
+    measured = method.tangent(problem.module, direction, problem.evaluate, problem.dtype)
+    slopes, finite = scaled(measured.slopes)
+    method.policy.update(_observation(problem, measured.features), slopes)
+    return (~finite).sum()
+
+
+def _learn_changes(
+    batch_policy: BatchPolicy, policy: Policy, params: Params, direction: Params, problem: Problem
+) -> None:
+    """The gradient of what acts inside the losses, for the weights of the student where it stands."""
+    with torch.no_grad():
+        weights = _present_weights(policy, problem, problem.evaluate())
+
+    def total() -> Tensor:
+        losses = problem.evaluate().losses
+        return (weights * losses).sum() / len(losses)
+
+    gradients = batch_gradient(batch_policy, params, direction, total, problem.dtype)
+    if all(bool(torch.isfinite(g).all()) for g in gradients):
+        batch_policy.update(gradients)
 
 
 def meta_gradient(params: Params, meta_loss: Callable[[], Tensor]) -> tuple[Tensor, Params]:
@@ -138,10 +179,13 @@ def meta_gradient(params: Params, meta_loss: Callable[[], Tensor]) -> tuple[Tens
 
 
 def scaled(slopes: LossTable) -> tuple[LossTable, Tensor]:
-    """Slopes scaled to mean magnitude one, and which examples are finite, `(B,)`; the others get slope 0."""
+    """Slopes scaled to mean magnitude one, and which examples are finite, `(B,)`; the others get slope 0.
+
+    A loss that an example does not have has the slope 0, and does not count for the mean.
+    """
     finite = torch.isfinite(slopes).all(1)
     kept = torch.where(finite[:, None], slopes, 0.0)
-    magnitude = kept.abs().sum() / (finite.sum() * slopes.shape[1]).clamp(min=1)
+    magnitude = kept.abs().sum() / kept.count_nonzero().clamp(min=1)
     return kept / magnitude.clamp(min=torch.finfo(slopes.dtype).tiny), finite
 
 
@@ -187,8 +231,11 @@ def hessian_product(policy: Policy, params: Params, problem: Problem) -> Product
 
 
 def _present_weights(policy: Policy, problem: Problem, evaluation: Evaluation) -> LossTable:
-    features = torch.nan_to_num(evaluation.features)
-    return policy.weights(Observation(problem.ids, features, problem.progress)).detach()
+    return weights_of(policy, _observation(problem, evaluation.features))
+
+
+def _observation(problem: Problem, features: Features) -> Observation:
+    return Observation(problem.ids, torch.nan_to_num(features), problem.progress, problem.present)
 
 
 def _training_gradient(params: Params, problem: Problem, weights: LossTable) -> Params:
@@ -205,9 +252,9 @@ def _training_gradient(params: Params, problem: Problem, weights: LossTable) -> 
 def _one_step_ahead(policy: Policy, params: Params, problem: Problem) -> Iterator[None]:
     """Within the block the parameters stand where one gradient step on the weighed losses would take them."""
     with torch.enable_grad():
-        losses, features = problem.evaluate()
-        weights = policy.weights(Observation(problem.ids, features, problem.progress)).detach()
-        total = (weights * losses).sum() / len(losses)
+        evaluation = problem.evaluate()
+        weights = _present_weights(policy, problem, evaluation)
+        total = (weights * evaluation.losses).sum() / len(weights)
         gradients = torch.autograd.grad(total, list(params.values()), allow_unused=True)
     moved = {name: g for name, g in zip(params, gradients, strict=True) if g is not None}
     with movable(params, moved) as move:

@@ -1,10 +1,12 @@
 """The papers, each as a few lines that combine the families."""
 
-from amal_hf.directions import AdamDirection, Direction, SGDDirection
+from amal_hf.batch_policies.batch_policy import BatchPolicy
+from amal_hf.directions import AdamDirection, Direction, NeumannDirection, SGDDirection
 from amal_hf.last_layer import LastLayer
 from amal_hf.meta import Method
+from amal_hf.policies.commentary_network import CommentaryNetwork
 from amal_hf.policies.example_table import ExampleTable
-from amal_hf.policies.fixed_weights import RandomWeights
+from amal_hf.policies.fixed_weights import FixedWeights, RandomWeights
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.meta_weight_net import MetaWeightNet
 from amal_hf.policies.policy import Policy
@@ -40,6 +42,14 @@ DEEP_INTERACTIONS_CITATION = """@inproceedings{fan2021learning,
   year = {2021},
   pages = {7385--7393},
   eprint = {2007.04649},
+}"""
+
+COMMENTARIES_CITATION = """@inproceedings{raghu2021teaching,
+  title = {Teaching with Commentaries},
+  author = {Raghu, Aniruddh and Raghu, Maithra and Kornblith, Simon and Duvenaud, David and Hinton, Geoffrey},
+  booktitle = {International Conference on Learning Representations},
+  year = {2021},
+  eprint = {2011.03037},
 }"""
 
 META_WEIGHT_NET_CITATION = """@inproceedings{shu2019meta,
@@ -162,6 +172,32 @@ def deep_interactions(policy: Policy | None = None, *, trajectory: Trajectory | 
         policy=StateNetwork() if policy is None else policy,
         trajectory=Trajectory() if trajectory is None else trajectory,
         citation=DEEP_INTERACTIONS_CITATION,
+    )
+
+
+def commentaries(commentary: CommentaryNetwork | BatchPolicy, *, short_runs: int = 0) -> Method:
+    """Teaching with Commentaries (arXiv:2011.03037): what is learned belongs to the dataset, for students to come.
+
+    Args:
+        commentary: `CommentaryNetwork(embed_texts(...), labels)` for weights over training time,
+            `LabelBlend(labels)` for blended pairs, `TokenMask(vectors, special_ids)` for soft masks over tokens.
+        short_runs: learn weights through whole runs of so many steps, each from the same beginning (the paper's
+            algorithm 1; its code takes 100 steps). 0: along one run, by implicit differentiation with two terms of
+            the Neumann series at every step (algorithm 2; its code does not warm up, `AMALArguments.meta_warmup_steps`
+            can).
+
+    Raises:
+        ValueError: short runs with a commentary that changes batches.
+    """
+    changes = commentary if isinstance(commentary, BatchPolicy) else None
+    return Method(
+        name="commentaries",
+        policy=FixedWeights() if isinstance(commentary, BatchPolicy) else commentary,
+        batch_policy=changes,
+        direction=NeumannDirection(),
+        trajectory=Trajectory(steps=short_runs) if short_runs else None,
+        restart_every=short_runs,
+        citation=COMMENTARIES_CITATION,
     )
 
 

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from amal_hf.losses import IGNORED, CrossEntropy, CustomLoss, Distillation, Loss, Task
-from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
+from amal_hf.distillation import Distillation
+from amal_hf.losses import IGNORED, CrossEntropy, CustomLoss, JointLoss, Loss, Task
+from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, as_mixture, weights_of
 from amal_hf.policies.store import RowStore
-from amal_hf.shapes import EXAMPLE_ID, Batch, Evaluation, ExampleIds, LossTable
+from amal_hf.shapes import EXAMPLE_ID, Batch, Evaluation, ExampleIds, LossTable, Targets
 
 
 class Weighed(NamedTuple):
@@ -51,7 +52,7 @@ class Mixture:
         self.losses = [_as_loss(loss) for loss in losses]
         self.policy = policy
         self.task = task
-        self.names = [loss.name for loss in self.losses]
+        self.names = [name for loss in self.losses for name in loss.names]
         if not self.names or len(set(self.names)) < len(self.names):
             raise ValueError(
                 f"losses must be at least one, each with a name of its own; got {self.names}. Pass `name=` to tell "
@@ -66,9 +67,24 @@ class Mixture:
         return [loss for loss in self.losses if isinstance(loss, Distillation)]
 
     @property
+    def joint(self) -> list[JointLoss]:
+        """The losses with a model of their own."""
+        return [loss for loss in self.losses if isinstance(loss, JointLoss)]
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """How many columns each loss has, by its name."""
+        return {loss.name: len(loss.names) for loss in self.losses}
+
+    @property
     def columns(self) -> list[str]:
         """Dataset columns that the losses read beyond the student's own inputs."""
         return sorted({column for loss in self.losses for column in loss.columns})
+
+    def initial(self, shares: list[float] | None) -> Tensor:
+        """The mixture a run starts from, `(K,)`: a share for each loss, divided evenly among its columns."""
+        counts = torch.tensor([len(loss.names) for loss in self.losses])
+        return (as_mixture(shares, len(self.losses)) / counts).repeat_interleave(counts)
 
     def reset(self, examples: int | None, initial: Tensor, labels: int = 0, states: tuple[int, ...] = ()) -> None:
         """Start a run from the mixture `initial`, `(K,)`.
@@ -79,31 +95,67 @@ class Mixture:
             labels: classes of the student.
             states: widths of its hidden states.
         """
-        self.policy.reset(Sizes(len(self.losses), len(self.distillations), examples, labels, states), initial)
-        self.record = self.policy.rows() or RowStore(examples, torch.full((len(self.losses),), float("nan")))
+        for loss in self.joint:
+            loss.reset()
+        self.policy.reset(Sizes(len(self.names), len(self.distillations), examples, labels, states), initial)
+        self.record = self.policy.rows() or RowStore(examples, torch.full((len(self.names),), float("nan")))
 
     def prepare(self, batch: Batch) -> dict[str, Any]:
         """The batch with all that depends on it alone, such as teachers' logits."""
         return {**batch, **{key: value for loss in self.losses for key, value in loss.prepare(batch).items()}}
 
-    def evaluate(self, outputs: Any, batch: Batch) -> Evaluation:
-        """All losses, `(B, K)`, with the graph of the outputs, and what the policy makes of the batch."""
-        losses = torch.stack([loss(outputs, batch) for loss in self.losses], 1)
+    def evaluate(self, outputs: Any, batch: Batch, targets: Targets | None = None) -> Evaluation:
+        """All losses, `(B, K)`, with the graph of the outputs, and what the policy makes of the batch.
+
+        Args:
+            outputs: the student's.
+            batch: prepared.
+            targets: what to compare with, where a batch policy has changed what the student saw; the batch by default.
+        """
+        losses = self._table(outputs, batch) if targets is None else self._shared_table(outputs, targets)
         teachers = tuple(batch[loss.logits_key] for loss in self.distillations)
         signals = Signals(
             losses.detach(), outputs.logits.detach(), teachers, batch, self.task, hidden_states(outputs, batch)
         )
         return Evaluation(losses, self.policy.observe(signals))
 
-    def weigh(self, outputs: Any, batch: Batch, progress: float) -> Weighed:
+    def _table(self, outputs: Any, batch: Batch) -> LossTable:
+        return torch.cat([loss(outputs, batch).reshape(-1, len(loss.names)) for loss in self.losses], 1)
+
+    def _shared_table(self, outputs: Any, targets: Targets) -> LossTable:
+        return torch.stack([share[:, None] * self._table(outputs, batch) for batch, share in targets]).sum(0)
+
+    def weigh(self, outputs: Any, batch: Batch, progress: float, targets: Targets | None = None) -> Weighed:
         """The weighed loss of one micro-batch; remembers the weights that were used."""
-        losses, features = self.evaluate(outputs, batch)
+        losses, features = self.evaluate(outputs, batch, targets)
         ids = ids_of(batch)
-        observation = Observation(ids, torch.nan_to_num(features), progress)
-        weights = self.policy.weights(observation).detach()
+        observation = Observation(ids, torch.nan_to_num(features), progress, self.present_of([batch]))
+        weights = weights_of(self.policy, observation)
         if EXAMPLE_ID in batch and self.record is not self.policy.rows():
             self.record.write(ids, weights)
-        return Weighed((weights * losses).sum(), losses.detach(), weights, observation)
+        total = (weights * losses).sum()
+        for loss in self.joint:
+            total = total + loss.own_objective(batch).sum()
+        return Weighed(total, losses.detach(), weights, observation)
+
+    def finish_step(self) -> None:
+        """An optimizer step of the student is over."""
+        for loss in self.joint:
+            loss.finish_step()
+
+    def present_of(self, batches: Sequence[Batch]) -> Tensor | None:
+        """`(B, K)`, bool: which losses the examples of all batches have; `None` if all have all."""
+        parts = [self._present(batch) for batch in batches]
+        masks = [part for part in parts if part is not None]
+        return torch.cat(masks) if masks else None
+
+    def _present(self, batch: Batch) -> Tensor | None:
+        masks = [loss.present(batch) for loss in self.losses]
+        known = next((mask for mask in masks if mask is not None), None)
+        if known is None:
+            return None
+        pairs = zip(self.losses, masks, strict=True)
+        return torch.cat([known.new_ones(len(known), len(s.names)) if m is None else m for s, m in pairs], 1)
 
     def task_loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The meta objective: the mean task loss; no label smoothing, as clean labels are meant as they stand."""
@@ -114,11 +166,14 @@ class Mixture:
     def state_dict(self) -> dict[str, Any]:
         """All that was learned and recorded."""
         own = {} if self.record is self.policy.rows() else self.record.state_dict()
-        return {"policy": self.policy.state_dict(), "record": own}
+        inner = {loss.name: loss.state_dict() for loss in self.joint}
+        return {"policy": self.policy.state_dict(), "record": own, "losses": inner}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict` into a mixture that was `reset` for the same losses and data."""
         self.policy.load_state_dict(state["policy"])
+        for loss in self.joint:
+            loss.load_state_dict(state["losses"][loss.name])
         if state["record"]:
             self.record.load_state_dict(state["record"])
 

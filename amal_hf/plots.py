@@ -23,6 +23,7 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 _STYLES = ("-", "--", "-.", ":")
 _MEAN = re.compile(r"weight_(.+)_mean")
 _BINS = 30
+_LINE = 120  # characters
 
 
 def plot_weight_history(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -83,6 +84,111 @@ def plot_clean_against_flipped(
     panels[0].set_ylabel("share of the group")
     _finish(panels[-1], None)
     figure.savefig(path, dpi=200)
+
+
+def plot_blends(shares: NDArray[Any], names: Sequence[str], path: str | Path) -> None:
+    """Draws λ of a `LabelBlend` for every pair of labels.
+
+    Args:
+        shares: (C, C), `policy.shares()`: the share of the first example, by its label (row) and its partner's.
+        names: the C labels.
+        path: the file to write.
+
+    Raises:
+        ValueError: if there is not one name for each row and column.
+    """
+    shares = np.asarray(shares, dtype=np.float64)
+    if shares.shape != (len(names), len(names)):
+        raise ValueError(f"Expected a matrix of {len(names)} x {len(names)}, one row a name; got {shares.shape}.")
+    side = 1.6 + 0.6 * len(names)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="cividis")
+    axes.set(xlabel="label of the partner", ylabel="label of the example")
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    middle = (shares.min() + shares.max()) / 2
+    for (row, column), share in np.ndenumerate(shares):
+        axes.text(column, row, f"{share:.2f}", ha="center", va="center", color="w" if share < middle else "k")
+    figure.colorbar(image, label="share of the example (λ)")
+    figure.savefig(path, dpi=200)
+
+
+def plot_masks(texts: Sequence[Sequence[str]], masks: Sequence[Sequence[float]], path: str | Path) -> None:
+    """Draws texts whose words are the darker the more of them a `TokenMask` keeps.
+
+    Args:
+        texts: the tokens of each text.
+        masks: what is kept of each token, in [0, 1].
+        path: the file to write.
+
+    Raises:
+        ValueError: if a text and its mask differ in length.
+    """
+    lengths = [(len(text), len(mask)) for text, mask in zip(texts, masks, strict=True)]
+    if any(tokens != values for tokens, values in lengths):
+        raise ValueError(f"Expected one value for each token; got (tokens, values) {lengths}.")
+    blocks = [_lines(list(zip(text, mask, strict=True))) for text, mask in zip(texts, masks, strict=True)]
+    height = sum(len(lines) + 0.5 for lines in blocks)
+    figure = Figure(figsize=(9, 0.3 * height + 0.4))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, _LINE), ylim=(height, -1))
+    axes.axis("off")
+    row = 0.0
+    for lines in blocks:
+        for line in lines:
+            _draw_line(axes, line, row)
+            row += 1
+        row += 0.5
+    figure.savefig(path, dpi=200)
+
+
+def plot_rule_weights(weights: NDArray[Any], precisions: NDArray[Any], names: Sequence[str], path: str | Path) -> None:
+    """Draws the learned weight of every rule against how often it is right.
+
+    Args:
+        weights: (m,) mean weight where a rule votes.
+        precisions: (m,) share of right votes; rules for which either is NaN are left out.
+        names: the m rules; written beside their points if there are at most 20.
+        path: the file to write.
+
+    Raises:
+        ValueError: if the lengths differ or no rule is left.
+    """
+    weights, precisions = np.asarray(weights, dtype=np.float64), np.asarray(precisions, dtype=np.float64)
+    if weights.shape != precisions.shape or weights.shape != (len(names),):
+        raise ValueError(f"Expected {len(names)} weights and precisions, got {weights.shape} and {precisions.shape}.")
+    shown = np.isfinite(weights) & np.isfinite(precisions)
+    if not shown.any():
+        raise ValueError("No rule has both a weight and a precision: there is nothing to draw.")
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(precisions[shown], weights[shown], color=OKABE_ITO[0])
+    for place in np.flatnonzero(shown) if len(names) <= 20 else []:
+        axes.annotate(
+            names[place], (precisions[place], weights[place]), fontsize=7, xytext=(4, 2), textcoords="offset points"
+        )
+    axes.set(xlabel="share of right votes", ylabel="learned weight where it votes", ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=200)
+
+
+def _draw_line(axes: Axes, line: list[tuple[str, float]], row: float) -> None:
+    column = 1
+    for token, kept in line:
+        box = {"facecolor": OKABE_ITO[5], "alpha": float(kept), "edgecolor": "none", "pad": 1.5}
+        axes.text(column, row, token, family="monospace", fontsize=8, va="center", bbox=box)
+        column += len(token) + 1
+
+
+def _lines(tokens: list[tuple[str, float]]) -> list[list[tuple[str, float]]]:
+    """The tokens of a text, cut where a line of the figure is full."""
+    lines: list[list[tuple[str, float]]] = [[]]
+    for token, kept in tokens:
+        if sum(len(word) + 1 for word, _ in lines[-1]) + len(token) > _LINE - 2:
+            lines.append([])
+        lines[-1].append((token, kept))
+    return lines
 
 
 def _check_groups(weights: Mapping[str, NDArray[Any]], clean: NDArray[np.bool_]) -> None:

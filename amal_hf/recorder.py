@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 from amal_hf.mixture import Mixture, Weighed
 from amal_hf.policies.policy import Observation
 from amal_hf.shapes import Batch, Evaluation
-from amal_hf.trajectories import Snapshot, Step, Trajectory, check_optimizer, joined, put, raw, snapshot
+from amal_hf.steps import Snapshot, Step, joined, put, raw, snapshot
+from amal_hf.trajectories import Trajectory, check_optimizer
 
 
 @dataclass
@@ -120,7 +121,12 @@ def _replayed(step: RecordedStep, mixture: Mixture, run: Callable[[Batch], Any],
 
     weights = torch.cat([weighed.weights for weighed in step.weighed]).to(device)
     seen = [weighed.observation for weighed in step.weighed]
-    moved = [Observation(o.ids.to(device), o.features.to(device), o.progress) for o in seen]
+    moved = [
+        Observation(
+            o.ids.to(device), o.features.to(device), o.progress, None if o.present is None else o.present.to(device)
+        )
+        for o in seen
+    ]
     return Step(evaluate, weights, joined(moved), step.learning_rates)
 
 

@@ -21,16 +21,11 @@ import numpy as np
 from datasets import ClassLabel, Dataset, List, Value
 from numpy.typing import NDArray
 
-from amal_hf.data import UNLABELLED, replace_column
+from amal_hf.data import replace_column
+from amal_hf.shapes import ABSTAIN, VOTES
 
 
 logger = logging.getLogger(__name__)
-
-ABSTAIN = UNLABELLED
-"""The vote of a rule that says nothing."""
-
-VOTES = "weak_labels"
-"""The column of votes, one number for each rule."""
 
 Row: TypeAlias = Mapping[str, Any]
 Vote: TypeAlias = int | str | None
@@ -200,6 +195,7 @@ class RuleSummary(NamedTuple):
         overlap: share of rows on which it votes and another does too.
         conflict: share of rows on which it votes and another votes otherwise.
         precision: share of right votes, among rows with a label; NaN if it voted on none.
+        weight: mean learned weight where it votes; NaN if none was given.
     """
 
     name: str
@@ -208,10 +204,14 @@ class RuleSummary(NamedTuple):
     overlap: float
     conflict: float
     precision: float
+    weight: float
 
 
 def summarise_rules(
-    votes: NDArray[Any], names: Sequence[str] | None = None, labels: NDArray[Any] | None = None
+    votes: NDArray[Any],
+    names: Sequence[str] | None = None,
+    labels: NDArray[Any] | None = None,
+    weights: NDArray[Any] | None = None,
 ) -> list[RuleSummary]:
     """A summary of every rule.
 
@@ -219,19 +219,23 @@ def summarise_rules(
         votes: `(n, m)`, -1 for abstaining.
         names: of the rules; `rule_0` and so on by default.
         labels: `(n,)` the truth where it is known, negative where not; for the precision.
+        weights: `(n, m)` learned weights, as `AMALTrainer.example_weights()` has them in the columns of `RuleLosses`.
 
     Raises:
-        ValueError: as many names as rules, and labels as rows, are expected.
+        ValueError: as many names as rules, labels as rows, and weights as votes are expected.
     """
     rows, rules = votes.shape
     named = [f"rule_{i}" for i in range(rules)] if names is None else list(names)
     truth = np.full(rows, ABSTAIN) if labels is None else np.asarray(labels)
     if len(named) != rules or len(truth) != rows:
         raise ValueError(f"There are {rules} rules and {rows} rows, but {len(named)} names and {len(truth)} labels.")
-    return [_summary(votes, j, name, truth) for j, name in enumerate(named)]
+    learned = np.full(votes.shape, np.nan) if weights is None else np.asarray(weights, dtype=np.float64)
+    if learned.shape != votes.shape:
+        raise ValueError(f"Weights should be a matrix of the votes' shape {votes.shape}, but have {learned.shape}.")
+    return [_summary(votes, j, name, truth, learned[:, j]) for j, name in enumerate(named)]
 
 
-def _summary(votes: NDArray[Any], j: int, name: str, truth: NDArray[Any]) -> RuleSummary:
+def _summary(votes: NDArray[Any], j: int, name: str, truth: NDArray[Any], learned: NDArray[np.float64]) -> RuleSummary:
     own, others = votes[:, j], np.delete(votes, j, 1)
     fired, known = own != ABSTAIN, (own != ABSTAIN) & (truth >= 0)
     voted = others != ABSTAIN
@@ -242,6 +246,7 @@ def _summary(votes: NDArray[Any], j: int, name: str, truth: NDArray[Any]) -> Rul
         overlap=float((fired & voted.any(1)).mean()),
         conflict=float((fired & (voted & (others != own[:, None])).any(1)).mean()),
         precision=float((own[known] == truth[known]).mean()) if known.any() else float("nan"),
+        weight=float(learned[fired].mean()) if fired.any() else float("nan"),
     )
 
 

@@ -6,7 +6,7 @@ Legend, used in every docstring of the package:
     T  tokens of a sequence        F  features a policy sees of an example
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
@@ -33,6 +33,9 @@ Params: TypeAlias = Mapping[str, Tensor]
 Batch: TypeAlias = Mapping[str, Any]
 """What a collator returns, on the student's device."""
 
+Targets: TypeAlias = Sequence[tuple[Batch, PerExample]]
+"""Batches to take the losses from, each with the share that it has of an example's loss."""
+
 Teacher: TypeAlias = Callable[[Batch], Any]
 """Anything that gives fixed `Logits` for a batch, in the student's label order (or the largest: `TopLogits`)."""
 
@@ -46,6 +49,12 @@ class Evaluation(NamedTuple):
 
 Evaluate: TypeAlias = Callable[[], Evaluation]
 """Runs the student at its present parameters over a fixed batch."""
+
+ABSTAIN = -1
+"""The vote of a rule that says nothing."""
+
+VOTES = "weak_labels"
+"""The column of votes, one number for each rule."""
 
 EXAMPLE_ID = "example_id"
 """The column that carries `ExampleIds` from the training set to the losses."""

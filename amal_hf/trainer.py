@@ -27,18 +27,19 @@ from transformers.trainer_utils import IntervalStrategy
 from amal_hf.arguments import AMALArguments
 from amal_hf.checks import check_data, check_generator, check_trainer, state_widths, warn_of_shared_sets
 from amal_hf.collator import ExampleCollator, is_stream, numbered
+from amal_hf.distillation import Distillation
 from amal_hf.generators import class_count, is_causal, is_encoder_decoder, with_decoder_inputs
 from amal_hf.learner import Student, WeightLearner
 from amal_hf.logs import MixtureStatistics
-from amal_hf.losses import CrossEntropy, Distillation, Loss, Task
+from amal_hf.losses import CrossEntropy, Loss, Task
 from amal_hf.meta import Method
 from amal_hf.meta_set import MetaSet
 from amal_hf.mixture import Mixture, ids_of
 from amal_hf.policies.fixed_weights import FixedWeights
-from amal_hf.policies.policy import as_mixture
 from amal_hf.recorder import Recorder, randomness
 from amal_hf.shapes import EXAMPLE_ID, Batch
 from amal_hf.state import load_state, save_state
+from amal_hf.student_inputs import StudentInputs
 from amal_hf.teachers import TeacherInputs, open_teacher
 
 
@@ -108,11 +109,11 @@ class AMALTrainer(Trainer):
         losses += _distillations(teacher_model)
         # A copy, since the policy inside holds what is learned: two trainers given one method must not share it.
         self.method = Method("fixed", FixedWeights()) if method is None else copy.deepcopy(method)
-        check_trainer(self, self.method.policy.learns)
+        check_trainer(self, self.method.learns)
         sets = {"train_dataset": self.train_dataset, "meta_dataset": meta_dataset}
         check_generator(self.model, losses, self.method, sets)
         check_data(self.train_dataset, meta_dataset, self.method, class_count(self.model))
-        if self.method.policy.learns:
+        if self.method.learns:
             warn_of_shared_sets(meta_dataset, self.train_dataset, self.eval_dataset)
         task = Task(self.model.config.problem_type, self.args.label_smoothing_factor, is_causal(self.model))
         self.mixes = True
@@ -147,6 +148,7 @@ class AMALTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._window.position += 1
         if self._window.position == len(self._window.batches):
+            self.mixture.finish_step()
             self._skip_if_empty()
         return loss
 
@@ -160,8 +162,10 @@ class AMALTrainer(Trainer):
         batch = window.prepared[window.position] if window.prepared else self.mixture.prepare(inputs)
         recorder = self._learner and self._learner.recorder
         before = randomness() if recorder and recorder.steps else []
-        outputs = model(**self._student_inputs(batch))
-        weighed = self.mixture.weigh(outputs, batch, self._progress())
+        self._inputs.step = self.state.global_step
+        student_inputs, targets = self._inputs.trained(batch)
+        outputs = model(**student_inputs)
+        weighed = self.mixture.weigh(outputs, batch, self._progress(), targets)
         if before and recorder:
             recorder.add(batch, before, weighed)
         if self.args.logging_strategy != IntervalStrategy.NO:
@@ -246,7 +250,8 @@ class AMALTrainer(Trainer):
 
     def _student(self) -> Student:
         norm = self.args.max_grad_norm or 0.0
-        return Student(self.model, self._student_inputs, self.optimizer, self._dtype(), self._progress(), norm)
+        self._inputs.step = self.state.global_step
+        return Student(self.model, self._inputs, self.optimizer, self._dtype(), self._progress(), norm)
 
     def _whole_training_set(self) -> Iterator[Batch]:
         rows = self._remove_unused_columns(self.train_dataset, "Training")
@@ -264,17 +269,21 @@ class AMALTrainer(Trainer):
 
     def _reset(self) -> None:
         stream = is_stream(self.train_dataset) or self.train_dataset is None
-        policy = self.method.policy
+        policy, changes = self.method.policy, self.method.batch_policy
         if self.args.meta_learning_rate is not None:
             policy.learning_rate = self.args.meta_learning_rate
         self.mixture.reset(
             None if stream else len(self.train_dataset),
-            as_mixture(self.args.loss_weights, len(self.mixture.names)),
+            self.mixture.initial(self.args.loss_weights),
             class_count(self.model),
             state_widths(self.model.config) if policy.needs_hidden_states else (),
         )
-        self._statistics = MixtureStatistics(self.mixture.names)
-        self._learner = self._new_learner() if policy.learns else None
+        self._statistics = MixtureStatistics(self.mixture.groups)
+        if changes is not None:
+            changes.reset(class_count(self.model))
+        self._set_signature_columns_if_needed()
+        self._inputs = StudentInputs(self.model, self._student_columns, policy.needs_hidden_states, changes)
+        self._learner = self._new_learner() if self.method.learns else None
 
     def _new_learner(self) -> WeightLearner:
         args = self.args
@@ -325,15 +334,6 @@ class AMALTrainer(Trainer):
             if self.mixes:
                 self._signature_columns = [*known, EXAMPLE_ID, *self.mixture.columns]
 
-    def _student_inputs(self, batch: Batch) -> dict[str, Any]:
-        """What the student's forward takes, without labels: the losses are computed here, not in the model."""
-        self._set_signature_columns_if_needed()
-        inputs = {name: value for name, value in batch.items() if name in self._student_columns}
-        if self.mixture.policy.needs_hidden_states:
-            inputs["output_hidden_states"] = True
-        # Generators otherwise keep keys and values of all layers for the next word.
-        return {**inputs, "use_cache": False} if "use_cache" in self._student_columns else inputs
-
     def _count(self, batches: list[Batch]) -> Tensor | int:
         """Examples of this optimizer step, over all processes."""
         examples = sum(len(ids_of(batch)) for batch in batches)
@@ -373,6 +373,8 @@ class AMALTrainer(Trainer):
         if self.mixes and checkpoint is not None:
             state = load_state(os.path.join(checkpoint, STATE_NAME), self._state())
             self.mixture.load_state_dict(state["mixture"])
+            if self.method.batch_policy is not None:
+                self.method.batch_policy.load_state_dict(state["batch_policy"])
             if self._learner is not None:
                 self._learner.load_state_dict(state["learner"])
 
@@ -382,6 +384,7 @@ class AMALTrainer(Trainer):
             "losses": self.mixture.names,
             "examples": self.mixture.record.size,
             "mixture": self.mixture.state_dict(),
+            "batch_policy": {} if self.method.batch_policy is None else self.method.batch_policy.state_dict(),
             "learner": {} if self._learner is None else self._learner.state_dict(),
         }
 

@@ -249,11 +249,11 @@ def group_of(cell: dict[str, Any]) -> tuple[str, str, int]:
     return cell["data"], cell["setting"], cell["epochs"]
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int = 1) -> str:
     """`mean ± half-width`; Student's t at 95 % for n seeds."""
     t = {3: 4.303, 4: 3.182, 5: 2.776}.get(len(values))
-    mean = f"{np.mean(values):.1f}"
-    return mean if t is None else f"{mean} ± {t * np.std(values, ddof=1) / len(values) ** 0.5:.1f}"
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if t is None else f"{mean} ± {t * np.std(values, ddof=1) / len(values) ** 0.5:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ from amal_hf import (
     MeanOne,
     Method,
     RandomRectified,
+    StateNetwork,
     amal,
+    deep_interactions,
     learning_to_reweight,
     meta_weight_net,
     student_from_teacher,
@@ -48,7 +50,7 @@ from amal_hf.precision import has_fast_bf16
 
 
 RESULTS = Path(__file__).parent / "results" / "reweighting"
-CLEAN_ROWS, MOST_ROWS, EPOCHS = 300, 5000, 3
+CLEAN_ROWS, MOST_ROWS, MOST_DEV_ROWS, EPOCHS = 300, 5000, 1000, 3
 
 SETTINGS: dict[str, Callable[[Dataset, int], Dataset]] = {
     "flipped": lambda rows, seed: flip_labels(rows, 0.4, seed),
@@ -60,6 +62,9 @@ METHODS: dict[str, Callable[[], Method]] = {
     "learning_to_reweight()": learning_to_reweight,
     "meta_weight_net()": meta_weight_net,
     "amal(LossNetwork(MeanOne()))": lambda: amal(LossNetwork(normalisation=MeanOne())),
+    "deep_interactions(), surface only": lambda: deep_interactions(StateNetwork((), normalisation=MeanOne())),
+    "deep_interactions(), last layer": lambda: deep_interactions(StateNetwork((-1,), normalisation=MeanOne())),
+    "deep_interactions(), all layers": lambda: deep_interactions(StateNetwork(normalisation=MeanOne())),
 }
 CONTROLS = ["labels only", "clean rows only", "noisy and clean rows", "noisy, then clean rows"]
 
@@ -157,7 +162,7 @@ def new_trainer(
         model=student,
         args=args,
         train_dataset=train,
-        meta_dataset=data["meta"] if method is not None and method.policy.learns else None,
+        meta_dataset=data["meta"] if method is not None and method.learns else None,
         processing_class=AutoTokenizer.from_pretrained(demo_teacher_path()),
         losses=[CrossEntropy()],
         method=method,
@@ -173,7 +178,8 @@ def prepared(folder: Path, setting: str, seed: int) -> DatasetDict:
         sizes["train"] = MOST_ROWS
     parts = split_dataset(data["train"], sizes, seed=seed)
     train = SETTINGS[setting](parts["train"], seed)
-    splits = DatasetDict(train=train, meta=parts["meta"], validation=data["validation"], test=data["test"])
+    dev = data["validation"].select(range(min(MOST_DEV_ROWS, len(data["validation"]))))
+    splits = DatasetDict(train=train, meta=parts["meta"], validation=dev, test=data["test"])
     tokenizer = AutoTokenizer.from_pretrained(demo_teacher_path())
     return splits.map(lambda rows: tokenizer(rows["text"], truncation=True, max_length=48), batched=True)
 

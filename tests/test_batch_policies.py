@@ -9,6 +9,25 @@ from torch.func import functional_call
 
 from amal_hf.batch_policies.batch_policy import batch_gradient
 from amal_hf.batch_policies.label_blend import LabelBlend
+from amal_hf.batch_policies.token_mask import AttentionMask, TokenMask
+
+
+VECTORS = torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
+POLICIES = {
+    "label blend": lambda: LabelBlend(3),
+    "token mask": lambda: TokenMask(VECTORS, [0, 5]),
+    "attention mask": lambda: AttentionMask(VECTORS, [0, 5]),
+}
+"""Everything that changes batches."""
+all_policies = pytest.mark.parametrize("new_policy", POLICIES.values(), ids=POLICIES.keys())
+
+
+def stirred(policy):
+    """With parameters that are not those of the start, where many derivatives vanish."""
+    generator = torch.Generator().manual_seed(2)
+    for parameter in policy.parameters():
+        parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator).to(parameter)
+    return policy
 
 
 @pytest.fixture
@@ -61,40 +80,96 @@ def test_partners_depend_on_seed_and_step_alone(batch):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_gradient_is_that_of_an_unrolled_step(batch):
+@all_policies
+def test_gradient_is_that_of_an_unrolled_step(batch, new_policy):
     """dV/dφ through one student step, by autograd through the step and by two passes, in float64."""
-    model = tiny_bert(attn_implementation="eager").double().eval()
-    policy = LabelBlend(3).double()
+    # Wide enough for attention to matter.
+    model = tiny_bert(attn_implementation="eager", initializer_range=0.3).double().eval()
+    policy = stirred(new_policy().double())
     meta = toy_rows(8, 4).with_format("torch")[:]
     params = {n: p for n, p in model.named_parameters() if "embeddings" not in n}
     loss, rate = blended_loss(model, policy, batch), 0.1
     gradient = torch.autograd.grad(loss(model), list(params.values()), create_graph=True)
     stepped = {name: p - rate * g for (name, p), g in zip(params.items(), gradient, strict=True)}
     value = functional_call(model, stepped, (), meta).loss
-    (exact,) = torch.autograd.grad(value, policy.matrix, retain_graph=True)
+    exact = torch.autograd.grad(value, list(policy.parameters()), retain_graph=True)
     direction = dict(zip(params, torch.autograd.grad(value, list(stepped.values())), strict=True))
 
     before = {name: p.clone() for name, p in params.items()}
-    (measured,) = batch_gradient(
+    measured = batch_gradient(
         policy, params, direction, lambda: blended_loss(model, policy, batch)(model), torch.float64
     )
     assert all(torch.equal(p, before[name]) for name, p in params.items())
     assert all(p.grad is None for p in [*model.parameters(), *policy.parameters()])
+    exact, measured = (torch.cat([g.flatten() for g in parts]) for parts in (exact, measured))
     assert exact.norm() > 1e-6, "a vacuous comparison"
     assert (rate * measured - exact).norm() / exact.norm() < 1e-6
 
 
-def test_state_goes_on_where_it_stopped():
-    """Adam's moments are saved with the matrix: the next update is bit-equal."""
-    one, two = LabelBlend(3), LabelBlend(3)
+@all_policies
+def test_state_goes_on_where_it_stopped(new_policy):
+    """Adam's moments are saved with the parameters: the next update is bit-equal. Tables of vectors are not saved."""
+    one, two = new_policy(), new_policy()
     generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randn(3, 3, generator=generator) for _ in range(2))
-    one.update([first])
-    two.load_state_dict(copy.deepcopy(one.state_dict()))
+    updates = [[torch.randn(p.shape, generator=generator) for p in one.parameters()] for _ in range(2)]
+    one.update(updates[0])
+    state = copy.deepcopy(one.state_dict())
+    two.load_state_dict(state)
     for policy in (one, two):
-        policy.update([second])
-    assert torch.equal(one.matrix, two.matrix)
-    assert one.matrix.grad is None
+        policy.update(updates[1])
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert all(p.grad is None for p in one.parameters())
+    assert "vectors" not in state
+
+
+@all_policies
+def test_reset_forgets_unless_frozen(new_policy):
+    """A second run starts anew; what was frozen stays."""
+    fresh, used = new_policy(), stirred(new_policy())
+    used.reset(3)
+    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), used.parameters(), strict=True))
+    kept = stirred(new_policy())
+    before = [p.clone() for p in kept.parameters()]
+    kept.freeze()
+    kept.reset(3)
+    assert all(torch.equal(a, b) for a, b in zip(before, kept.parameters(), strict=True))
+    assert not kept.learns and not any(p.requires_grad for p in kept.parameters())
+
+
+def test_rows_without_a_label_are_not_blended(batch):
+    """-100 is no row of the matrix; such a row, and one that it would be mixed into, keeps its own input."""
+    batch["labels"][2] = -100
+    embeddings = torch.randn(6, 10, 4)
+    changed = LabelBlend(3).change(embeddings, batch, 0)
+    (_, share), (other, _) = changed.targets
+    alone = (batch["labels"] < 0) | (other["labels"] < 0)
+    assert alone.any() and torch.equal(share[alone], torch.ones(int(alone.sum())))
+    torch.testing.assert_close(changed.embeddings[alone], embeddings[alone])
+
+
+def test_masks_keep_special_tokens_and_the_budget(batch):
+    """1 for special tokens and padding; over the others the mean of each row is at most the budget, exactly."""
+    policy = stirred(TokenMask(VECTORS, [0, 5], budget=0.3))
+    batch["input_ids"][:, 0] = 5
+    keep = policy.keep(batch["input_ids"], batch["attention_mask"])
+    special = (batch["input_ids"] == 5) | (batch["input_ids"] == 0)
+    padding = batch["attention_mask"] == 0
+    assert torch.equal(keep[special | padding], torch.ones(int((special | padding).sum())))
+    ordinary = ~special & ~padding
+    means = (keep * ordinary).sum(1) / ordinary.sum(1)
+    assert (means <= 0.3 + 1e-6).all() and (means > 0.05).all()
+    assert keep[ordinary].std() > 0.01 and (keep > 0).all() and (keep <= 1).all()
+
+
+def test_an_attention_mask_of_ones_is_the_plain_one(batch):
+    """log 1 = 0: with everything kept, the student gives what it gives for the plain mask, padding included."""
+    model = tiny_bert().eval()
+    policy = AttentionMask(VECTORS, list(range(60)))
+    embeddings = model.get_input_embeddings()(batch["input_ids"])
+    changed = policy.change(embeddings, batch, 0)
+    ours = model(inputs_embeds=changed.embeddings, attention_mask=changed.attention_mask).logits
+    plain = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-6)
 
 
 def test_bad_input():
@@ -103,3 +178,9 @@ def test_bad_input():
         LabelBlend(1)
     with pytest.raises(ValueError, match="LabelBlend: learning_rate"):
         LabelBlend(3, learning_rate=0.0)
+    with pytest.raises(ValueError, match="made for 3 labels, and the student has 4"):
+        LabelBlend(3).reset(4)
+    with pytest.raises(ValueError, match="budget must be in"):
+        TokenMask(VECTORS, [0], budget=0.0)
+    with pytest.raises(ValueError, match="finite matrix"):
+        TokenMask(VECTORS[0], [0])

@@ -25,7 +25,7 @@ from amal_hf.losses import Task
 from amal_hf.mixture import hidden_states
 from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.policies.state_network import label_shares, margin
-from amal_hf.trajectories import put, raw
+from amal_hf.steps import put, raw
 
 
 SIZES = Sizes(losses=1, teachers=0, examples=None, labels=3, states=(16, 16, 16))
@@ -146,7 +146,7 @@ def test_steps_are_replayed_with_their_own_dropout(tmp_path, monkeypatch):
     def watched(self, student, recorder, meta_batch):
         optimizer, rewind = raw(student.optimizer), recorder.trajectory.rewind
         steps = recorder.replay(
-            self.mixture, lambda batch: student.model(**student.inputs(batch)), torch.device("cpu")
+            self.mixture, lambda batch: student.model(**student.inputs.plain(batch)), torch.device("cpu")
         )
         now = type(rewind)(1)
         now.record(optimizer, 0, 1)

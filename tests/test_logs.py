@@ -37,7 +37,7 @@ def test_a_flush_is_numpy_on_all_examples_since_the_last():
     """Batches of different sizes count by their examples, in half precision too; what was logged once is not logged
     again.
     """
-    statistics = MixtureStatistics(["labels", "teacher"])
+    statistics = MixtureStatistics({"labels": 1, "teacher": 1})
     for sizes, dtype in (((4, 1, 7), torch.float32), ((5,), torch.bfloat16)):
         seen = list(batches(sizes, dtype))
         for weighed in seen:
@@ -52,7 +52,7 @@ def test_meta_steps_are_averaged_and_skipped_examples_counted():
     """The meta loss between two logs is a mean, the number of examples with bad slopes a sum; neither appears without
     a meta step.
     """
-    statistics = MixtureStatistics(["labels"])
+    statistics = MixtureStatistics({"labels": 1})
     statistics.add_meta(torch.tensor(1.0), torch.tensor(2))
     statistics.add_meta(torch.tensor(4.0, dtype=torch.bfloat16), torch.tensor(1))
     assert statistics.flush() == {"meta_loss": 2.5, "meta_skipped": 3.0}
@@ -61,7 +61,7 @@ def test_meta_steps_are_averaged_and_skipped_examples_counted():
 
 def test_logs_are_plain_floats():
     """`Trainer` writes them to JSON and to trackers, which take neither tensors nor NumPy numbers."""
-    statistics = MixtureStatistics(["labels", "teacher"])
+    statistics = MixtureStatistics({"labels": 1, "teacher": 1})
     statistics.add(next(batches([3])))
     statistics.add_meta(torch.tensor(1.0), torch.tensor(2))
     assert {type(value) for value in statistics.flush().values()} == {float}
@@ -69,7 +69,7 @@ def test_logs_are_plain_floats():
 
 def test_skipped_examples_are_warned_of_with_their_number(caplog):
     """Weights that silently stop learning would pass for weights that have nothing left to learn."""
-    statistics = MixtureStatistics(["labels"])
+    statistics = MixtureStatistics({"labels": 1})
     statistics.add_meta(torch.tensor(0.5), torch.tensor(0))
     statistics.flush()
     assert not caplog.records

@@ -14,8 +14,9 @@ from transformers import BertForSequenceClassification, BertForTokenClassificati
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import LabelSmoother
 
+from amal_hf.distillation import Distillation
 from amal_hf.divergences import forward_kl, jensen_shannon, logit_mse, reverse_kl
-from amal_hf.losses import CrossEntropy, CustomLoss, Distillation, Loss, Task, entropy
+from amal_hf.losses import CrossEntropy, CustomLoss, Loss, Task, entropy
 
 
 B, T, C = 5, 4, 3

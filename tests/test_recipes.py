@@ -68,3 +68,17 @@ def test_translate(tmp_path, layout):
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["name"] for row in rows] == ["all pairs alike", "deep_interactions"]
     assert (tmp_path / "out" / "example_weights.csv").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["weights", "blend", "mask"])
+def test_learn_and_reuse_a_commentary(tmp_path, kind):
+    """The first command writes a commentary and a picture; the second reads it and compares four students."""
+    recipe = str(ROOT / "recipes" / "learn_commentary.py")
+    command = [sys.executable, recipe, "--smoke", "--kind", kind, "--output_dir", str(tmp_path)]
+    subprocess.run(command, capture_output=True, check=True)
+    assert (tmp_path / f"{kind}.png").stat().st_size > 5_000
+    again = [sys.executable, recipe, "--smoke", "--reuse", str(tmp_path / "commentary"), "--output_dir", str(tmp_path)]
+    subprocess.run(again, capture_output=True, check=True)
+    rows = json.loads((tmp_path / "reuse.json").read_text())
+    assert [row["name"] for row in rows] == ["no commentary", "this commentary", "a random one", "on permuted data"]

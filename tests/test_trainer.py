@@ -19,15 +19,21 @@ from amal_hf import (
     LossNetwork,
     MeanOne,
     StateNetwork,
+    TokenMask,
     Trajectory,
     amal,
     amal_as_published,
+    commentaries,
     deep_interactions,
     learning_to_reweight,
     random_weights,
 )
 from amal_hf.learner import WeightLearner
 from amal_hf.metrics import auc
+
+
+def _seeded():
+    return torch.Generator().manual_seed(0)
 
 
 METHODS = {
@@ -40,6 +46,7 @@ METHODS = {
     "as published": lambda: amal_as_published(phase_epochs=1, repeats=2),
     "learning to reweight": learning_to_reweight,
     "deep interactions": lambda: deep_interactions(trajectory=Trajectory(2)),
+    "token mask": lambda: commentaries(TokenMask(torch.randn(60, 8, generator=_seeded()), [0])),
     "deep interactions, restarted": lambda: dataclasses.replace(
         deep_interactions(StateNetwork((-1,)), trajectory=Trajectory(3)), restart_every=3
     ),

@@ -8,19 +8,10 @@ from torch.func import functional_call
 
 from amal_hf.meta import meta_gradient
 from amal_hf.policies.policy import Observation
+from amal_hf.rewinds import Reversal, Snapshots
 from amal_hf.shapes import Evaluation
-from amal_hf.trajectories import (
-    ExactProduct,
-    FiniteProduct,
-    Reversal,
-    Snapshots,
-    Step,
-    Trajectory,
-    check_optimizer,
-    put,
-    snapshot,
-    walk_back,
-)
+from amal_hf.steps import Step, put, snapshot
+from amal_hf.trajectories import ExactProduct, FiniteProduct, Trajectory, check_optimizer, walk_back
 
 
 EXAMPLES, RATE = 4, 0.05

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from amal_hf.shapes import Batch, Params, PerExample
+from amal_hf.shapes import Batch, Params, Targets
 from amal_hf.tangents import global_norm, movable, radius_for
 
 
@@ -23,35 +23,53 @@ class Changed(NamedTuple):
 
     Attributes:
         embeddings: `(B, T, d)` input embeddings, with a graph to φ.
-        attention_mask: `(B, T)`.
-        targets: batches to take the losses from, each with the share `(B,)` it has of an example's loss; shares carry
-            a graph to φ.
+        attention_mask: `(B, T)`, or `(B, 1, T, T)` to be added to the scores of attention.
+        targets: what the losses compare with; shares carry a graph to φ.
     """
 
     embeddings: Tensor
     attention_mask: Tensor
-    targets: tuple[tuple[Batch, PerExample], ...]
+    targets: Targets
 
 
 class BatchPolicy(nn.Module, ABC):
-    """Changes batches while training; in evaluation nothing is changed.
+    """Changes batches while training; in evaluation, and in the meta loss, nothing is changed.
 
     All that it has learned is in its `state_dict`.
 
     Args:
         learning_rate: of its own Adam.
 
+    Attributes:
+        learns: whether it wants gradients; `freeze` ends that.
+
     Raises:
         ValueError: a learning rate that is not positive and finite.
     """
 
     optimizer: torch.optim.Adam
+    learns: bool = True
 
     def __init__(self, learning_rate: float) -> None:
         super().__init__()
         if not 0 < learning_rate < float("inf"):
             raise ValueError(f"{type(self).__name__}: learning_rate must be positive and finite, got {learning_rate}.")
         self.learning_rate = learning_rate
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Set φ to where learning begins. Draws no global random number."""
+
+    @abstractmethod
+    def check(self, labels: int) -> None:
+        """Refuse a student of another kind than the policy is made for.
+
+        Args:
+            labels: classes of the student; 0 where it has none.
+
+        Raises:
+            ValueError: says what fits.
+        """
 
     @abstractmethod
     def change(self, embeddings: Tensor, batch: Batch, step: int) -> Changed:
@@ -63,6 +81,26 @@ class BatchPolicy(nn.Module, ABC):
             step: the optimizer step, from which all randomness is drawn.
         """
 
+    def reset(self, labels: int) -> None:
+        """Start a run: forget everything, unless frozen."""
+        self.check(labels)
+        if self.learns:
+            self.begin()
+            self.optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+
+    def freeze(self) -> None:
+        """Stay as it is from now on."""
+        self.learns = False
+        self.requires_grad_(False)
+
+    def follow(self, device: torch.device) -> None:
+        """Move to the student's device, Adam's moments too."""
+        if all(p.device == device for p in self.parameters()):
+            return
+        self.to(device)
+        if self.learns:
+            self.optimizer.load_state_dict(self.optimizer.state_dict())
+
     def update(self, gradients: Sequence[Tensor]) -> None:
         """One Adam step along `dV/dφ`, one gradient a parameter."""
         for parameter, gradient in zip(self.parameters(), gradients, strict=True):
@@ -72,11 +110,12 @@ class BatchPolicy(nn.Module, ABC):
 
     def get_extra_state(self) -> dict[str, object]:
         """Adam's moments, saved with the parameters."""
-        return self.optimizer.state_dict()
+        return self.optimizer.state_dict() if self.learns else {}
 
     def set_extra_state(self, state: dict[str, object]) -> None:
         """Restore Adam's moments."""
-        self.optimizer.load_state_dict(state)
+        if state and self.learns:
+            self.optimizer.load_state_dict(state)
 
 
 def batch_gradient(

@@ -1,5 +1,7 @@
 """Pairs of examples blended in their input embeddings, as much as their two labels allow."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,8 @@ class LabelBlend(BatchPolicy):
 
     The counterpart for text of the paper's blended images: input embeddings are blended, attention masks are united,
     and each loss is `λ ℓ(·, y₁) + (1 − λ) ℓ(·, y₂)`, distillation with the partner's teacher logits included. λ lies
-    in (0.5, 1), so the first example always dominates. Partners are drawn within a micro-batch.
+    in (0.5, 1), so the first example always dominates. Partners are drawn within a micro-batch: how a batch is cut
+    decides who may meet whom. A row without a label (-100) stays as it is.
 
     Args:
         labels: C.
@@ -24,16 +27,34 @@ class LabelBlend(BatchPolicy):
         ValueError: fewer than two labels.
 
     References:
-        Teaching with Commentaries, arXiv:2011.03037, section on label-dependent augmentation.
+        Teaching with Commentaries, arXiv:2011.03037, label-dependent augmentation.
     """
 
     def __init__(self, labels: int, initial: float = -1.0, learning_rate: float = 1e-2, seed: int = 0) -> None:
         super().__init__(learning_rate)
         if labels < 2:
             raise ValueError(f"LabelBlend: labels must be at least 2, got {labels}; one label has nothing to blend.")
-        self.matrix = nn.Parameter(torch.full((labels, labels), initial))
+        self.initial = initial
         self.seed = seed
+        self.matrix = nn.Parameter(torch.full((labels, labels), initial))
         self.optimizer = torch.optim.Adam([self.matrix], lr=learning_rate)
+
+    def begin(self) -> None:
+        """The same λ for all pairs."""
+        nn.init.constant_(self.matrix, self.initial)
+
+    def check(self, labels: int) -> None:
+        """A classifier of as many classes."""
+        if labels != len(self.matrix):
+            raise ValueError(
+                f"LabelBlend: made for {len(self.matrix)} labels, and the student has {labels} classes. Blending is "
+                f"for sentence classification; make it with labels=model.config.num_labels."
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """What one like it is made with."""
+        names = ("initial", "learning_rate", "seed")
+        return {"labels": len(self.matrix), **{name: getattr(self, name) for name in names}}
 
     def shares(self) -> Tensor:
         """`λ`, `(C, C)`: the share of the first example by its label (row) and its partner's (column)."""
@@ -43,11 +64,13 @@ class LabelBlend(BatchPolicy):
         """Every example blended with one partner."""
         partner = self._partners(len(embeddings), step).to(embeddings.device)
         other = {name: v[partner] if isinstance(v, Tensor) else v for name, v in batch.items()}
-        share = self.shares()[batch["labels"], other["labels"]]
+        labels, labels_of_other = batch["labels"], other["labels"]
+        learned = self.shares()[labels.clamp(min=0), labels_of_other.clamp(min=0)]
+        share = torch.where((labels >= 0) & (labels_of_other >= 0), learned, 1.0)
         wide = share[:, None, None].to(embeddings)
         return Changed(
             embeddings=wide * embeddings + (1 - wide) * embeddings[partner],
-            attention_mask=batch["attention_mask"] | other["attention_mask"],
+            attention_mask=torch.maximum(batch["attention_mask"], other["attention_mask"]),
             targets=((batch, share), (other, 1 - share)),
         )
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amal_hf.shapes import LossTable
@@ -47,12 +48,17 @@ class Normalisation(nn.Module, ABC):
         """The scores that give the mixture `initial`, `(K,)`; as many as the network must put out."""
 
     @abstractmethod
-    def forward(self, scores: Tensor) -> LossTable:
-        """Weights `(B, K)` from scores, each example on its own, so that it does not matter how a batch is cut."""
+    def forward(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
+        """Weights `(B, K)` from scores, each example on its own, so that it does not matter how a batch is cut.
 
-    def of_step(self, scores: Tensor) -> LossTable:
+        Args:
+            scores: `(B, K)`, or as many as `start` has.
+            present: `(B, K)`, bool: which losses an example has; the others get nothing. All by default.
+        """
+
+    def of_step(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
         """The weights that an update differentiates, given the scores of a whole optimizer step."""
-        weights: LossTable = self(scores)
+        weights: LossTable = self(scores, present)
         return weights
 
 
@@ -66,9 +72,9 @@ class Convex(Normalisation):
         """Log shares; a mixture that does not sum to one is scaled to it."""
         return _log(initial / initial.sum())
 
-    def forward(self, scores: Tensor) -> LossTable:
+    def forward(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
         """`(B, K) -> (B, K)`."""
-        return scores.softmax(-1)
+        return _softmax(scores, present)
 
 
 class ConvexOrNone(Normalisation):
@@ -89,9 +95,11 @@ class ConvexOrNone(Normalisation):
         kept = (1 - self.share) * initial / initial.sum()
         return _log(torch.cat([kept, kept.new_tensor([self.share])]))
 
-    def forward(self, scores: Tensor) -> LossTable:
+    def forward(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
         """`(B, K + 1) -> (B, K)`."""
-        return scores.softmax(-1)[:, :-1]
+        # "None of them" can always be chosen.
+        choices = None if present is None else F.pad(present, (0, 1), value=True)
+        return _softmax(scores, choices)[:, :-1]
 
 
 class MeanOne(Normalisation):
@@ -121,13 +129,13 @@ class MeanOne(Normalisation):
         self.mean.fill_(0.5)
         return (0.5 * initial / initial.sum()).clamp(min=1e-4).logit()
 
-    def forward(self, scores: Tensor) -> LossTable:
+    def forward(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
         """`(B, K) -> (B, K)`."""
-        return scores.sigmoid() / self.mean
+        return _only(scores.sigmoid(), present) / self.mean
 
-    def of_step(self, scores: Tensor) -> LossTable:
+    def of_step(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
         """Divided by the batch's own mean, of which the running mean takes note."""
-        raw = scores.sigmoid()
+        raw = _only(scores.sigmoid(), present)
         mean = raw.sum(1).mean()
         self.mean.lerp_(mean.detach(), self.momentum)
         return raw / mean
@@ -140,9 +148,20 @@ class TwiceSigmoid(Normalisation):
         """The mixture as it is; weights outside (0, 2) are taken to the nearest inside."""
         return (initial / 2).clamp(1e-4, 1 - 1e-4).logit()
 
-    def forward(self, scores: Tensor) -> LossTable:
+    def forward(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
         """`(B, K) -> (B, K)`."""
-        return 2 * scores.sigmoid()
+        return _only(2 * scores.sigmoid(), present)
+
+
+def _softmax(scores: Tensor, present: Tensor | None) -> Tensor:
+    """Over what is present; all zero where nothing is."""
+    if present is None:
+        return scores.softmax(-1)
+    return _only(scores.masked_fill(~present, torch.finfo(scores.dtype).min).softmax(-1), present)
+
+
+def _only(weights: Tensor, present: Tensor | None) -> Tensor:
+    return weights if present is None else weights * present
 
 
 def _log(shares: Tensor) -> Tensor:

@@ -89,6 +89,11 @@ class CommentaryNetwork(Policy):
         last.bias.data.copy_(start)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
 
+    def arguments(self) -> dict[str, Any]:
+        """What one like it is made with, beside the embeddings."""
+        names = ("labels", "hidden", "learning_rate", "frequencies", "seed")
+        return {name: getattr(self, name) for name in names}
+
     def observe(self, signals: Signals) -> Features:
         """The label, one-hot, `(B, C)`; all zero for a row without a label."""
         labels = signals.batch["labels"]
@@ -96,12 +101,13 @@ class CommentaryNetwork(Policy):
 
     def weights(self, observation: Observation) -> LossTable:
         """`(B, K)`, with a graph to the network."""
-        weights: LossTable = self.normalisation(self._scores(observation))
+        weights: LossTable = self.normalisation(self._scores(observation), observation.present)
         return weights
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
         """One Adam step on `−mean Σ_k w_ik(φ) s_ik`."""
-        gain = (self.normalisation.of_step(self._scores(observation)) * slopes).sum(1).mean()
+        weights = self.normalisation.of_step(self._scores(observation), observation.present)
+        gain = (weights * slopes).sum(1).mean()
         parameters = list(self.network.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(-gain, parameters), strict=True):
             parameter.grad = gradient

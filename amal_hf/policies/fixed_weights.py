@@ -19,8 +19,13 @@ class FixedWeights(Policy):
         self.register_buffer("mixture", initial.clone())
 
     def weights(self, observation: Observation) -> LossTable:
-        """The mixture, once for each example, `(B, K)`."""
-        return self.mixture.to(observation.features.device).expand(len(observation.ids), -1)
+        """The mixture, once for each example, `(B, K)`; what is missing leaves its share to what is there."""
+        mixture = self.mixture.to(observation.features.device).expand(len(observation.ids), -1)
+        if observation.present is None:
+            return mixture
+        there = mixture * observation.present
+        total = there.sum(1, keepdim=True)
+        return there * torch.where(total > 0, mixture.sum(1, keepdim=True) / total, 0.0)
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
         """Nothing to learn."""

@@ -1,5 +1,6 @@
 """A policy that was learned before, applied to a new student as it is."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ class Frozen(Policy):
 
     Args:
         policy: made as the one that was saved, as `StateNetwork(layers=(-1,))`.
-        file: what `save_policy` wrote.
+        saved: the file that `save_policy` wrote, or the tensors themselves.
 
     Example:
         >>> save_policy(trainer.mixture.policy, "states.safetensors")            # doctest: +SKIP
@@ -31,34 +32,22 @@ class Frozen(Policy):
 
     learns = False
 
-    def __init__(self, policy: Policy, file: str | Path) -> None:
+    def __init__(self, policy: Policy, saved: str | Path | Mapping[str, Tensor]) -> None:
         super().__init__()
         self.policy = policy
-        self.file = Path(file)
+        self.saved = saved if isinstance(saved, Mapping) else Path(saved)
         self.needs_ids = policy.needs_ids
         self.needs_hidden_states = policy.needs_hidden_states
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
-        """Read the file.
+        """Take over what was saved.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is no such file.
             ValueError: it is no safetensors file, or was learned for other losses, labels or hidden sizes.
         """
-        if not self.file.is_file():
-            raise FileNotFoundError(f"Frozen: there is no file {self.file}. Write one with save_policy.")
+        saved = self._read(self.saved) if isinstance(self.saved, Path) else self.saved
         self.policy.reset(sizes, initial)
-        try:
-            with safe_open(self.file, "pt") as opened:
-                kind = (opened.metadata() or {}).get("policy")
-            saved = load_file(self.file)
-        except SafetensorError as error:
-            raise ValueError(f"Frozen: {self.file} is not a safetensors file: {error}.") from error
-        if kind != self.policy.describe():
-            raise ValueError(
-                f"Frozen: {self.file} holds another policy ({kind}) than the one to be used "
-                f"({self.policy.describe()}). Make it with the same arguments."
-            )
         own = _tensors(self.policy)
         differing = sorted(
             name
@@ -74,12 +63,29 @@ class Frozen(Policy):
                 for name in differing
             }
             raise ValueError(
-                f"Frozen: {self.file} does not fit this student. Saved and needed shapes: {shapes}. Losses, labels "
+                f"Frozen: {self.saved if isinstance(self.saved, Path) else type(self.policy).__name__} does not fit "
+                f"this student. Saved and needed shapes: {shapes}. Losses, labels "
                 f"and hidden sizes must be those of the student that it was learned with."
             )
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(saved[name])
+
+    def _read(self, file: Path) -> dict[str, Tensor]:
+        if not file.is_file():
+            raise FileNotFoundError(f"Frozen: there is no file {file}. Write one with save_policy.")
+        try:
+            with safe_open(file, "pt") as opened:
+                kind = (opened.metadata() or {}).get("policy")
+            saved = load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"Frozen: {file} is not a safetensors file: {error}.") from error
+        if kind != self.policy.describe():
+            raise ValueError(
+                f"Frozen: {file} holds another policy ({kind}) than the one to be used ({self.policy.describe()}). "
+                f"Make it with the same arguments."
+            )
+        return saved
 
     def observe(self, signals: Signals) -> Features:
         """As the policy does."""

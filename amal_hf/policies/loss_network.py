@@ -64,7 +64,7 @@ class LossNetwork(Policy):
 
     def weights(self, observation: Observation) -> LossTable:
         """`(B, K)`, with a graph to the network."""
-        weights: LossTable = self.normalisation(self._scores(observation))
+        weights: LossTable = self.normalisation(self._scores(observation), observation.present)
         return weights
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
@@ -72,7 +72,8 @@ class LossNetwork(Policy):
 
         The gradient is taken without touching any `.grad` of the student.
         """
-        gain = (self.normalisation.of_step(self._scores(observation)) * slopes).sum(1).mean()
+        weights = self.normalisation.of_step(self._scores(observation), observation.present)
+        gain = (weights * slopes).sum(1).mean()
         parameters = list(self.network.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(-gain, parameters), strict=True):
             parameter.grad = gradient

@@ -52,11 +52,13 @@ class Observation(NamedTuple):
         ids: `(B,)` which examples these are.
         features: `(B, F)` what `Policy.observe` made of them.
         progress: share of the training that is done, in [0, 1]; `(B,)` where the examples are of several steps.
+        present: `(B, K)`, bool: which losses an example has at all, as a rule may abstain; `None` for all.
     """
 
     ids: ExampleIds
     features: Features
     progress: float | Tensor
+    present: Tensor | None = None
 
 
 class Policy(nn.Module, ABC):
@@ -118,6 +120,12 @@ class Policy(nn.Module, ABC):
     def rows(self) -> RowStore | None:
         """The weights of all examples, where the policy keeps them as such; then nobody else has to."""
         return None
+
+
+def weights_of(policy: Policy, observation: Observation) -> LossTable:
+    """A policy's weights, detached; none for a loss that an example does not have."""
+    weights = policy.weights(observation).detach()
+    return weights if observation.present is None else weights * observation.present
 
 
 def as_mixture(initial: Tensor | list[float] | None, losses: int) -> Tensor:

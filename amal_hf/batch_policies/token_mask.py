@@ -1,0 +1,120 @@
+"""A soft mask over the tokens of an example: what there is worth looking at."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amal_hf.batch_policies.batch_policy import BatchPolicy, Changed
+from amal_hf.shapes import Batch
+
+
+class TokenMask(BatchPolicy):
+    """A mask in (0, 1] over tokens, `m = network(token, sentence)`, whose mean keeps to a budget; embeddings times m.
+
+    The counterpart for text of the paper's attention masks. A small network reads the vector of a token in a frozen
+    table and the mean vector of its sentence, so that what is learned holds for any student with the same tokenizer.
+    Special tokens are kept at 1; over the others the mean of an example is at most the budget, by scaling.
+
+    Args:
+        vectors: `(V, d)`, a table of token vectors, as `encoder.get_input_embeddings().weight`; copied and never
+            trained.
+        special_ids: ids that are kept, as `tokenizer.all_special_ids`.
+        budget: largest mean of an example's mask over its other tokens, in (0, 1]. 0.5: half of what there is.
+        hidden: width of the one hidden layer.
+        learning_rate: of Adam; 1e-2, as the other commentaries.
+        seed: of its first weights.
+
+    Raises:
+        ValueError: vectors that are not a finite matrix, or a budget or width out of range.
+
+    References:
+        Teaching with Commentaries, arXiv:2011.03037, attention masks.
+    """
+
+    vectors: Tensor
+    special: Tensor
+
+    def __init__(
+        self,
+        vectors: Tensor,
+        special_ids: Sequence[int],
+        budget: float = 0.5,
+        hidden: int = 32,
+        learning_rate: float = 1e-2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(learning_rate)
+        if vectors.ndim != 2 or not bool(torch.isfinite(vectors).all()):
+            raise ValueError(
+                f"TokenMask: vectors must be a finite matrix (V, d), one row a token; got shape "
+                f"{tuple(vectors.shape)}. Take those of an encoder: encoder.get_input_embeddings().weight."
+            )
+        if not 0 < budget <= 1 or hidden < 1:
+            raise ValueError(f"TokenMask: budget must be in (0, 1] and hidden at least 1, got {budget} and {hidden}.")
+        self.special_ids = list(special_ids)
+        self.budget = budget
+        self.hidden = hidden
+        self.seed = seed
+        # Both belong to the tokenizer and not to what is learned, so they are not saved.
+        self.register_buffer("vectors", vectors.detach().float().clone(), persistent=False)
+        self.register_buffer("special", torch.tensor(self.special_ids, dtype=torch.long), persistent=False)
+        self.begin()
+        self.optimizer = torch.optim.Adam(self.parameters(), lr=learning_rate)
+
+    def arguments(self) -> dict[str, Any]:
+        """What one like it is made with, beside the vectors."""
+        names = ("special_ids", "budget", "hidden", "learning_rate", "seed")
+        return {name: getattr(self, name) for name in names}
+
+    def begin(self) -> None:
+        """A network that gives every token the same."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            last = nn.Linear(self.hidden, 1)
+            self.network = nn.Sequential(nn.Linear(2 * self.vectors.shape[1], self.hidden), nn.Tanh(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.network.to(self.vectors.device)
+
+    def check(self, labels: int) -> None:
+        """Any student will do."""
+        del labels
+
+    def change(self, embeddings: Tensor, batch: Batch, step: int) -> Changed:
+        """The batch behind its mask."""
+        del step
+        keep = self.keep(batch["input_ids"], batch["attention_mask"])
+        masked, attention = self.apply_mask(embeddings, batch["attention_mask"], keep)
+        return Changed(masked, attention, ((batch, torch.ones(len(embeddings), device=embeddings.device)),))
+
+    def apply_mask(self, embeddings: Tensor, attention_mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings and attention mask with the mask `(B, T)` in force: pixels are multiplied in the paper."""
+        return embeddings * keep[..., None].to(embeddings), attention_mask
+
+    def keep(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The mask, `(B, T)`, in (0, 1]; 1 for special tokens and padding."""
+        present = attention_mask.bool()
+        ordinary = present & ~torch.isin(input_ids, self.special)
+        vectors = self.vectors[input_ids]
+        counted = present[..., None].to(vectors)
+        sentence = (vectors * counted).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp(min=1)
+        scores = self.network(torch.cat([vectors, sentence.expand_as(vectors)], -1))[..., 0].sigmoid()
+        mean = torch.where(ordinary, scores, 0.0).sum(1, keepdim=True) / ordinary.sum(1, keepdim=True).clamp(min=1)
+        share = (self.budget / mean.clamp(min=torch.finfo(mean.dtype).tiny)).clamp(max=1)
+        return torch.where(ordinary, scores * share, 1.0)
+
+
+class AttentionMask(TokenMask):
+    """The same mask, added as `log m` to the scores of attention: every layer looks at a token m times as much.
+
+    For encoders that take a mask of shape `(B, 1, T, T)`. Embeddings stay as they are, and with them the order of
+    words.
+    """
+
+    def apply_mask(self, embeddings: Tensor, attention_mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings as they are, and a mask for every pair of tokens; as low as can be for padding."""
+        logs = keep.clamp(min=torch.finfo(keep.dtype).tiny).log()
+        scores = torch.where(attention_mask.bool(), logs, torch.finfo(embeddings.dtype).min)
+        return embeddings, scores[:, None, None, :].expand(-1, 1, keep.shape[1], -1).to(embeddings)

@@ -1,0 +1,129 @@
+"""Knowledge distillation: how far the student is from a teacher's soft targets."""
+
+from typing import Any
+
+from torch import Tensor
+
+from amal_hf.divergences import Divergence, forward_kl
+from amal_hf.losses import Loss, Task, as_two_classes, at_least_fp32, distilled_tokens, squared_error
+from amal_hf.shapes import Batch, Logits, PerExample, Teacher
+from amal_hf.tokens import token_means
+from amal_hf.top_logits import TopK, TopLogits, merged
+
+
+class Distillation(Loss):
+    """How far the student is from a teacher's soft targets (Hinton et al. 2015, arXiv:1503.02531).
+
+    With the default divergence the value is `T² KL(softmax(z_teacher / T) ‖ softmax(z_student / T))`. Multi-label
+    logits are read as one yes/no distribution a class, averaged over classes; regression outputs are compared by
+    squared error, without temperature; tokens are averaged over those with a label (over all attended ones in a row
+    that has no label).
+
+    Args:
+        teacher: a `PreTrainedModel`, a folder or a Hub id; or any callable `(batch) -> logits` in the student's label
+            order.
+        temperature: softness T > 0 of both distributions. Default 2.0; the AMAL code uses 4.
+        divergence: `forward_kl`, `reverse_kl`, `jensen_shannon`, `logit_mse`, or your own of the same signature.
+        tokenizer: the teacher's own tokenizer, if it is not the student's. A teacher given by name brings its own.
+        text_columns: the dataset columns with the raw text, read only when the teacher encodes text by itself.
+        name: column name; give each of several teachers its own.
+        top_k: for students that generate text: keep only the k largest of the teacher's logits of a token, and all
+            others as one further class (`top_logits.py`). It makes a cache of 32,000 words 250 times smaller at
+            k = 64. `None` keeps all; so does a k as large as the vocabulary.
+
+    Raises:
+        ValueError: a temperature that is not positive and finite, or a `top_k` below 1.
+    """
+
+    def __init__(
+        self,
+        teacher: Any,
+        temperature: float = 2.0,
+        divergence: Divergence | None = None,
+        *,
+        tokenizer: Any = None,
+        text_columns: tuple[str, ...] = ("text",),
+        name: str = "teacher",
+        top_k: int | None = None,
+    ) -> None:
+        if not 0 < temperature < float("inf"):
+            raise ValueError(
+                f"Distillation: temperature must be positive and finite, got {temperature}. Usual values are 1 to 8."
+            )
+        self.source = teacher
+        self.temperature = temperature
+        self.divergence = forward_kl if divergence is None else divergence
+        self.tokenizer = tokenizer
+        self.text_columns = text_columns
+        self.name = name
+        self.top = None if top_k is None else TopK(top_k, temperature)
+        self.task = Task()
+        self.teacher: Teacher = _not_opened
+
+    @property
+    def logits_key(self) -> str:
+        """Where the teacher's logits stand in a prepared batch."""
+        return f"{self.name}_logits"
+
+    def bind(self, task: Task) -> None:
+        """Take over the student's problem type."""
+        self.task = task
+
+    def prepare(self, batch: Batch) -> dict[str, Any]:
+        """The teacher's logits, once a batch; the largest of each token with `top_k`."""
+        logits = self.teacher(batch)
+        if self.top is not None and isinstance(logits, Tensor):
+            return {self.logits_key: self.top(logits)}
+        return {self.logits_key: logits}
+
+    def __call__(self, outputs: Any, batch: Batch) -> PerExample:
+        """`(B,)`: the divergence between teacher and student."""
+        student, teacher = outputs.logits, batch[self.logits_key]
+        if isinstance(teacher, TopLogits):
+            return self._of_top_logits(student, teacher, batch)
+        if student.shape != teacher.shape:
+            raise ValueError(
+                f"Distillation '{self.name}': the student's logits have shape {tuple(student.shape)}, the teacher's "
+                f"{tuple(teacher.shape)}; "
+                "both must classify the same tokens or sentences into the same classes."
+            )
+        labels = batch.get("labels")
+        if student.ndim == 3 and not self.task.is_multi_label(student, labels):
+            return self._of_tokens(student, teacher, batch)
+        student, teacher = at_least_fp32(student), at_least_fp32(teacher)
+        if self.task.is_regression(student):
+            return squared_error(student, teacher)
+        if self.task.is_multi_label(student, labels):
+            return (
+                self.divergence(as_two_classes(student), as_two_classes(teacher), self.temperature).flatten(1).mean(1)
+            )
+        return self.divergence(student, teacher, self.temperature)
+
+    def _of_tokens(self, student: Logits, teacher: Logits, batch: Batch) -> PerExample:
+        rows = teacher.flatten(0, 1)
+
+        def of_rows(picked: Tensor, places: Tensor) -> Tensor:
+            return self.divergence(at_least_fp32(picked), at_least_fp32(rows[places]), self.temperature)
+
+        return token_means(of_rows, student, distilled_tokens(batch, self.task))
+
+    def _of_top_logits(self, student: Logits, teacher: TopLogits, batch: Batch) -> PerExample:
+        if student.shape[:2] != teacher.logits.shape[:2]:
+            raise ValueError(
+                f"Distillation '{self.name}': the student gives logits for {tuple(student.shape[:2])} (examples, "
+                f"tokens), the teacher for {tuple(teacher.logits.shape[:2])}; both must read the same tokens."
+            )
+        logits, classes = teacher.logits.flatten(0, 1), teacher.classes.flatten(0, 1)
+
+        def of_rows(picked: Tensor, places: Tensor) -> Tensor:
+            same = merged(at_least_fp32(picked), classes[places], self.temperature)
+            return self.divergence(same, logits[places].to(same), self.temperature)
+
+        return token_means(of_rows, student, distilled_tokens(batch, self.task))
+
+
+def _not_opened(batch: Batch) -> Logits:
+    raise RuntimeError(
+        "Distillation: the teacher has not been opened. AMALTrainer does so; on your own, set `loss.teacher` to a "
+        "callable (batch) -> logits."
+    )

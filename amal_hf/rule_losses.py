@@ -1,0 +1,77 @@
+"""One loss for every rule that fired."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from amal_hf.losses import Loss, Task, at_least_fp32
+from amal_hf.shapes import ABSTAIN, VOTES, Batch, Logits, LossTable
+
+
+class RuleLosses(Loss):
+    """Cross-entropy to the vote of each rule, a column a rule; a rule that abstains costs nothing and has no weight.
+
+    With a policy, every rule is believed as far as it helps, on every example anew. For tokens a rule's value is the
+    mean over the tokens that it votes on; where a student answers several yes/no questions, a vote is a yes to one.
+
+    Args:
+        rules: the rules' names, in the order of the column of votes; or how many there are.
+        name: of the loss as a whole, in logs.
+        column: of votes, `(m,)` a row (`(T, m)` for tokens), -1 for abstaining; as `apply_rules` and `add_votes` write
+            it.
+
+    Raises:
+        ValueError: no rules, or two of one name.
+
+    References:
+        AMAL, arXiv:2202.03250, rule denoising; one term for each rule instead of one for all.
+    """
+
+    def __init__(self, rules: Sequence[str] | int, name: str = "rules", column: str = VOTES) -> None:
+        named = [f"rule_{number}" for number in range(rules)] if isinstance(rules, int) else list(rules)
+        if not named or len(set(named)) < len(named):
+            raise ValueError(f"RuleLosses: needs rules, each with a name of its own; got {named}.")
+        self.rules = named
+        self.name = name
+        self.column = column
+        self.columns = (column,)
+        self.task = Task()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The rules, under the name of the loss."""
+        return tuple(f"{self.name}/{rule}" for rule in self.rules)
+
+    def bind(self, task: Task) -> None:
+        """Take over the student's problem type."""
+        self.task = task
+
+    def present(self, batch: Batch) -> Tensor:
+        """Which rules fired, `(B, m)`."""
+        fired = self._votes(batch) != ABSTAIN
+        return fired.any(1) if fired.ndim == 3 else fired
+
+    def __call__(self, outputs: Any, batch: Batch) -> LossTable:
+        """`(B, m)`."""
+        votes = self._votes(batch)
+        fired = votes != ABSTAIN
+        log_p = self._log_probabilities(outputs.logits)
+        values = torch.where(fired, -log_p.gather(-1, votes.clamp(min=0)), 0.0)
+        return values if values.ndim == 2 else values.sum(1) / fired.sum(1).clamp(min=1)
+
+    def _log_probabilities(self, logits: Logits) -> Tensor:
+        logits = at_least_fp32(logits)
+        several = self.task.problem_type == "multi_label_classification"
+        return F.logsigmoid(logits) if several else F.log_softmax(logits, -1)
+
+    def _votes(self, batch: Batch) -> Tensor:
+        votes: Tensor = batch[self.column].long()
+        if votes.shape[-1] != len(self.rules):
+            raise ValueError(
+                f"RuleLosses '{self.name}': made for {len(self.rules)} rules, and column '{self.column}' holds votes "
+                f"of {votes.shape[-1]}. Make it with the names of all rules, in their order."
+            )
+        return votes

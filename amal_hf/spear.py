@@ -1,0 +1,125 @@
+"""SPEAR: the student and a graphical model of the rules trained together, each on what the other says.
+
+    L2  unlabelled   entropy of the student                        a column, its weight can be learned
+    L3  unlabelled   cross-entropy to the model's likeliest class  a column
+    L6  both         KL(student ‖ model)                           a column
+    L4  labelled     −log P(y | m, s)                              no student in it: weight 1
+    L5  unlabelled   −log Σ_y P(y, m, s)                           no student in it: weight 1
+    R   rules        the quality guide                             no student in it: weight 1
+
+L1, the student's cross-entropy on labelled rows, is `CrossEntropy()`. Rows on which no rule fired have neither L3 nor
+L6. The weight of a term counts how much the *student* follows it, so terms without the student have none to learn.
+
+References:
+    Maheshwari et al. 2021, "Semi-Supervised Data Programming with Subset Selection", arXiv:2008.09887.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from amal_hf.cage import Cage
+from amal_hf.losses import IGNORED, JointLoss, at_least_fp32
+from amal_hf.shapes import VOTES, Batch, LossTable, PerExample
+
+
+class Spear(JointLoss):
+    """L2, L3 and L6 as columns; L4, L5 and the guide train the graphical model.
+
+    Args:
+        cage: over the same rules and classes.
+        learning_rate: of the model's own Adam; 1e-2 in SPEAR's code.
+        name: of the loss as a whole.
+        column: of votes, `(m,)` a row, each rule for its own class or -1.
+        scores: column of how sure the rules are, `(m,)` a row; `None` if they do not say.
+
+    Raises:
+        ValueError: a learning rate that is not positive and finite.
+    """
+
+    def __init__(
+        self,
+        cage: Cage,
+        learning_rate: float = 1e-2,
+        name: str = "spear",
+        column: str = VOTES,
+        scores: str | None = None,
+    ) -> None:
+        if not 0 < learning_rate < float("inf"):
+            raise ValueError(f"Spear: learning_rate must be positive and finite, got {learning_rate}.")
+        self.cage = cage
+        self.learning_rate = learning_rate
+        self.name = name
+        self.column = column
+        self.scores = scores
+        self.columns = (column,) if scores is None else (column, scores)
+        self.reset()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """L2, L3 and L6."""
+        return tuple(f"{self.name}/{term}" for term in ("entropy", "pseudo_label", "agreement"))
+
+    def present(self, batch: Batch) -> Tensor:
+        """`(B, 3)`: the first two on unlabelled rows, the last two where a rule fired."""
+        unlabelled = ~self._labelled(batch)
+        voted = self._fired(batch).any(1)
+        return torch.stack([unlabelled, unlabelled & voted, voted], 1)
+
+    def __call__(self, outputs: Any, batch: Batch) -> LossTable:
+        """`(B, 3)`."""
+        log_f = at_least_fp32(outputs.logits).log_softmax(-1)
+        log_g = self._posterior(batch)
+        terms = [
+            -(log_f.exp() * log_f).sum(-1),
+            F.nll_loss(log_f, log_g.argmax(-1), reduction="none"),
+            (log_f.exp() * (log_f - log_g.to(log_f))).sum(-1),
+        ]
+        return torch.where(self.present(batch), torch.stack(terms, 1), 0.0)
+
+    def own_objective(self, batch: Batch) -> PerExample:
+        """L4 on labelled rows and L5 on others where a rule fired, with the guide; `(B,)`."""
+        fired, labels = self._fired(batch), batch["labels"]
+        joint = self.cage.log_joint(fired, self._scores(batch))
+        of_label = joint.log_softmax(-1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
+        values = torch.where(self._labelled(batch), of_label, joint.logsumexp(-1))
+        return torch.where(fired.any(1), -values, 0.0) + self.cage.guide()
+
+    def finish_step(self) -> None:
+        """One Adam step of the graphical model."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def reset(self) -> None:
+        """A model that knows nothing."""
+        self.cage.reset()
+        self.optimizer = torch.optim.Adam(self.cage.parameters(), lr=self.learning_rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The graphical model and its Adam."""
+        return {"cage": self.cage.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self.cage.load_state_dict(state["cage"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _posterior(self, batch: Batch) -> Tensor:
+        fired = self._fired(batch)
+        return self.cage.posterior(fired, self._scores(batch))
+
+    def _fired(self, batch: Batch) -> Tensor:
+        votes = batch[self.column]
+        if votes.device != self.cage.theta.device:
+            self.cage.to(votes.device)
+            self.optimizer.load_state_dict(self.optimizer.state_dict())
+        return self.cage.fired(votes)
+
+    def _scores(self, batch: Batch) -> Tensor | None:
+        return None if self.scores is None else batch[self.scores]
+
+    def _labelled(self, batch: Batch) -> Tensor:
+        labelled: Tensor = batch["labels"] != IGNORED
+        return labelled

@@ -1,0 +1,117 @@
+"""The splits of learning from rules: few labelled rows, many unlabelled ones with votes, and three clean sets.
+
+labelled     L: few rows with labels, trained on
+unlabelled   rows without labels, on which rules vote
+train        both of these; -100 stands where there is no label
+meta         clean rows from which weights are learned: neither trained on nor used to choose a model
+validation   to choose a model by
+test
+"""
+
+import logging
+
+import numpy as np
+from datasets import Dataset, DatasetDict, Value, concatenate_datasets
+
+from amal_hf.data import find_text_columns, normalise_text, replace_column, split_dataset
+from amal_hf.losses import IGNORED
+
+
+logger = logging.getLogger(__name__)
+
+TRUTH = "true_label"
+"""Column of `train` with all labels that are known, for summaries; nothing is trained on it."""
+
+
+def weak_splits(
+    data: DatasetDict, labelled: int = 100, meta: float = 0.5, seed: int = 0, meta_is_validation: bool = False
+) -> DatasetDict:
+    """Makes the splits, with no text in two of them.
+
+    Args:
+        data: `train` with votes and `validation` and `test` with labels, as `read_dataset` reads them; if there is a
+            split `labeled`, its rows are L.
+        labelled: otherwise, how many rows of `train` become L.
+        meta: share of `validation` that becomes the meta set.
+        seed: of the draws.
+        meta_is_validation: let the validation set be the meta set as well, with a warning: its scores are then those
+            of rows that the weights were learned on.
+
+    Returns:
+        All six splits. Rows whose text stands in a later one of the list test, validation, meta, labelled are dropped,
+        and counted in the log.
+
+    Raises:
+        ValueError: a split is missing, L shares rows with the test set, or nothing is left of a split.
+    """
+    missing = [name for name in ("train", "validation", "test") if name not in data]
+    if missing:
+        raise ValueError(f"weak_splits: there is no split {missing}; there are {list(data)}.")
+    columns = find_text_columns(data["train"].column_names)
+    clean, rest = data["validation"], data["train"]
+    if "labeled" in data:
+        known = data["labeled"]
+        _refuse_overlap(known, data["test"], columns)
+    else:
+        parts = split_dataset(rest, {"labelled": labelled}, seed)
+        known = parts["labelled"]
+    held = {"test": data["test"], "validation": clean, "meta": clean}
+    if meta_is_validation:
+        logger.warning(
+            "The meta set is the validation set, as asked for: scores on it are those of rows that the weights were "
+            "learned on, and choosing a model by them is biased."
+        )
+    else:
+        drawn = split_dataset(clean, {"meta": meta}, seed)
+        held |= {"validation": drawn["train"], "meta": drawn["meta"]}
+    seen = _texts(held["test"], columns)
+    splits = {"test": held["test"]}
+    for name, rows in (
+        ("validation", held["validation"]),
+        ("meta", held["meta"]),
+        ("labelled", known),
+        ("unlabelled", rest),
+    ):
+        same = name == "meta" and meta_is_validation
+        splits[name] = rows if same else _without(rows, seen, columns, name)
+        seen |= _texts(splits[name], columns)
+    splits["train"] = _training(splits["labelled"], splits["unlabelled"])
+    order = ("train", "labelled", "unlabelled", "meta", "validation", "test")
+    return DatasetDict({name: splits[name] for name in order})
+
+
+def _refuse_overlap(known: Dataset, test: Dataset, columns: tuple[str, ...]) -> None:
+    tested = _texts(test, columns)
+    shared = [row for row, text in enumerate(_listed(known, columns)) if text in tested]
+    if shared:
+        raise ValueError(
+            f"weak_splits: {len(shared)} of {len(known)} labelled rows are in the test set too (first: row "
+            f"{shared[0]}). Take them out: a test of what was trained on says nothing."
+        )
+
+
+def _without(rows: Dataset, seen: set[str], columns: tuple[str, ...], name: str) -> Dataset:
+    kept = [row for row, text in enumerate(_listed(rows, columns)) if text not in seen]
+    if len(kept) < len(rows):
+        logger.info("%d rows of '%s' are in another split as well and were dropped.", len(rows) - len(kept), name)
+    if not kept:
+        raise ValueError(f"weak_splits: all {len(rows)} rows of '{name}' are in other splits; nothing is left of it.")
+    return rows.select(kept)
+
+
+def _training(labelled: Dataset, unlabelled: Dataset) -> Dataset:
+    parts = []
+    for rows, given in ((labelled, True), (unlabelled, False)):
+        truth = np.array(rows["label"][:], dtype=np.int64)
+        known = replace_column(rows, TRUTH, truth.tolist(), Value("int64"))
+        labels = np.where(truth >= 0, truth, IGNORED) if given else np.full(len(rows), IGNORED)
+        parts.append(replace_column(known, "label", labels.tolist(), Value("int64")))
+    return concatenate_datasets(parts)
+
+
+def _texts(rows: Dataset, columns: tuple[str, ...]) -> set[str]:
+    return set(_listed(rows, columns))
+
+
+def _listed(rows: Dataset, columns: tuple[str, ...]) -> list[str]:
+    return ["\n".join(map(normalise_text, row)) for row in zip(*(rows[name][:] for name in columns), strict=True)]

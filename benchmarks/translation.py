@@ -1,0 +1,62 @@
+"""Do weights help a translator trained on pairs of which 30 % are wrong? Real sentences, 10,000 pairs, from scratch.
+
+    python benchmarks/translation.py --data PATH/multi30k_de_en --seeds 0 1 2
+    python benchmarks/translation.py --table
+
+Runs `recipes/translate_deep_interactions.py` (German to English, two layers of width 96, 8 epochs, 500 pairs each of
+meta, dev and test set taken out of the given training set) once a seed, and keeps its numbers as JSON.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from planted_truth import spread
+
+
+RESULTS = Path(__file__).parent / "results" / "translation"
+RECIPE = Path(__file__).parents[1] / "recipes" / "translate_deep_interactions.py"
+OPTIONS = ["--source", "de", "--target", "en", "--rows", "11500", "--held_out", "500", "--generation_max_length", "40"]
+
+
+def main() -> None:
+    """Run the seeds that were asked for, or print the table of those that are there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a folder of train*.jsonl with columns de and en")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    if options.table:
+        print_table()
+        return
+    for seed in options.seeds:
+        file = RESULTS / f"{options.data.name}-{seed}.json"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(run_recipe(options.data, seed), indent=1) + "\n")
+
+
+def run_recipe(data: Path, seed: int) -> list[dict[str, object]]:
+    """The rows of the recipe's table."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = ["--dataset", str(data), "--seed", str(seed), "--output_dir", folder]
+        subprocess.run([sys.executable, str(RECIPE), *given, *OPTIONS], check=True)
+        rows: list[dict[str, object]] = json.loads((Path(folder) / "results.json").read_text())
+        return rows
+
+
+def print_table() -> None:
+    """Means over seeds with t-intervals."""
+    runs = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
+    print("| run | seeds | BLEU | test loss | AUC |\n| --- | --- | --- | --- | --- |")
+    for rows in zip(*runs, strict=True):
+        columns = {name: [row[name] for row in rows] for name in ("bleu", "loss", "auc_right_pairs")}
+        cells = [spread(values, 1 if name == "bleu" else 3) for name, values in columns.items()]
+        print(f"| {rows[0]['name']} | {len(rows)} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

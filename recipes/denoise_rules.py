@@ -1,0 +1,375 @@
+"""Train on the votes of rules, each believed as far as it helps, beside the controls that use the same clean rows.
+
+    python recipes/denoise_rules.py                               # needs no hub: docstrings and hand-written rules
+    python recipes/denoise_rules.py --dataset wrench/trec         # a folder in WRENCH format
+    python recipes/denoise_rules.py --dataset wrench/sms --runs "majority vote" amal
+
+1. Read rows with votes; split into few labelled rows, many unlabelled ones, a clean meta set, dev and test.
+2. Train the same student from each source of supervision, on the same budget; dev chooses among the checkpoints.
+3. Print a table, and what is known of every rule: how often it is right, and what weight it has learned. Draw both.
+"""
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, Value, concatenate_datasets
+from numpy.typing import NDArray
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from amal_hf import (
+    AMALArguments,
+    AMALTrainer,
+    ConvexOrNone,
+    CrossEntropy,
+    Loss,
+    LossNetwork,
+    Method,
+    RuleLosses,
+    SharedWeights,
+    amal,
+    learning_to_reweight,
+    meta_weight_net,
+    student_from_teacher,
+)
+from amal_hf.aggregation import label_model, majority_vote
+from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset, replace_column
+from amal_hf.demo import demo_teacher_path, docstring_corpus
+from amal_hf.losses import IGNORED
+from amal_hf.metrics import bootstrap_interval, classification_metrics
+from amal_hf.plots import plot_rule_weights
+from amal_hf.precision import has_fast_bf16
+from amal_hf.rules import Rule, RuleSummary, apply_rules, keyword_rule, summarise_rules
+from amal_hf.shapes import VOTES
+from amal_hf.weak_splits import TRUTH, weak_splits
+
+
+WORDS: dict[str, list[list[str]]] = {
+    "torch": [["tensor", "tensors", "cuda", "autograd"], ["module", "layer", "gradient"], ["value", "input"]],
+    "pandas": [["DataFrame", "Series", "Index", "axis"], ["column", "columns", "dtype"], ["data", "object"]],
+    "sympy": [["polynomial", "expression", "symbol", "integral"], ["matrix", "equation"], ["function", "method"]],
+    "networkx": [["graph", "node", "nodes", "edge", "edges"], ["path", "list"]],
+    "huggingface_hub": [["repo", "repository", "download", "token"], ["file", "files", "model"]],
+    "setuptools": [["distribution", "package", "command", "wheel"], ["option", "name", "version"]],
+}
+"""Rules for the docstring corpus, of uneven quality: some words are telling, others stand everywhere."""
+
+FAST_BF16 = has_fast_bf16()
+
+
+@dataclass
+class Run:
+    """A source of supervision: which rows, which losses, how weighed, and whether clean rows come last."""
+
+    losses: Callable[[list[str]], Sequence[Loss]] = lambda rules: [CrossEntropy()]
+    method: Callable[[], Method] | None = None
+    rows: tuple[str, ...] = ("train",)
+    then_clean: bool = False
+
+
+def label_and_rules(rules: list[str]) -> list[Loss]:
+    """The label where there is one, and every rule that fired."""
+    return [CrossEntropy(), RuleLosses(rules)]
+
+
+def everything(rules: list[str]) -> list[Loss]:
+    """The label, the majority of the votes, and every rule that fired."""
+    return [CrossEntropy(), CrossEntropy("majority", column="majority"), RuleLosses(rules)]
+
+
+def aggregated(column: str) -> Callable[[list[str]], Sequence[Loss]]:
+    """The label where there is one, and the aggregated votes."""
+    return lambda rules: [CrossEntropy(), CrossEntropy(column, column=column)]
+
+
+RUNS: dict[str, Run] = {
+    "labels only": Run(rows=("labelled",)),
+    "labels and meta rows": Run(rows=("labelled", "meta")),
+    "majority vote": Run(aggregated("majority")),
+    "label model": Run(aggregated("label_model")),
+    "uniform mixture": Run(label_and_rules),
+    "learning_to_reweight": Run(label_and_rules, learning_to_reweight),
+    "meta_weight_net": Run(label_and_rules, meta_weight_net),
+    "majority vote, then clean rows": Run(aggregated("majority"), then_clean=True),
+    "weights of rules": Run(label_and_rules, lambda: Method("shared_weights", SharedWeights(), interval=4)),
+    "amal": Run(everything, lambda: amal(LossNetwork(normalisation=ConvexOrNone()))),
+    "amal, then clean rows": Run(everything, lambda: amal(LossNetwork(normalisation=ConvexOrNone())), then_clean=True),
+}
+DEFAULT_RUNS = ["labels only", "majority vote", "uniform mixture", "majority vote, then clean rows", "amal"]
+
+
+@dataclass
+class RecipeArguments:
+    """What to learn from."""
+
+    dataset: str | None = field(
+        default=None, metadata={"help": "Folder in WRENCH format or Hub id with votes; docstrings by default."}
+    )
+    model: str | None = field(default=None, metadata={"help": "Folder or Hub id; layers of MiniLM-L6 by default."})
+    layers: int = field(default=2, metadata={"help": "Layers of the default student."})
+    runs: list[str] = field(default_factory=lambda: list(DEFAULT_RUNS), metadata={"help": f"Among {list(RUNS)}."})
+    labelled: int = field(default=100, metadata={"help": "Labelled rows, where the data has no split of them."})
+    max_length: int = field(default=48, metadata={"help": "Tokens at which a text is cut."})
+    smoke: bool = field(default=False, metadata={"help": "A run of under a minute that shows that everything works."})
+
+
+@dataclass
+class DenoiseArguments(AMALArguments):
+    """Training arguments, with defaults that suit a small student on a small set."""
+
+    output_dir: str = "out/denoise_rules"
+    num_train_epochs: float = 3.0
+    learning_rate: float = 2e-4
+    per_device_train_batch_size: int = 32
+    per_device_eval_batch_size: int = 128
+    warmup_steps: float = 0.1
+    weight_decay: float = 0.01
+    eval_strategy: str = "steps"
+    eval_steps: float = 25
+    save_strategy: str = "best"
+    save_total_limit: int | None = 1
+    load_best_model_at_end: bool = True
+    metric_for_best_model: str | None = "accuracy"
+    save_only_model: bool = True
+    logging_steps: float = 25
+    dataloader_pin_memory: bool = False
+    bf16: bool = FAST_BF16
+    use_cpu: bool = FAST_BF16 and not torch.cuda.is_available()  # `Trainer` wants to be told for bf16 on a CPU
+
+
+@dataclass
+class Bench:
+    """What all runs share."""
+
+    recipe: RecipeArguments
+    args: DenoiseArguments
+    data: DatasetDict
+    tokenizer: PreTrainedTokenizerBase
+    names: list[str]
+    rules: list[str]
+
+
+def main() -> None:
+    """Run the recipe."""
+    recipe, args = parse(sys.argv[1:])
+    bench = load(recipe, args)
+    rows = []
+    weights: NDArray[Any] | None = None
+    for name in recipe.runs:
+        row, trainer = run(bench, name)
+        rows.append(row)
+        if name == "amal":
+            weights = rule_weights(bench, trainer)
+    show(rows)
+    summary = summarise(bench, weights)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps({"runs": rows, "rules": summary}, indent=1) + "\n")
+    if weights is not None:
+        precision = np.array([entry["precision"] for entry in summary])
+        learned = np.array([entry["weight"] for entry in summary])
+        plot_rule_weights(learned, precision, bench.rules, folder / "rules.png")
+    print(f"Saved in {folder}: results.json" + ("" if weights is None else ", rules.png"))
+
+
+def parse(command_line: list[str]) -> tuple[RecipeArguments, DenoiseArguments]:
+    """Arguments from flags, or from one YAML or JSON file."""
+    parser = HfArgumentParser([RecipeArguments, DenoiseArguments])  # type: ignore[list-item]  # its own alias is too narrow
+    if len(command_line) == 1 and command_line[0].endswith((".yaml", ".yml", ".json")):
+        yaml = "y" in Path(command_line[0]).suffix
+        recipe, args = (parser.parse_yaml_file if yaml else parser.parse_json_file)(command_line[0])
+    else:
+        recipe, args = parser.parse_args_into_dataclasses(command_line)
+    unknown = sorted(set(recipe.runs) - set(RUNS))
+    if unknown:
+        raise ValueError(f"--runs: {unknown} are not among {list(RUNS)}.")
+    if recipe.smoke:
+        args.num_train_epochs, args.eval_steps, args.logging_steps = 1.0, 5, 5
+    return recipe, args
+
+
+# ---- data ----
+
+
+def load(recipe: RecipeArguments, args: DenoiseArguments) -> Bench:
+    """Splits with votes, aggregated labels and token ids."""
+    data = with_rules(recipe, args.seed) if recipe.dataset is None else read_dataset(recipe.dataset)
+    names = data["train"].features["label"].names
+    splits = weak_splits(data, labelled=recipe.labelled, seed=args.seed)
+    splits["train"] = aggregate(splits["train"], len(names), args.seed, "label model" in recipe.runs)
+    columns = find_text_columns(splits["train"].column_names)
+    sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
+    print(f"Data: {sizes} rows; fingerprint {dataset_fingerprint(splits, [*columns, 'label'])}")
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model or demo_teacher_path())
+    splits = splits.map(
+        lambda batch: tokenizer(*(batch[name] for name in columns), truncation=True, max_length=recipe.max_length),
+        batched=True,
+        desc="tokenising",
+    )
+    own = recipe.dataset is None
+    count = len(splits["train"][0][VOTES])
+    rules = [rule.name for rule in rules_for(names)] if own else [f"rule_{j:02d}" for j in range(count)]
+    return Bench(recipe, args, splits, tokenizer, names, rules)
+
+
+def with_rules(recipe: RecipeArguments, seed: int) -> DatasetDict:
+    """The docstring corpus, with the votes of the rules above."""
+    rows = {"train": 400, "meta": 100, "validation": 100, "test": 200}
+    corpus = docstring_corpus(rows=rows, seed=seed) if recipe.smoke else docstring_corpus(seed=seed)
+    known = corpus["train"].features["label"].names
+    rules = rules_for(known)
+    voted = {name: apply_rules(split, rules) for name, split in corpus.items()}
+    validation = concatenate_datasets([voted["validation"], voted["meta"]])
+    return DatasetDict(train=voted["train"], validation=validation, test=voted["test"])
+
+
+def rules_for(classes: list[str]) -> list[Rule]:
+    """The rules for classes that are there: which packages the corpus is made of depends on those installed."""
+    return [keyword_rule(words, name) for name in classes for words in WORDS.get(name, [])]
+
+
+def aggregate(train: Dataset, classes: int, seed: int, with_model: bool) -> Dataset:
+    """The votes on each unlabelled row as one label, hard by majority and soft by snorkel's model."""
+    votes = np.array(train[VOTES][:])
+    unlabelled = np.array(train["label"][:]) == IGNORED
+    majority = np.where(unlabelled, majority_vote(votes, classes, seed), IGNORED)
+    train = replace_column(train, "majority", majority.tolist(), Value("int64"))
+    if with_model:
+        soft = label_model(votes, classes, seed)
+        soft[~(unlabelled & (votes >= 0).any(1))] = IGNORED
+        train = train.add_column("label_model", soft.tolist())
+    return train
+
+
+# ---- runs ----
+
+
+def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
+    """Train a student and measure it; a row of the table, as plain numbers."""
+    chosen = RUNS[name]
+    parts = [bench.data[split] if split == "train" else clean(bench.data[split]) for split in chosen.rows]
+    rows = concatenate_datasets(parts)
+    print(f"\n{name}: {len(rows)} rows")
+    set_seed(bench.args.seed)
+    args = copy.copy(bench.args)
+    # All runs take as many steps as one over all rows.
+    args.max_steps = round(args.num_train_epochs * -(-len(bench.data["train"]) // args.train_batch_size))
+    method = chosen.method() if chosen.method else None
+    losses = chosen.losses(bench.rules) if "train" in chosen.rows else [CrossEntropy()]
+    started = time.perf_counter()
+    trainer = new_trainer(bench, new_student(bench), args, rows, losses, method)
+    trainer.train()
+    if chosen.then_clean:
+        last = concatenate_datasets([clean(bench.data["labelled"]), clean(bench.data["meta"])])
+        args.max_steps = -(-5 * len(last) // args.train_batch_size)
+        args.learning_rate = args.learning_rate / 4
+        trainer = new_trainer(bench, trainer.model, args, last, [CrossEntropy()], None)
+        trainer.train()
+    seconds = time.perf_counter() - started
+    output = trainer.predict(bench.data["test"])
+    guess = np.asarray(output.predictions).argmax(-1)
+    truth = np.asarray(output.label_ids)
+    row = {
+        "name": name,
+        "dev": trainer.evaluate(bench.data["validation"])["eval_accuracy"],
+        "test": float((guess == truth).mean()),
+        "test_interval": bootstrap_interval(guess == truth, seed=0),
+        "test_f1": f1_of_last_class(guess, truth) if len(bench.names) == 2 else None,
+        "seconds": seconds,
+    }
+    return row, trainer
+
+
+def clean(rows: Dataset) -> Dataset:
+    """Rows with nothing but what a student reads, labels as in `train`."""
+    labels = rows["label"][:]
+    read = [name for name in ("input_ids", "token_type_ids", "attention_mask") if name in rows.column_names]
+    return rows.select_columns(read).add_column("label", labels)
+
+
+def f1_of_last_class(guess: NDArray[Any], truth: NDArray[Any]) -> float:
+    """F1 of class 1, as spam is scored."""
+    hits = float(((guess == 1) & (truth == 1)).sum())
+    return 2 * hits / max(float((guess == 1).sum() + (truth == 1).sum()), 1.0)
+
+
+def new_student(bench: Bench) -> PreTrainedModel:
+    """The same student for every run."""
+    student = AutoModelForSequenceClassification.from_pretrained(
+        bench.recipe.model or demo_teacher_path(),
+        id2label=dict(enumerate(bench.names)),
+        label2id={name: number for number, name in enumerate(bench.names)},
+    )
+    return student if bench.recipe.model else student_from_teacher(student, bench.recipe.layers)
+
+
+def new_trainer(
+    bench: Bench,
+    student: PreTrainedModel,
+    args: DenoiseArguments,
+    train: Dataset,
+    losses: Sequence[Loss],
+    method: Method | None,
+) -> AMALTrainer:
+    """The same for every run."""
+    return AMALTrainer(
+        model=student,
+        args=args,
+        train_dataset=train,
+        eval_dataset=clean(bench.data["validation"]),
+        meta_dataset=clean(bench.data["meta"]) if method is not None and method.learns else None,
+        processing_class=bench.tokenizer,
+        compute_metrics=classification_metrics,
+        losses=losses,
+        method=method,
+    )
+
+
+# ---- what is known of the rules ----
+
+
+def rule_weights(bench: Bench, trainer: AMALTrainer) -> NDArray[Any]:
+    """The learned weight of every rule on every row, `(n, m)`; NaN where it abstained."""
+    columns = trainer.example_weights()
+    table = np.column_stack([np.array(columns[f"rules/{rule}"][:]) for rule in bench.rules])
+    return np.where(np.array(bench.data["train"][VOTES][:]) >= 0, table, np.nan)
+
+
+def summarise(bench: Bench, weights: NDArray[Any] | None) -> list[dict[str, Any]]:
+    """Print and return a line for every rule."""
+    train = bench.data["train"]
+    votes, truth = np.array(train[VOTES][:]), np.array(train[TRUTH][:])
+    lines = [entry._asdict() for entry in summarise_rules(votes, bench.rules, truth, weights)]
+    print(f"\n{'rule':24}" + "".join(f"{name:>12}" for name in RuleSummary._fields[2:]))
+    for line in lines:
+        cells = [line[name] for name in RuleSummary._fields[2:]]
+        print(f"{line['name']:24}" + "".join(f"{cell:>12.2f}" for cell in cells))
+    return lines
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the table."""
+    print(f"\n{'':32}" + "".join(f"{column:>16}" for column in ("dev", "test", "95 % interval", "F1", "seconds")))
+    for row in rows:
+        low, high = row["test_interval"]
+        f1 = "" if row["test_f1"] is None else f"{row['test_f1']:.1%}"
+        cells = (f"{row['dev']:.1%}", f"{row['test']:.1%}", f"{low:.1%} - {high:.1%}", f1, f"{row['seconds']:.0f}")
+        print(f"{row['name']:32}" + "".join(f"{cell:>16}" for cell in cells))
+
+
+if __name__ == "__main__":
+    main()

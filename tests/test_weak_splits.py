@@ -1,0 +1,79 @@
+"""Splits for learning from rules: nothing stands in two of them, and labels stand only where they may be seen."""
+
+import logging
+
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+
+from amal_hf.weak_splits import TRUTH, weak_splits
+
+
+FEATURES = Features(
+    {"text": Value("string"), "label": ClassLabel(names=["no", "yes"]), "weak_labels": List(Value("int8"))}
+)
+
+
+def rows(first, count):
+    texts = [f"text {number}" for number in range(first, first + count)]
+    votes = [[number % 2, -1] for number in range(count)]
+    return Dataset.from_dict(
+        {"text": texts, "label": [n % 2 for n in range(count)], "weak_labels": votes}, features=FEATURES
+    )
+
+
+def data(**more):
+    return DatasetDict(train=rows(0, 60), validation=rows(100, 20), test=rows(200, 20), **more)
+
+
+def texts(split):
+    return set(split["text"][:])
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["drawn", "given"])
+def test_no_text_stands_in_two_splits(given):
+    """Rows of L are taken out of the unlabelled ones, wherever they come from; the meta set is no part of dev."""
+    splits = weak_splits(data(labeled=rows(10, 8)) if given else data(), labelled=8)
+    held = [splits[name] for name in ("labelled", "unlabelled", "meta", "validation", "test")]
+    assert [len(split) for split in held] == [8, 52, 10, 10, 20]
+    assert len(set.union(*map(texts, held))) == 100
+    assert texts(splits["train"]) == texts(splits["labelled"]) | texts(splits["unlabelled"])
+
+
+def test_labels_stand_only_on_labelled_rows():
+    """Training rows carry -100 elsewhere; the truth stays in a column of its own."""
+    splits = weak_splits(data(), labelled=8)
+    labels, truth = splits["train"]["label"][:], splits["train"][TRUTH][:]
+    assert labels[:8] == truth[:8] and set(labels[8:]) == {-100} and set(truth) == {0, 1}
+
+
+def test_copies_of_held_out_texts_are_dropped(caplog):
+    """A training row that stands in the test set, in another case, is no training row; how many is said."""
+    spoilt = data()
+    spoilt["train"] = spoilt["train"].map(lambda row, i: {"text": "TEXT  205"} if i < 2 else row, with_indices=True)
+    with caplog.at_level(logging.INFO):
+        splits = weak_splits(spoilt, labelled=8)
+    assert "text 205" not in {text.lower().replace("  ", " ") for text in texts(splits["train"])}
+    assert "were dropped" in caplog.text
+
+
+def test_the_meta_set_may_be_the_validation_set_when_asked(caplog):
+    """Only on request, and never without a warning."""
+    with caplog.at_level(logging.WARNING):
+        splits = weak_splits(data(), labelled=8, meta_is_validation=True)
+    assert texts(splits["meta"]) == texts(splits["validation"]) and len(splits["meta"]) == 20
+    assert "biased" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: weak_splits(DatasetDict(train=rows(0, 5))), "no split"),
+        (lambda: weak_splits(data(labeled=rows(195, 8))), "3 of 8 labelled rows are in the test set"),
+        (lambda: weak_splits(data(labeled=rows(0, 60))), "nothing is left"),
+    ],
+    ids=["missing", "overlap", "empty"],
+)
+def test_bad_input(build, message):
+    """Said before training, with numbers."""
+    with pytest.raises(ValueError, match=message):
+        build()
