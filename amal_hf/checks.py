@@ -22,6 +22,17 @@ OVERLAP_LIMIT = 1_000_000
 """Rows of a training set that are compared with the meta set; more would take longer than it is worth."""
 
 
+def use_one_gpu(args: Any) -> None:
+    """Never `torch.nn.DataParallel`, which `Trainer` turns to where several GPUs are visible to one process."""
+    if args.n_gpu > 1:
+        logger.warning(
+            "%d GPUs are visible; torch.nn.DataParallel would lose the example weights, so one is used. "
+            "`accelerate launch script.py` uses all.",
+            args.n_gpu,
+        )
+        args._n_gpu = 1
+
+
 def check_trainer(trainer: Any, learns: bool) -> None:
     """Refuse what a mixture of losses cannot work with.
 

@@ -168,9 +168,16 @@ class Commentary:
             if missing:
                 raise FileNotFoundError(f"Commentary: {source} has no {' and no '.join(missing)}. Save one there.")
         else:
-            where = {"repo_type": repo_type, "revision": revision, "token": token}
             files = [
-                Path(hf_hub_download(str(source), f"{path_in_repo}/{name}".lstrip("/"), **where))
+                Path(
+                    hf_hub_download(
+                        str(source),
+                        f"{path_in_repo}/{name}".lstrip("/"),
+                        repo_type=repo_type,
+                        revision=revision,
+                        token=token,
+                    )
+                )
                 for name in (SCHEMA_NAME, TENSORS_NAME)
             ]
         return cls(_read_schema(files[0]), _read_tensors(files[1]))

@@ -90,6 +90,26 @@ class WeightLearner:
         self.steps_taken += 1
         return report
 
+    def follow(
+        self, student: Student, step: int, prepare: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> MetaReport | None:
+        """Before an optimizer step: learn from the trajectory that has just ended, and record the step that begins.
+
+        Args:
+            student: as it stands.
+            step: of the run.
+            prepare: brings a batch to the student's device.
+        """
+        recorder = self.recorder
+        if recorder is None:
+            return None
+        report = None
+        if recorder.full:
+            report = self.learn_from_trajectory(student, recorder, prepare(dict(self.next_meta_batch())))
+        recorder.restart(student.optimizer, step)
+        recorder.begin_step(student.optimizer)
+        return report
+
     def learn_from_trajectory(self, student: Student, recorder: Recorder, meta_batch: Batch) -> MetaReport:
         """One update of the policy from all recorded steps; then recording begins anew."""
         trained = {id(p) for group in student.optimizer.param_groups for p in group["params"]}

@@ -164,7 +164,7 @@ def plot_rule_weights(weights: NDArray[Any], precisions: NDArray[Any], names: Se
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()
     axes.scatter(precisions[shown], weights[shown], color=OKABE_ITO[0])
-    for place in np.flatnonzero(shown) if len(names) <= 20 else []:
+    for place in np.flatnonzero(shown).tolist() if len(names) <= 20 else []:
         axes.annotate(
             names[place], (precisions[place], weights[place]), fontsize=7, xytext=(4, 2), textcoords="offset points"
         )

@@ -41,7 +41,7 @@ class StudentInputs:
         inputs = self.plain(batch)
         if self.batch_policy is None:
             return inputs, None
-        embed: Any = self.model.get_input_embeddings  # type: ignore[operator]
+        embed: Any = self.model.get_input_embeddings
         embeddings = embed()(inputs.pop("input_ids"))
         self.batch_policy.follow(embeddings.device)
         changed = self.batch_policy.change(embeddings, batch, self.step)

@@ -12,7 +12,6 @@ Evaluation is the plain task loss of `Trainer`. Without losses and method, every
 """
 
 import copy
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,25 +24,30 @@ from transformers import Trainer
 from transformers.trainer_utils import IntervalStrategy
 
 from amal_hf.arguments import AMALArguments
-from amal_hf.checks import check_data, check_generator, check_trainer, state_widths, warn_of_shared_sets
+from amal_hf.checks import (
+    check_data,
+    check_generator,
+    check_trainer,
+    state_widths,
+    use_one_gpu,
+    warn_of_shared_sets,
+)
 from amal_hf.collator import ExampleCollator, is_stream, numbered
-from amal_hf.distillation import Distillation
-from amal_hf.generators import class_count, is_causal, is_encoder_decoder, with_decoder_inputs
+from amal_hf.generators import class_count, is_causal, with_decoder_inputs
 from amal_hf.learner import Student, WeightLearner
 from amal_hf.logs import MixtureStatistics
 from amal_hf.losses import CrossEntropy, Loss, Task
 from amal_hf.meta import Method
 from amal_hf.meta_set import MetaSet
 from amal_hf.mixture import Mixture, ids_of
+from amal_hf.open_teachers import distillations, open_teachers
 from amal_hf.policies.fixed_weights import FixedWeights
-from amal_hf.recorder import Recorder, randomness
+from amal_hf.precision import compute_dtype
+from amal_hf.recorder import randomness
 from amal_hf.shapes import EXAMPLE_ID, Batch
 from amal_hf.state import load_state, save_state
 from amal_hf.student_inputs import StudentInputs
-from amal_hf.teachers import TeacherInputs, open_teacher
 
-
-logger = logging.getLogger(__name__)
 
 STATE_NAME = "amal.pt"
 """File of a checkpoint that holds what the method has learned."""
@@ -106,7 +110,7 @@ class AMALTrainer(Trainer):
         if losses is None and method is None and teacher_model is None:
             return
         losses = [CrossEntropy()] if losses is None else list(losses)
-        losses += _distillations(teacher_model)
+        losses += distillations(teacher_model)
         # A copy, since the policy inside holds what is learned: two trainers given one method must not share it.
         self.method = Method("fixed", FixedWeights()) if method is None else copy.deepcopy(method)
         check_trainer(self, self.method.learns)
@@ -123,7 +127,7 @@ class AMALTrainer(Trainer):
         self._open_teachers()
         self.train_dataset, self._given_ids = numbered(self.train_dataset)
         self.data_collator = ExampleCollator(self._collate, self.mixture.columns)
-        self._use_one_gpu()
+        use_one_gpu(self.args)
         # The loss is divided by the examples of the whole optimizer step here, so `Trainer` must neither divide by the
         # accumulation steps nor pass item counts on.
         self.loss_is_scaled_for_ga = True
@@ -218,12 +222,18 @@ class AMALTrainer(Trainer):
 
     def _learn(self, learner: WeightLearner) -> None:
         """Let the weights learn, if it is time to."""
+        warmup = self.args.get_meta_warmup_steps(self.state.max_steps)
+        step = self.state.global_step
         if learner.recorder is not None:
-            self._follow(learner, learner.recorder)
+            if step == 0:
+                learner.recorder.check(self.optimizer, self.state.max_steps - warmup)
+            report = learner.follow(self._student(), step, self._prepare_inputs) if step >= warmup else None
+            if report is not None:
+                self._statistics.add_meta(*report)
         elif learner.begin_phase(int(self.state.epoch or 0)):
             for batch in self._whole_training_set():
                 self._meta_step(learner, [batch])
-        elif learner.is_due(self.state.global_step - self.args.get_meta_warmup_steps(self.state.max_steps)):
+        elif learner.is_due(step - warmup):
             # Kept for the training step, so that teachers run once.
             self._window.prepared = self._meta_step(learner, self._window.batches)
 
@@ -234,24 +244,12 @@ class AMALTrainer(Trainer):
         self._statistics.add_meta(*learner.learn(self._student(), prepared, meta_batch))
         return prepared
 
-    def _follow(self, learner: WeightLearner, recorder: Recorder) -> None:
-        """Learn from the trajectory that has just ended, and record the step that begins."""
-        warmup = self.args.get_meta_warmup_steps(self.state.max_steps)
-        step = self.state.global_step
-        if step == 0:
-            recorder.check(self.optimizer, self.state.max_steps - warmup)
-        if step < warmup:
-            return
-        if recorder.full:
-            meta_batch = self._prepare_inputs(dict(learner.next_meta_batch()))
-            self._statistics.add_meta(*learner.learn_from_trajectory(self._student(), recorder, meta_batch))
-        recorder.restart(self.optimizer, step)
-        recorder.begin_step(self.optimizer)
-
     def _student(self) -> Student:
         norm = self.args.max_grad_norm or 0.0
         self._inputs.step = self.state.global_step
-        return Student(self.model, self._inputs, self.optimizer, self._dtype(), self._progress(), norm)
+        return Student(
+            self.model, self._inputs, self.optimizer, compute_dtype(self.args, self.model), self._progress(), norm
+        )
 
     def _whole_training_set(self) -> Iterator[Batch]:
         rows = self._remove_unused_columns(self.train_dataset, "Training")
@@ -298,31 +296,17 @@ class AMALTrainer(Trainer):
         return WeightLearner(self.method, self.mixture, meta_set, interval)
 
     def _open_teachers(self) -> None:
-        for loss in self.mixture.distillations:
-            if callable(loss.source) and not isinstance(loss.source, nn.Module):
-                loss.teacher = loss.source
-                continue
-            loss.teacher = open_teacher(
-                loss.source,
-                student=self.model,
-                inputs=self._teacher_inputs(loss),
-                tokenizer=loss.tokenizer,
-                cache_dir=self.args.teacher_cache_dir,
-                # Looked up at every call: hyperparameter search replaces the accelerator.
-                autocast=lambda: self.accelerator.autocast(),
-                top=loss.top,
-            )
-
-    def _teacher_inputs(self, loss: Distillation) -> TeacherInputs:
         self._set_signature_columns_if_needed()
-        present = getattr(self.train_dataset, "column_names", None) or []
-        writes = is_encoder_decoder(self.model)  # its decoder reads what the labels say
-        return TeacherInputs(
+        open_teachers(
+            self.mixture.distillations,
+            student=self.model,
             dataset=self.train_dataset,
             collator=self._collate,
-            columns=[name for name in present if name in self._student_columns or (writes and name == "labels")],
+            columns=self._student_columns,
             tokenizer=self.processing_class,
-            text_columns=loss.text_columns,
+            cache_dir=self.args.teacher_cache_dir,
+            # Looked up at every call: hyperparameter search replaces the accelerator.
+            autocast=lambda: self.accelerator.autocast(),
         )
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -346,20 +330,6 @@ class AMALTrainer(Trainer):
         if every:
             return self.state.global_step % every / every
         return self.state.global_step / max(self.state.max_steps, 1)
-
-    def _dtype(self) -> torch.dtype:
-        if self.args.bf16 or self.args.fp16:
-            return torch.bfloat16 if self.args.bf16 else torch.float16
-        return next(self.model.parameters()).dtype
-
-    def _use_one_gpu(self) -> None:
-        if self.args.n_gpu > 1:
-            logger.warning(
-                "%d GPUs are visible; torch.nn.DataParallel would lose the example weights, so one is used. "
-                "`accelerate launch script.py` uses all.",
-                self.args.n_gpu,
-            )
-            self.args._n_gpu = 1
 
     # ---- checkpoints ----
 
@@ -387,12 +357,3 @@ class AMALTrainer(Trainer):
             "batch_policy": {} if self.method.batch_policy is None else self.method.batch_policy.state_dict(),
             "learner": {} if self._learner is None else self._learner.state_dict(),
         }
-
-
-def _distillations(teachers: Any) -> list[Distillation]:
-    """`teacher_model=` as losses: `teacher`, `teacher_2` and so on."""
-    if teachers is None:
-        return []
-    several = list(teachers) if isinstance(teachers, (list, tuple)) else [teachers]
-    names = ["teacher", *(f"teacher_{number}" for number in range(2, len(several) + 1))]
-    return [Distillation(teacher, name=name) for teacher, name in zip(several, names, strict=False)]

@@ -184,8 +184,7 @@ def what_it_reads(bench: Bench, kind: str) -> Tensor | None:
     if kind == "blend":
         return None
     if kind == "mask":
-        vectors: Tensor = bench.encoder.get_input_embeddings().weight.detach()
-        return vectors
+        return word_vectors(bench)
     columns = find_text_columns(bench.data["train"].column_names)
     texts = [" ".join(row[name] for name in columns) for row in bench.data["train"].select_columns(list(columns))]
     print("Embedding the training rows, once")
@@ -274,7 +273,7 @@ def permuted(commentary: Commentary, data: Tensor | None, seed: int) -> tuple[Co
     return Commentary(commentary.schema, tensors), None
 
 
-def steps_to(curve: list[tuple[int, float]], target: float) -> int | None:
+def steps_to(curve: list[tuple[float, float]], target: float) -> float | None:
     """The first step at which a curve is at the target; None if it never is."""
     return next((step for step, value in curve if value >= target), None)
 
@@ -304,14 +303,21 @@ def other_student(bench: Bench) -> PreTrainedModel:
     set_seed(bench.args.seed)
     if bench.recipe.student:
         return AutoModelForSequenceClassification.from_pretrained(bench.recipe.student, **labels_of(bench))
-    words = bench.encoder.get_input_embeddings().weight
+    words = word_vectors(bench)
     size, width = words.shape
     config = DistilBertConfig(
         vocab_size=size, dim=width, hidden_dim=2 * width, n_layers=2, n_heads=6, **labels_of(bench)
     )
     student = DistilBertForSequenceClassification(config)
-    student.get_input_embeddings().weight.data.copy_(words.data)
+    student.distilbert.embeddings.word_embeddings.weight.data.copy_(words)
     return student
+
+
+def word_vectors(bench: Bench) -> Tensor:
+    """The encoder's table of tokens."""
+    table: Any = bench.encoder.get_input_embeddings()
+    vectors: Tensor = table.weight.detach()
+    return vectors
 
 
 def labels_of(bench: Bench) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -314,17 +315,55 @@ def test_texts_are_embedded_by_their_own_tokens(tmp_path):
     torch.testing.assert_close(together[1], states.mean(0), atol=1e-5, rtol=1e-5)
 
 
-def keyword_rows(count, seed, spurious):
-    """Token ids: the class stands in one key word (10 + class), and a hint (20 + class) only seems to tell it: it is
-    right in training rows, and chance in others.
-    """
+def rows_of(count, seed, word_of):
+    """Fillers (30 and above) with one word that tells the class, somewhere."""
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 3, (count,), generator=generator)
+    labels = torch.randint(0, 4, (count,), generator=generator)
     ids = torch.randint(30, VOCABULARY, (count, 10), generator=generator)
-    ids[:, 0] = 1
-    places = torch.rand(count, 9, generator=generator).argsort(1)[:, :2] + 1
-    rows = torch.arange(count)
-    ids[rows, places[:, 0]] = 10 + labels
-    hints = labels if spurious else torch.randint(0, 3, (count,), generator=generator)
-    ids[rows, places[:, 1]] = 20 + hints
-    return {"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist(), "labels": labels.tolist()}
+    places = torch.randint(0, 10, (count,), generator=generator)
+    ids[torch.arange(count), places] = word_of(labels, generator)
+    rows = {"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist(), "labels": labels.tolist()}
+    return datasets.Dataset.from_dict(rows)
+
+
+def clear(labels, generator):
+    """A word of its own for every class."""
+    del generator
+    return 10 + labels
+
+
+def confusable(labels, generator):
+    """Classes 0 and 1 mostly share a word; 2 and 3 never do."""
+    shared = (labels < 2) & (torch.rand(len(labels), generator=generator) < 0.7)
+    return torch.where(shared, 20, 10 + labels)
+
+
+def long_run(folder, commentary, word_of):
+    trainer = AMALTrainer(
+        model=tiny_bert(hidden_size=32, intermediate_size=64, num_labels=4),
+        args=toy_arguments(
+            folder, max_steps=200, learning_rate=3e-3, per_device_train_batch_size=16, meta_batch_size=32
+        ),
+        train_dataset=rows_of(300, 0, word_of),
+        meta_dataset=rows_of(200, 50, word_of),
+        method=commentaries(commentary),
+    )
+    trainer.train()
+    return trainer.method.batch_policy
+
+
+def test_masks_keep_planted_key_words(tmp_path):
+    """The words that tell the class are kept; fillers are not, within the budget. Fresh texts, same words."""
+    vectors = torch.randn(VOCABULARY, 16, generator=torch.Generator().manual_seed(0))
+    policy = long_run(tmp_path, TokenMask(vectors, [0], learning_rate=2e-2), clear)
+    ids = torch.tensor(rows_of(100, 99, clear)["input_ids"][:])
+    keep = policy.keep(ids, torch.ones_like(ids)).detach()
+    assert keep[ids < 30].mean() > 2 * keep[ids >= 30].mean()
+    assert keep.mean() <= 0.5 + 1e-6
+
+
+def test_blends_tell_confusable_labels_from_distinct_ones(tmp_path):
+    """λ of two labels that share their words ends elsewhere than λ of two that do not."""
+    shares = long_run(tmp_path, LabelBlend(4, learning_rate=3e-2), confusable).shares().detach()
+    confused, distinct = (shares[0, 1] + shares[1, 0]) / 2, (shares[2, 3] + shares[3, 2]) / 2
+    assert abs(confused - distinct) > 0.04

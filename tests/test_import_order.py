@@ -60,7 +60,7 @@ LEVELS = [
         "batch_policies.label_blend",
         "batch_policies.token_mask",
     },
-    {"rewinds", "adjoints", "spear", "weak_splits"},
+    {"rewinds", "adjoints", "spear", "weak_splits", "open_teachers"},
     {"trajectories"},
     {
         "mixture",

@@ -90,3 +90,40 @@ def test_global_settings_stay(tmp_path):
     before = dict(matplotlib.rcParams)
     plots.plot_weight_history(history(), tmp_path / "weights.svg")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_blends_show_every_pair(tmp_path, drawn):
+    """One cell a pair, its λ written in it, both axes named by the labels."""
+    shares = np.linspace(0.5, 1, 9).reshape(3, 3)
+    plots.plot_blends(shares, ["a", "b", "c"], tmp_path / "blends.png")
+    axes = drawn[0].axes[0]
+    assert [text.get_text() for text in axes.texts] == [f"{share:.2f}" for share in shares.flatten()]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="2 x 2"):
+        plots.plot_blends(shares, ["a", "b"], tmp_path / "blends.png")
+
+
+def test_masks_colour_every_token(tmp_path, drawn):
+    """Every token is written once, as dark as it is kept; long texts go on in the next line."""
+    texts = [["[CLS]", "good", "film"], ["word"] * 60]
+    masks = [[1.0, 0.9, 0.1], [0.5] * 60]
+    plots.plot_masks(texts, masks, tmp_path / "masks.png")
+    written = drawn[0].axes[0].texts
+    assert [text.get_text() for text in written] == texts[0] + texts[1]
+    assert [text.get_bbox_patch().get_alpha() for text in written[:3]] == masks[0]
+    assert len({text.get_position()[1] for text in written}) > 2
+    with pytest.raises(ValueError, match="one value for each token"):
+        plots.plot_masks(texts, [[1.0], [0.5] * 60], tmp_path / "masks.png")
+
+
+def test_rule_weights_show_every_rule_that_voted(tmp_path, drawn):
+    """A point for every rule with a weight and a precision, with its name."""
+    weights, precisions = np.array([0.1, 0.9, np.nan]), np.array([0.3, 0.8, 0.5])
+    plots.plot_rule_weights(weights, precisions, ["a", "b", "silent"], tmp_path / "rules.png")
+    axes = drawn[0].axes[0]
+    np.testing.assert_allclose(axes.collections[0].get_offsets(), [[0.3, 0.1], [0.8, 0.9]])
+    assert [text.get_text() for text in axes.texts] == ["a", "b"]
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plots.plot_rule_weights(weights * np.nan, precisions, ["a", "b", "c"], tmp_path / "rules.png")
+    with pytest.raises(ValueError, match="Expected 2 weights"):
+        plots.plot_rule_weights(weights, precisions, ["a", "b"], tmp_path / "rules.png")

@@ -1,5 +1,6 @@
 """One loss a rule: what fires counts, what abstains has neither value, slope nor weight."""
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -191,8 +192,6 @@ def test_token_votes_travel_with_their_tokens(tmp_path):
         tokens = row["input_ids"][:length]
         row.update(input_ids=tokens, attention_mask=[1] * length, labels=[-100] * length)
         row["weak_labels"] = [[token % 3, -1 if token % 2 else 0] for token in tokens]
-    import datasets
-
     train = datasets.Dataset.from_list(rows)
     meta = datasets.Dataset.from_list([{**row, "labels": [t % 3 for t in row["input_ids"]]} for row in rows])
     trainer = AMALTrainer(

@@ -1,0 +1,68 @@
+"""Opens the teachers that losses compare with, before training."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import nn
+
+from amal_hf.distillation import Distillation
+from amal_hf.generators import is_encoder_decoder
+from amal_hf.teachers import TeacherInputs, open_teacher
+
+
+def distillations(teachers: Any) -> list[Distillation]:
+    """`teacher_model=` as losses: `teacher`, `teacher_2` and so on."""
+    if teachers is None:
+        return []
+    several = list(teachers) if isinstance(teachers, (list, tuple)) else [teachers]
+    names = ["teacher", *(f"teacher_{number}" for number in range(2, len(several) + 1))]
+    return [Distillation(teacher, name=name) for teacher, name in zip(several, names, strict=False)]
+
+
+def open_teachers(
+    losses: Sequence[Distillation],
+    *,
+    student: Any,
+    dataset: Any,
+    collator: Callable[[list[Any]], Any],
+    columns: set[str],
+    tokenizer: Any,
+    cache_dir: str | None,
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> None:
+    """Give every loss its teacher, live or cached.
+
+    Args:
+        losses: whose `source` is a model, a name, or a callable that is taken as it is.
+        student: whose labels the teachers must have.
+        dataset: the training set.
+        collator: makes its batches.
+        columns: what the student's forward takes.
+        tokenizer: the student's.
+        cache_dir: where logits are kept; `None` for live teachers.
+        autocast: the precision that the student computes in.
+    """
+    # The decoder of an encoder-decoder reads what the labels say.
+    read = columns | {"labels"} if is_encoder_decoder(student) else columns
+    present = getattr(dataset, "column_names", None) or []
+    for loss in losses:
+        if callable(loss.source) and not isinstance(loss.source, nn.Module):
+            loss.teacher = loss.source
+            continue
+        inputs = TeacherInputs(
+            dataset=dataset,
+            collator=collator,
+            columns=[name for name in present if name in read],
+            tokenizer=tokenizer,
+            text_columns=loss.text_columns,
+        )
+        loss.teacher = open_teacher(
+            loss.source,
+            student=student,
+            inputs=inputs,
+            tokenizer=loss.tokenizer,
+            cache_dir=cache_dir,
+            autocast=autocast,
+            top=loss.top,
+        )
