@@ -30,20 +30,29 @@ from transformers import BertConfig, BertForSequenceClassification, TrainerCallb
 from amal_hf import (
     AMALArguments,
     AMALTrainer,
+    CommentaryNetwork,
     CrossEntropy,
     Distillation,
     ExampleTable,
     FixedWeights,
+    LabelBlend,
     LastLayer,
     Method,
+    TokenMask,
+    Trajectory,
     amal,
     amal_as_published,
+    commentaries,
+    deep_interactions,
+    learning_to_reweight,
+    meta_weight_net,
 )
 from amal_hf.policies.policy import Sizes
 
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 STEPS_PER_EPOCH, PAIRS = 16, 3
+ROWS = 32 * STEPS_PER_EPOCH
 
 VARIANTS: dict[str, tuple[Callable[[], Method | None], int | None]] = {
     "fixed mixture": (lambda: None, None),
@@ -52,6 +61,13 @@ VARIANTS: dict[str, tuple[Callable[[], Method | None], int | None]] = {
     "amal(ExampleTable())": (lambda: amal(ExampleTable()), None),
     "amal(tangent=LastLayer())": (lambda: amal(tangent=LastLayer()), None),
     "amal_as_published()": (amal_as_published, None),
+    "learning_to_reweight()": (learning_to_reweight, None),
+    "meta_weight_net()": (meta_weight_net, None),
+    "deep_interactions()": (deep_interactions, None),
+    "deep_interactions(), 1 step": (lambda: deep_interactions(trajectory=Trajectory(1)), None),
+    "commentaries(CommentaryNetwork())": (lambda: commentaries(CommentaryNetwork(torch.randn(ROWS, 384), 6)), None),
+    "commentaries(LabelBlend())": (lambda: commentaries(LabelBlend(6)), None),
+    "commentaries(TokenMask())": (lambda: commentaries(TokenMask(torch.randn(30522, 384), [0])), None),
 }
 
 
@@ -60,26 +76,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--one", choices=list(VARIANTS))
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one, options.lengths[0])))
         return
-    cells = [compare(length, options.rounds) for length in options.lengths]
+    names = list(dict.fromkeys(["fixed mixture", *options.variants]))
+    cells = [compare(length, options.rounds, names) for length in options.lengths]
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "machine": machine}
     RESULTS.parent.mkdir(exist_ok=True)
     kept = json.loads(RESULTS.read_text())["cells"] if RESULTS.exists() else []
+    for cell in cells:
+        # What was measured before stays, unless it was measured again.
+        old: dict[str, Any] = next((o for o in kept if o["length"] == cell["length"]), {"variants": {}})
+        cell["variants"] = {**old["variants"], **cell["variants"]}
     kept = [cell for cell in kept if cell["length"] not in options.lengths]
     RESULTS.write_text(json.dumps({**versions, "cells": kept + cells}, indent=1) + "\n")
 
 
-def compare(length: int, rounds: int) -> dict[str, object]:
-    """All variants at one length: medians over the rounds."""
-    turns = [{name: spawn(name, length) for name in VARIANTS} for _ in range(rounds)]
+def compare(length: int, rounds: int, names: list[str]) -> dict[str, Any]:
+    """Some variants at one length: medians over the rounds."""
+    turns = [{name: spawn(name, length) for name in names} for _ in range(rounds)]
     runs = {
         name: {part: float(np.median([turn[name][part] for turn in turns])) for part in turns[0][name]}
-        for name in VARIANTS
+        for name in names
     }
     print(f"\nlength {length}: a step with the fixed mixture takes {runs['fixed mixture']['plain']:.3f} s")
     print("| variant | time | peak memory |\n| --- | --- | --- |")
@@ -112,13 +134,14 @@ class TakingTurns(TrainerCallback):
             raise RuntimeError("TakingTurns needs its trainer.")
         fixed = FixedWeights()
         fixed.reset(Sizes(2, 1, None), torch.tensor([0.5, 0.5]))
-        self.turns = [(fixed, None), (trainer.mixture.policy, trainer._learner)]
+        changes = trainer.method.batch_policy
+        self.turns = [(fixed, None, None), (trainer.mixture.policy, trainer._learner, changes)]
 
     def on_epoch_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
         """Change over."""
         trainer: Any = self.trainer
         turn = round(trainer.state.epoch or 0) % 2
-        trainer.mixture.policy, trainer._learner = self.turns[turn]
+        trainer.mixture.policy, trainer._learner, trainer._inputs.batch_policy = self.turns[turn]
 
     def on_step_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
         """Take the time."""
@@ -131,7 +154,7 @@ def measure(name: str, length: int) -> dict[str, float]:
     make, interval = VARIANTS[name]
     method = make()
     phase_epochs = method.phase_epochs if method else 0
-    rows = random_rows(32 * STEPS_PER_EPOCH, length)
+    rows = random_rows(ROWS, length)
     logits = torch.randn(len(rows), 6)
     turns = TakingTurns()
     trainer = turns.trainer = AMALTrainer(
@@ -154,6 +177,10 @@ def measure(name: str, length: int) -> dict[str, float]:
         callbacks=[turns],
     )
     trainer.train()
+    if method is not None and method.trajectory is not None:
+        plain, learned = whole_epochs(turns.ticks)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"time": learned / plain, "plain": plain, "bytes": peak}
     learner = None if phase_epochs else trainer._learner
     every = learner.interval if learner else STEPS_PER_EPOCH
     plain, learned = typical_steps(turns.ticks, every, max(phase_epochs, 1))
@@ -176,6 +203,13 @@ def typical_steps(ticks: list[float], every: int, periods: int) -> tuple[float, 
     if every == 1:
         return fixed, within
     return fixed, without + (within - without) / (every * periods)
+
+
+def whole_epochs(ticks: list[float]) -> tuple[float, float]:
+    """Seconds of a step with the fixed mixture and with the method, over whole epochs: a trajectory has no last step."""
+    seconds = np.append(np.diff(ticks), np.nan).reshape(PAIRS, 2, STEPS_PER_EPOCH)
+    fixed, learned = np.median(np.nanmean(seconds[:, :, 1:], 2), 0)
+    return float(fixed), float(learned)
 
 
 def student() -> BertForSequenceClassification:
