@@ -206,7 +206,7 @@ def typical_steps(ticks: list[float], every: int, periods: int) -> tuple[float, 
 
 
 def whole_epochs(ticks: list[float]) -> tuple[float, float]:
-    """Seconds of a step with the fixed mixture and with the method, over whole epochs: a trajectory has no last step."""
+    """Seconds of a step with the fixed mixture and with the method, over whole epochs: trajectories do not fit one."""
     seconds = np.append(np.diff(ticks), np.nan).reshape(PAIRS, 2, STEPS_PER_EPOCH)
     fixed, learned = np.median(np.nanmean(seconds[:, :, 1:], 2), 0)
     return float(fixed), float(learned)
