@@ -68,8 +68,22 @@ def check_trainer(trainer: Any, learns: bool) -> None:
         )
     if trainer.method.batch_policy is not None:
         _check_changes(trainer)
+    if trainer.method.per_token:
+        _check_tokens(trainer)
     if learns:
         _check_meta_step(trainer)
+
+
+def _check_tokens(trainer: Any) -> None:
+    kind = type(trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model).__name__
+    by_token = ("TokenClassification", "ForCausalLM", "LMHead", "ForConditionalGeneration")
+    if not any(part in kind for part in by_token):
+        raise ValueError(
+            f"AMALTrainer: '{trainer.method.name}' weighs tokens, and {kind} gives one answer for an example. Leave "
+            f"per_token out."
+        )
+    if isinstance(trainer.method.tangent, LastLayer):
+        raise ValueError("AMALTrainer: per_token=True does not go with LastLayer(). Use FiniteDifference().")
 
 
 def _check_changes(trainer: Any) -> None:
@@ -166,8 +180,10 @@ def check_generator(model: Any, losses: list[Any], method: Method, sets: dict[st
         ValueError: a row without a single target token, a method that reads the output layer, or `top_k` on a
             classifier.
     """
+    cut = [loss.name for loss in losses if getattr(loss, "top", None) is not None]
+    if cut and method.per_token:
+        raise ValueError(f"Distillation '{cut[0]}': top_k does not go with per_token=True. Leave one of them out.")
     if not is_causal(model) and not is_encoder_decoder(model):
-        cut = [loss.name for loss in losses if getattr(loss, "top", None) is not None]
         if cut:
             raise ValueError(
                 f"Distillation '{cut[0]}': top_k is for students that generate text; {type(model).__name__} has few "

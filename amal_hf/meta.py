@@ -46,6 +46,7 @@ class Method:
         interval: optimizer steps from one meta step to the next; `None` takes the policy's own.
         trajectory: learn through the last B student steps, after every B of them, in place of `direction`, `tangent`,
             `repeats` and `lookahead`.
+        per_token: weigh tokens instead of whole examples, where students label or generate them.
         restart_every: optimizer steps after which the student and its optimizer begin again where they began (Teaching
             with Commentaries: whole short runs); 0 is off. The trajectory then covers a whole short run.
         citation: BibTeX of the source.
@@ -62,6 +63,7 @@ class Method:
     trajectory: Trajectory | None = None
     restart_every: int = 0
     batch_policy: BatchPolicy | None = None
+    per_token: bool = False
     citation: str = ""
 
     @property
@@ -70,6 +72,11 @@ class Method:
         return self.policy.learns or (self.batch_policy is not None and self.batch_policy.learns)
 
     def __post_init__(self) -> None:
+        if self.per_token and (self.policy.needs_ids or self.batch_policy is not None):
+            raise ValueError(
+                f"Method '{self.name}': per_token=True is for weights that are computed from what a token looks like; "
+                f"{type(self.batch_policy or self.policy).__name__} goes by example. Use LossNetwork or StateNetwork."
+            )
         if self.batch_policy is not None and (self.trajectory is not None or self.phase_epochs):
             raise ValueError(
                 f"Method '{self.name}': {type(self.batch_policy).__name__} learns from the step that its batch is "
@@ -100,6 +107,7 @@ class Problem:
         meta_loss: the scalar `V` on the meta batch, with a graph.
         evaluate: all losses of all examples of this optimizer step.
         ids: which examples these are.
+        examples: how many they are; fewer than rows where the rows are tokens.
         present: which losses they have; `None` for all.
         progress: share of training done.
         dtype: precision of the student's forward pass.
@@ -111,6 +119,7 @@ class Problem:
     meta_loss: Callable[[], Tensor]
     evaluate: Evaluate
     ids: ExampleIds
+    examples: int
     present: Tensor | None
     progress: float
     dtype: torch.dtype
@@ -159,7 +168,7 @@ def _learn_changes(
 
     def total() -> Tensor:
         losses = problem.evaluate().losses
-        return (weights * losses).sum() / len(losses)
+        return (weights * losses).sum() / problem.examples
 
     gradients = batch_gradient(batch_policy, params, direction, total, problem.dtype)
     if all(bool(torch.isfinite(g).all()) for g in gradients):
@@ -243,7 +252,7 @@ def _training_gradient(params: Params, problem: Problem, weights: LossTable) -> 
 
     def total() -> Tensor:
         losses = problem.evaluate().losses
-        return (weights * losses).sum() / len(losses)
+        return (weights * losses).sum() / problem.examples
 
     return meta_gradient(params, total)[1]
 
@@ -254,7 +263,7 @@ def _one_step_ahead(policy: Policy, params: Params, problem: Problem) -> Iterato
     with torch.enable_grad():
         evaluation = problem.evaluate()
         weights = _present_weights(policy, problem, evaluation)
-        total = (weights * evaluation.losses).sum() / len(weights)
+        total = (weights * evaluation.losses).sum() / problem.examples
         gradients = torch.autograd.grad(total, list(params.values()), allow_unused=True)
     moved = {name: g for name, g in zip(params, gradients, strict=True) if g is not None}
     with movable(params, moved) as move:

@@ -82,9 +82,15 @@ class Mixture:
         return sorted({column for loss in self.losses for column in loss.columns})
 
     def initial(self, shares: list[float] | None) -> Tensor:
-        """The mixture a run starts from, `(K,)`: a share for each loss, divided evenly among its columns."""
+        """The mixture a run starts from, `(K,)`: a share for each loss, the same for all its columns.
+
+        It sums to what the shares do. Of a loss of many columns an example mostly has few: dividing the share among
+        all of them would leave rules next to nothing beside a label.
+        """
         counts = torch.tensor([len(loss.names) for loss in self.losses])
-        return (as_mixture(shares, len(self.losses)) / counts).repeat_interleave(counts)
+        given = as_mixture(shares, len(self.losses))
+        columns = given.repeat_interleave(counts)
+        return columns if len(columns) == len(given) else columns * (given.sum() / columns.sum())
 
     def reset(self, examples: int | None, initial: Tensor, labels: int = 0, states: tuple[int, ...] = ()) -> None:
         """Start a run from the mixture `initial`, `(K,)`.
@@ -128,15 +134,22 @@ class Mixture:
     def weigh(self, outputs: Any, batch: Batch, progress: float, targets: Targets | None = None) -> Weighed:
         """The weighed loss of one micro-batch; remembers the weights that were used."""
         losses, features = self.evaluate(outputs, batch, targets)
-        ids = ids_of(batch)
-        observation = Observation(ids, torch.nan_to_num(features), progress, self.present_of([batch]))
+        observation = Observation(self.ids(batch), torch.nan_to_num(features), progress, self.present_of([batch]))
         weights = weights_of(self.policy, observation)
         if EXAMPLE_ID in batch and self.record is not self.policy.rows():
-            self.record.write(ids, weights)
+            self.remember(batch, weights)
         total = (weights * losses).sum()
         for loss in self.joint:
             total = total + loss.own_objective(batch).sum()
         return Weighed(total, losses.detach(), weights, observation)
+
+    def ids(self, batch: Batch) -> ExampleIds:
+        """The example of every row of `evaluate`."""
+        return ids_of(batch)
+
+    def remember(self, batch: Batch, weights: LossTable) -> None:
+        """Keep the weights that were used."""
+        self.record.write(ids_of(batch), weights)
 
     def finish_step(self) -> None:
         """An optimizer step of the student is over."""
@@ -191,6 +204,14 @@ def hidden_states(outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
         for name, tokens in sides.items()
         for state in getattr(outputs, name, None) or ()
     )
+
+
+def token_states(outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
+    """The same for weights of tokens: `(B, T, D)` on the side of the logits, `(B, D)` of the source."""
+    source = getattr(outputs, "encoder_hidden_states", None) or ()
+    own = getattr(outputs, "hidden_states", None) or getattr(outputs, "decoder_hidden_states", None) or ()
+    pooled = tuple(token_mean(state.detach(), batch.get("attention_mask")) for state in source)
+    return (*pooled, *(state.detach() for state in own))
 
 
 def token_mean(states: Tensor, tokens: Tensor | None) -> Tensor:

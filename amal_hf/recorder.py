@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from amal_hf.mixture import Mixture, Weighed
+from amal_hf.mixture import Mixture, Weighed, ids_of
 from amal_hf.policies.policy import Observation
 from amal_hf.shapes import Batch, Evaluation
 from amal_hf.steps import Snapshot, Step, joined, put, raw, snapshot
@@ -127,7 +127,8 @@ def _replayed(step: RecordedStep, mixture: Mixture, run: Callable[[Batch], Any],
         )
         for o in seen
     ]
-    return Step(evaluate, weights, joined(moved), step.learning_rates)
+    examples = sum(len(ids_of(batch)) for batch in batches)
+    return Step(evaluate, weights, joined(moved), step.learning_rates, examples)
 
 
 def _as_tensors(step: RecordedStep) -> dict[str, Any]:

@@ -17,20 +17,22 @@ class Step(NamedTuple):
 
     Attributes:
         evaluate: runs the student over the step's examples at the present parameters, with the step's own dropout.
-        weights: `(N, K)`, as they were.
+        weights: `(rows, K)`, as they were.
         observation: what the weights were computed from.
         learning_rates: of the optimizer's parameter groups.
+        examples: N; fewer than rows where the rows are tokens.
     """
 
     evaluate: Evaluate
     weights: LossTable
     observation: Observation
     learning_rates: list[float]
+    examples: int
 
     def total(self) -> tuple[Tensor, LossTable]:
         """The step's training loss with its graph, and all losses."""
         losses = self.evaluate().losses
-        return (self.weights.to(losses.dtype) * losses).sum() / len(losses), losses
+        return (self.weights.to(losses.dtype) * losses).sum() / self.examples, losses
 
 
 class Snapshot(NamedTuple):

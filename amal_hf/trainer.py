@@ -47,6 +47,7 @@ from amal_hf.recorder import randomness
 from amal_hf.shapes import EXAMPLE_ID, Batch
 from amal_hf.state import load_state, save_state
 from amal_hf.student_inputs import StudentInputs
+from amal_hf.token_mixture import TokenMixture
 
 
 STATE_NAME = "amal.pt"
@@ -121,7 +122,7 @@ class AMALTrainer(Trainer):
             warn_of_shared_sets(meta_dataset, self.train_dataset, self.eval_dataset)
         task = Task(self.model.config.problem_type, self.args.label_smoothing_factor, is_causal(self.model))
         self.mixes = True
-        self.mixture = Mixture(losses, self.method.policy, task)
+        self.mixture = (TokenMixture if self.method.per_token else Mixture)(losses, self.method.policy, task)
         self.meta_dataset = meta_dataset
         self._collate = with_decoder_inputs(self.data_collator, self.model)
         self._open_teachers()

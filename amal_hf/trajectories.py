@@ -88,7 +88,7 @@ class ExactProduct(Product):
         with torch.enable_grad():
             losses = step.evaluate().losses
             probe = torch.zeros_like(losses, requires_grad=True)
-            total = ((step.weights.to(losses.dtype) / len(losses) + probe) * losses).sum()
+            total = ((step.weights.to(losses.dtype) / step.examples + probe) * losses).sum()
             gradients = torch.autograd.grad(total, list(params.values()), create_graph=True, allow_unused=True)
             along = torch.stack(
                 [(g * vector[name]).sum() for name, g in zip(params, gradients, strict=True) if g is not None]

@@ -80,6 +80,7 @@ def test_hessian_product_is_that_of_double_backward(attention):
         meta_loss=lambda: losses(model).mean(),
         evaluate=lambda: Evaluation(losses(model), torch.zeros(6, 0)),
         ids=torch.arange(6),
+        examples=6,
         present=None,
         progress=0.0,
         dtype=torch.float64,

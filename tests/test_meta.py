@@ -22,6 +22,7 @@ def linear_problem(**changes):
         "meta_loss": lambda: student(inputs[:1]).sum(),
         "evaluate": lambda: Evaluation(student(inputs), torch.zeros(2, 3)),
         "ids": torch.tensor([0, 1]),
+        "examples": 2,
         "present": None,
         "progress": 0.5,
         "dtype": torch.float64,

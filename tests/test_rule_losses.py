@@ -142,13 +142,13 @@ def test_a_missing_loss_does_not_reach_the_student(tmp_path):
 
 
 def test_shares_of_losses_with_columns(tmp_path):
-    """`loss_weights` holds one share for each loss; rules divide theirs among those that fired."""
+    """`loss_weights` holds one share for each loss, which each of its columns has; what is missing leaves its own."""
     trainer = new_trainer(tmp_path, Method("m", FixedWeights()), loss_weights=[0.4, 0.6])
     batch = trainer.data_collator([trainer.train_dataset[row] for row in (0, 21)])
     outputs = trainer.model.eval()(**trainer._inputs.plain(batch))
     weights = trainer.mixture.weigh(outputs, batch, 0.0).weights
     torch.testing.assert_close(weights[0], torch.tensor([0.0, 0.5, 0.0, 0.5]))
-    torch.testing.assert_close(weights[1], torch.tensor([0.4, 0.2, 0.2, 0.2]) / 1.0)
+    torch.testing.assert_close(weights[1], torch.tensor([0.4, 0.6, 0.6, 0.6]) / 2.2)
 
 
 def test_shared_weights_move_along_the_mean_slope():

@@ -43,6 +43,7 @@ class Setting:
                 weights,
                 Observation(torch.arange(EXAMPLES) + number * EXAMPLES, torch.zeros(EXAMPLES, 0), number / 10),
                 [RATE],
+                EXAMPLES,
             )
             for number, weights in enumerate(self.weights)
         ]

@@ -1,0 +1,104 @@
+"""Tokens as examples: every labelled token of a batch becomes a row of its own, with a weight of its own.
+
+    ℓ_i = 1/T_i Σ_t w_it ℓ_it        T_i: tokens of example i that count
+
+Losses, policies and features then see what they see of sentences: logits `(n, C)` and labels `(n,)`. The logits of
+these tokens are copied, `(n, C)`, where weights of whole examples take them in chunks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from amal_hf.losses import Task, distilled_tokens
+from amal_hf.mixture import Mixture, ids_of, token_states
+from amal_hf.policies.policy import Signals
+from amal_hf.shapes import Batch, Evaluation, ExampleIds, Logits, LossTable, PerExample, Targets
+
+
+class TokenRows(NamedTuple):
+    """The tokens of a batch that count.
+
+    Attributes:
+        mask: `(B, T)`, bool, at the places of their logits.
+        example: `(n,)`, the row of the batch that each belongs to.
+        share: `(n,)`, `1 / T_i`.
+    """
+
+    mask: Tensor
+    example: Tensor
+    share: PerExample
+
+    def of_logits(self, logits: Logits) -> SimpleNamespace:
+        """A student's outputs for these tokens alone."""
+        return SimpleNamespace(logits=logits[self.mask])
+
+    def of_batch(self, batch: Batch, task: Task) -> dict[str, Any]:
+        """The batch as it is for these tokens: what belongs to tokens token by token, the rest once for each."""
+        given = {**batch, "labels": task.targets(batch["labels"])} if "labels" in batch else dict(batch)
+        return {name: self._of_value(value) for name, value in given.items()}
+
+    def of_state(self, state: Tensor) -> Tensor:
+        """Hidden states `(B, T, D)` of these tokens, or `(B, D)` of their examples; `(n, D)`."""
+        picked: Tensor = self._of_value(state)
+        return picked
+
+    def _of_value(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.ndim or len(value) != len(self.mask):
+            return value
+        return value[self.mask] if value.shape[:2] == self.mask.shape else value[self.example]
+
+
+def token_rows(batch: Batch, task: Task) -> TokenRows:
+    """Which tokens of a batch count: those on which a student is compared with its teacher, or with labels.
+
+    Raises:
+        ValueError: the batch has one label for a whole example.
+    """
+    labels = batch.get("labels")
+    if labels is not None and labels.ndim != 2:
+        raise ValueError(
+            f"Method(per_token=True): labels have the shape {tuple(labels.shape)}, one for an example. Weights of "
+            f"tokens need labels of tokens; leave per_token out."
+        )
+    mask = distilled_tokens(batch, task)
+    example = mask.nonzero()[:, 0]
+    counts = mask.sum(1)
+    return TokenRows(mask, example, 1 / counts[example].to(torch.float32))
+
+
+def mean_by_example(values: Tensor, rows: TokenRows) -> Tensor:
+    """`(n, K) -> (B, K)`: means over each example's tokens; NaN for one without."""
+    sums = values.new_zeros(len(rows.mask), values.shape[1]).index_add(0, rows.example, values)
+    return sums / rows.mask.sum(1, keepdim=True)
+
+
+class TokenMixture(Mixture):
+    """A mixture whose rows are tokens."""
+
+    def ids(self, batch: Batch) -> ExampleIds:
+        """The example that each token belongs to."""
+        return ids_of(batch)[token_rows(batch, self.task).example]
+
+    def evaluate(self, outputs: Any, batch: Batch, targets: Targets | None = None) -> Evaluation:
+        """All losses of all tokens, `(n, K)`, each already divided by the tokens of its example."""
+        rows = token_rows(batch, self.task)
+        flat, tokens = rows.of_logits(outputs.logits), rows.of_batch(batch, self.task)
+        losses = self._table(flat, tokens)
+        states = tuple(rows.of_state(state) for state in token_states(outputs, batch))
+        teachers = tuple(tokens[loss.logits_key] for loss in self.distillations)
+        task = replace(self.task, shifted=False)
+        signals = Signals(losses.detach(), flat.logits.detach(), teachers, tokens, task, states)
+        return Evaluation(losses * rows.share[:, None].to(losses), self.policy.observe(signals))
+
+    def present_of(self, batches: Sequence[Batch]) -> Tensor | None:
+        """Which losses the tokens have."""
+        return super().present_of([token_rows(batch, self.task).of_batch(batch, self.task) for batch in batches])
+
+    def remember(self, batch: Batch, weights: LossTable) -> None:
+        """The mean weight of an example's tokens."""
+        super().remember(batch, mean_by_example(weights, token_rows(batch, self.task)))
