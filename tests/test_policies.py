@@ -27,6 +27,7 @@ from amal_hf import (
 )
 from amal_hf.losses import Task
 from amal_hf.policies.policy import Observation, Signals, Sizes, as_mixture
+from amal_hf.policies.shared_weights import SharedWeights
 
 
 EXAMPLES, TEACHERS = 8, 1
@@ -52,7 +53,8 @@ CONVEX = {
     "convex network": Entry(network(), SAME),
 }
 LEARNING = {**FREE, **CONVEX, "convex-or-none network": Entry(network(ConvexOrNone()), DIMMED)}
-POLICIES = {**LEARNING, "fixed": Entry(FixedWeights, SAME), "random": Entry(RandomWeights, None)}
+ALIKE = {"fixed": Entry(FixedWeights, SAME), "shared": Entry(SharedWeights, SAME)}
+POLICIES = {**LEARNING, **ALIKE, "random": Entry(RandomWeights, None)}
 TABLES = ["clamped table", "convex table"]
 NETWORKS = [name for name in LEARNING if "network" in name]
 every_policy = pytest.mark.parametrize("name", POLICIES)

@@ -82,3 +82,16 @@ def test_learn_and_reuse_a_commentary(tmp_path, kind):
     subprocess.run(again, capture_output=True, check=True)
     rows = json.loads((tmp_path / "reuse.json").read_text())
     assert [row["name"] for row in rows] == ["no commentary", "this commentary", "a random one", "on permuted data"]
+
+
+@pytest.mark.slow
+def test_denoise_rules(tmp_path):
+    """Sources of supervision end in a table; every rule gets a line, and a point in a figure."""
+    runs = ["labels and meta rows", "majority vote", "weights of rules", "amal", "amal, then clean rows"]
+    recipe = str(ROOT / "recipes" / "denoise_rules.py")
+    command = [sys.executable, recipe, "--smoke", "--output_dir", str(tmp_path), "--runs", *runs]
+    subprocess.run(command, capture_output=True, check=True)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["name"] for row in results["runs"]] == runs
+    assert all(rule["weight"] > 0 for rule in results["rules"] if rule["coverage"] > 0)
+    assert (tmp_path / "rules.png").stat().st_size > 5_000

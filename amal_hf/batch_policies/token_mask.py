@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from amal_hf.batch_policies.batch_policy import BatchPolicy, Changed
+from amal_hf.losses import at_least_fp32
 from amal_hf.shapes import Batch
 
 
@@ -58,7 +59,7 @@ class TokenMask(BatchPolicy):
         self.hidden = hidden
         self.seed = seed
         # Both belong to the tokenizer and not to what is learned, so they are not saved.
-        self.register_buffer("vectors", vectors.detach().float().clone(), persistent=False)
+        self.register_buffer("vectors", at_least_fp32(vectors.detach()).clone(), persistent=False)
         self.register_buffer("special", torch.tensor(self.special_ids, dtype=torch.long), persistent=False)
         self.begin()
         self.optimizer = torch.optim.Adam(self.parameters(), lr=learning_rate)
@@ -76,7 +77,7 @@ class TokenMask(BatchPolicy):
             self.network = nn.Sequential(nn.Linear(2 * self.vectors.shape[1], self.hidden), nn.Tanh(), last)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.network.to(self.vectors.device)
+        self.network.to(self.vectors)
 
     def check(self, labels: int) -> None:
         """Any student will do."""
