@@ -129,10 +129,16 @@ def _check_meta_step(trainer: Any) -> None:
             f"{trainer.method.restart_every} steps, and a learning rate that changes over the whole run would make "
             f'every short run another one. Set lr_scheduler_type="constant" and no warm-up.'
         )
-    if trainer.method.trajectory is not None and args.meta_interval is not None:
+    trajectory, interval = trainer.method.trajectory, args.meta_interval or trainer.method.usual_interval
+    if trajectory is not None and interval < trajectory.steps:
         raise ValueError(
-            f"AMALTrainer: '{trainer.method.name}' learns after every {trainer.method.trajectory.steps} steps, those "
-            f"of its trajectory; meta_interval={args.meta_interval} has no meaning there. Leave it out."
+            f"AMALTrainer: '{trainer.method.name}' learns through {trajectory.steps} steps and cannot do so every "
+            f"{interval}. Set meta_interval to {trajectory.steps} or more, or leave it out."
+        )
+    if trainer.method.restart_every and interval != trainer.method.restart_every:
+        raise ValueError(
+            f"AMALTrainer: '{trainer.method.name}' learns at the end of each short run of "
+            f"{trainer.method.restart_every} steps; meta_interval={interval} has no meaning there. Leave it out."
         )
     if trainer.method.trajectory is not None and args.fp16:
         raise ValueError(

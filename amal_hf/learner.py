@@ -45,7 +45,8 @@ class WeightLearner:
         method: how weights are learned.
         mixture: the losses, with the method's policy.
         meta_set: the clean batches.
-        interval: optimizer steps from one meta step to the next; not asked if the method learns in phases.
+        interval: optimizer steps from one meta step to the next; not asked if the method learns in phases. With a
+            trajectory, its steps are the last ones before a meta step.
     """
 
     def __init__(self, method: Method, mixture: Mixture, meta_set: MetaSet, interval: int) -> None:
@@ -55,7 +56,9 @@ class WeightLearner:
         self.interval = interval
         self.steps_taken = 0
         self.last_phase = 0
-        self.recorder = None if method.trajectory is None else Recorder(method.trajectory, method.restart_every)
+        self.recorder = (
+            None if method.trajectory is None else Recorder(method.trajectory, method.restart_every, interval)
+        )
 
     def is_due(self, step: int) -> bool:
         """Whether optimizer step `step`, counted from the end of the warm-up, begins with a meta step."""
@@ -92,23 +95,24 @@ class WeightLearner:
         return report
 
     def follow(
-        self, student: Student, step: int, prepare: Callable[[dict[str, Any]], dict[str, Any]]
+        self, student: Student, step: int, warmup: int, prepare: Callable[[dict[str, Any]], dict[str, Any]]
     ) -> MetaReport | None:
         """Before an optimizer step: learn from the trajectory that has just ended, and record the step that begins.
 
         Args:
             student: as it stands.
             step: of the run.
+            warmup: steps of the run that come before the first recorded one.
             prepare: brings a batch to the student's device.
         """
         recorder = self.recorder
-        if recorder is None:
+        if recorder is None or step < warmup:
             return None
         report = None
         if recorder.full:
             report = self.learn_from_trajectory(student, recorder, prepare(dict(self.next_meta_batch())))
         recorder.restart(student.optimizer, step)
-        recorder.begin_step(student.optimizer)
+        recorder.begin_step(student.optimizer, step - warmup)
         return report
 
     def learn_from_trajectory(self, student: Student, recorder: Recorder, meta_batch: Batch) -> MetaReport:

@@ -43,9 +43,10 @@ class Method:
             where the student stands, as in Learning to Reweight.
         phase_epochs: learn in a separate pass over the training set at the start of every so many epochs (AMAL: 10)
             rather than while training; 0 is off.
-        interval: optimizer steps from one meta step to the next; `None` takes the policy's own.
-        trajectory: learn through the last B student steps, after every B of them, in place of `direction`, `tangent`,
-            `repeats` and `lookahead`.
+        interval: optimizer steps from one meta step to the next; `None` takes the policy's own, or the trajectory's
+            length.
+        trajectory: learn through the last B student steps, in place of `direction`, `tangent`, `repeats` and
+            `lookahead`. After every B steps as in the paper, or at a longer interval, which costs less.
         per_token: weigh tokens instead of whole examples, where students label or generate them.
         restart_every: optimizer steps after which the student and its optimizer begin again where they began (Teaching
             with Commentaries: whole short runs); 0 is off. The trajectory then covers a whole short run.
@@ -70,6 +71,12 @@ class Method:
     def learns(self) -> bool:
         """Whether anything is learned, so that a meta set is needed."""
         return self.policy.learns or (self.batch_policy is not None and self.batch_policy.learns)
+
+    @property
+    def usual_interval(self) -> int:
+        """Optimizer steps from one meta step to the next, where the run's arguments do not say otherwise."""
+        own = self.policy.interval if self.trajectory is None else self.trajectory.steps
+        return self.interval or own
 
     def __post_init__(self) -> None:
         if self.per_token and (self.policy.needs_ids or self.batch_policy is not None):

@@ -31,10 +31,12 @@ class Recorder:
     Args:
         trajectory: how many there are to keep, and the way back to where they began.
         restart_every: steps after which the student begins again where it began; 0 for never.
+        interval: steps from one trajectory's end to the next; the last ones before each end are recorded.
     """
 
-    def __init__(self, trajectory: Trajectory, restart_every: int) -> None:
+    def __init__(self, trajectory: Trajectory, restart_every: int, interval: int) -> None:
         self.trajectory = trajectory
+        self.interval = interval
         self.restart_every = restart_every
         self.steps: list[RecordedStep] = []
         self.start: Snapshot | None = None
@@ -51,10 +53,10 @@ class Recorder:
             ValueError: an optimizer that cannot be differentiated or reversed, or a run that is too short.
         """
         check_optimizer(optimizer, self.trajectory)
-        if max_steps <= self.trajectory.steps:
+        if max_steps <= self.interval:
             raise ValueError(
-                f"Trajectory: the weights learn after every {self.trajectory.steps} student steps, and this run has "
-                f"only {max_steps} in all. Train for longer, or use Trajectory(steps=...) with fewer."
+                f"Trajectory: the weights learn after every {self.interval} student steps, and this run has only "
+                f"{max_steps} in all. Train for longer, or use Trajectory(steps=...) with fewer."
             )
 
     def restart(self, optimizer: Optimizer, step: int) -> None:
@@ -66,8 +68,10 @@ class Recorder:
         elif step % self.restart_every == 0:
             put(raw(optimizer), self.start)
 
-    def begin_step(self, optimizer: Optimizer) -> None:
-        """A new optimizer step begins."""
+    def begin_step(self, optimizer: Optimizer, step: int) -> None:
+        """Optimizer step `step` begins, counted from the first that may be recorded."""
+        if step % self.interval < self.interval - self.trajectory.steps:
+            return
         optimizer = raw(optimizer)
         self.trajectory.rewind.record(optimizer, len(self.steps), self.trajectory.steps)
         self.steps.append(RecordedStep([group["lr"] for group in optimizer.param_groups]))

@@ -228,7 +228,7 @@ class AMALTrainer(Trainer):
         if learner.recorder is not None:
             if step == 0:
                 learner.recorder.check(self.optimizer, self.state.max_steps - warmup)
-            report = learner.follow(self._student(), step, self._prepare_inputs) if step >= warmup else None
+            report = learner.follow(self._student(), step, warmup, self._prepare_inputs)
             if report is not None:
                 self._statistics.add_meta(*report)
         elif learner.begin_phase(int(self.state.epoch or 0)):
@@ -293,8 +293,7 @@ class AMALTrainer(Trainer):
             else self.meta_dataset
         )
         meta_set = MetaSet(rows, self._collate, args.meta_batch_size, seed)
-        interval = args.meta_interval or self.method.interval or self.method.policy.interval
-        return WeightLearner(self.method, self.mixture, meta_set, interval)
+        return WeightLearner(self.method, self.mixture, meta_set, args.meta_interval or self.method.usual_interval)
 
     def _open_teachers(self) -> None:
         self._set_signature_columns_if_needed()

@@ -210,6 +210,20 @@ def test_sgd_with_momentum_can_be_run_backwards(tmp_path):
     assert trainer._learner.steps_taken == 2
 
 
+def test_learning_less_often_than_every_trajectory(tmp_path):
+    """With `meta_interval=5` the last 2 of every 5 steps are walked back; interrupted anywhere, it ends the same."""
+    options = {"meta_interval": 5, "max_steps": 12, "save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
+    method = lambda: deep_interactions(trajectory=Trajectory(2))  # noqa: E731
+    whole = new_trainer(tmp_path / "whole", method(), **options)
+    whole.train()
+    assert [entry["step"] for entry in whole.state.log_history if "meta_loss" in entry] == [6, 11]
+    for step in (4, 5, 9):
+        again = new_trainer(tmp_path / "whole", method(), **options)
+        again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        for ours, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
 def test_what_cannot_work_is_said_before_the_first_step(tmp_path):
     """A run shorter than B, an optimizer that cannot be differentiated, a scheduler that restarts would betray."""
     cases = [
@@ -224,7 +238,7 @@ def test_what_cannot_work_is_said_before_the_first_step(tmp_path):
     restarted = Method("short runs", StateNetwork(), trajectory=Trajectory(3), restart_every=3)
     with pytest.raises(ValueError, match='lr_scheduler_type="constant"'):
         new_trainer(tmp_path, restarted)
-    with pytest.raises(ValueError, match="has no meaning there"):
+    with pytest.raises(ValueError, match="learns through 5 steps and cannot do so every 4"):
         new_trainer(tmp_path, deep_interactions(), meta_interval=4)
     with pytest.raises(ValueError, match="neither weights that hold for one step"):
         Method("online", RectifiedSlopes(), trajectory=Trajectory())
