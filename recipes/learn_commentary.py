@@ -207,11 +207,7 @@ def draw(bench: Bench, trainer: AMALTrainer, file: Path) -> str:
     if isinstance(changes, LabelBlend):
         plot_blends(changes.shares().detach().cpu().numpy(), bench.names, file)
     elif isinstance(changes, TokenMask):
-        few = {name: rows[name][:8] for name in ("input_ids", "attention_mask")}
-        batch = bench.tokenizer.pad(few, return_tensors="pt")
-        keep = changes.cpu().keep(batch["input_ids"], batch["attention_mask"]).detach()
-        words = [bench.tokenizer.convert_ids_to_tokens(ids) for ids in rows["input_ids"][:8]]
-        plot_masks(words, [mask[: len(text)].tolist() for mask, text in zip(keep, words, strict=True)], file)
+        draw_masks(bench, changes.cpu(), file)
     elif TRUE_LABEL in rows.column_names:
         right = np.array(rows["label"]) == np.array(rows[TRUE_LABEL])
         weights = np.array(trainer.example_weights()["labels"])
@@ -219,6 +215,22 @@ def draw(bench: Bench, trainer: AMALTrainer, file: Path) -> str:
         print(f"The weights tell right labels from wrong ones with AUC {auc(weights[seen], right[seen]):.2f}")
         plot_clean_against_flipped({"labels": weights[seen]}, right[seen], file)
     return file.name
+
+
+def draw_masks(bench: Bench, changes: TokenMask, file: Path) -> None:
+    """The first texts of the training set coloured by the mask; how sparse it is, over 500 of them."""
+    few = bench.data["train"].select(range(min(500, len(bench.data["train"]))))
+    ids = {name: few[name][:] for name in ("input_ids", "attention_mask")}
+    batch = bench.tokenizer.pad(ids, return_tensors="pt")
+    keep = changes.keep(batch["input_ids"], batch["attention_mask"]).detach()
+    ordinary = batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], changes.special)
+    kept = keep[ordinary]
+    print(
+        f"Of the words, {(kept < 0.1).float().mean():.0%} are kept below 0.1 and {(kept > 0.5).float().mean():.0%} above"
+    )
+    print(f"0.5; the mean is {kept.mean():.2f}.")
+    words = [bench.tokenizer.convert_ids_to_tokens(row) for row in few["input_ids"][:8]]
+    plot_masks(words, [mask[: len(text)].tolist() for mask, text in zip(keep[:8], words, strict=True)], file)
 
 
 # ---- reuse ----
