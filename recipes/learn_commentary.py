@@ -225,10 +225,8 @@ def draw_masks(bench: Bench, changes: TokenMask, file: Path) -> None:
     keep = changes.keep(batch["input_ids"], batch["attention_mask"]).detach()
     ordinary = batch["attention_mask"].bool() & ~torch.isin(batch["input_ids"], changes.special)
     kept = keep[ordinary]
-    print(
-        f"Of the words, {(kept < 0.1).float().mean():.0%} are kept below 0.1 and {(kept > 0.5).float().mean():.0%} above"
-    )
-    print(f"0.5; the mean is {kept.mean():.2f}.")
+    low, high = (kept < 0.1).float().mean(), (kept > 0.5).float().mean()
+    print(f"Of the words, {low:.0%} are kept below 0.1 and {high:.0%} above 0.5; the mean is {kept.mean():.2f}.")
     words = [bench.tokenizer.convert_ids_to_tokens(row) for row in few["input_ids"][:8]]
     plot_masks(words, [mask[: len(text)].tolist() for mask, text in zip(keep[:8], words, strict=True)], file)
 
