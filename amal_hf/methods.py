@@ -165,7 +165,9 @@ def deep_interactions(policy: Policy | None = None, *, trajectory: Trajectory | 
         policy: `StateNetwork()` by default; `StateNetwork(layers=())` and `StateNetwork(layers=(-1,))` are the paper's
             ablation.
         trajectory: how many student steps the gradient goes back through; `Trajectory(steps=5)` by default. The paper
-            runs momentum SGD backwards, `Trajectory(rewind=Reversal())`; the default works with AdamW too.
+            runs momentum SGD backwards, `Trajectory(rewind=Reversal())`; the default works with AdamW too. All steps
+            are gone back through, as in the paper; with `AMALArguments(meta_interval=20)` the last 5 of every 20, for
+            a quarter of the cost.
     """
     return Method(
         name="deep_interactions",
