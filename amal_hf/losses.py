@@ -74,6 +74,15 @@ class Loss(ABC):
         """Learn how the student's logits are read. Called once, before training."""
         del task
 
+    def check(self, rows: Any, classes: int) -> None:
+        """Refuse training rows that this loss would fail on, before the first step.
+
+        Args:
+            rows: the training set.
+            classes: of the student.
+        """
+        del rows, classes
+
     def prepare(self, batch: Batch) -> dict[str, Any]:
         """What depends on the batch alone (a teacher's logits); added to the batch before the student runs."""
         del batch

@@ -178,8 +178,8 @@ def _learn_changes(
         return (weights * losses).sum() / problem.examples
 
     gradients = batch_gradient(batch_policy, params, direction, total, problem.dtype)
-    if all(bool(torch.isfinite(g).all()) for g in gradients):
-        batch_policy.update(gradients)
+    # Not asked whether any is: that would wait for the device.
+    batch_policy.update([torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0) for g in gradients])
 
 
 def meta_gradient(params: Params, meta_loss: Callable[[], Tensor]) -> tuple[Tensor, Params]:

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from amal_hf.losses import Loss, Task, at_least_fp32
+from amal_hf.rules import check_votes
 from amal_hf.shapes import ABSTAIN, VOTES, Batch, Logits, LossTable
 
 
@@ -49,6 +52,14 @@ class RuleLosses(Loss):
         """Take over the student's problem type."""
         self.task = task
 
+    def check(self, rows: Any, classes: int) -> None:
+        """Votes that are there, are of these rules, and are for classes of the student.
+
+        Raises:
+            ValueError: says which are not.
+        """
+        votes_of(rows, self.column, len(self.rules), classes)
+
     def present(self, batch: Batch) -> Tensor:
         """Which rules fired, `(B, m)`."""
         fired = self._votes(batch) != ABSTAIN
@@ -75,3 +86,26 @@ class RuleLosses(Loss):
                 f"of {votes.shape[-1]}. Make it with the names of all rules, in their order."
             )
         return votes
+
+
+def votes_of(rows: Any, column: str, rules: int, classes: int) -> NDArray[np.int64] | None:
+    """All votes of a dataset, `(n, m)` (of all tokens, where rules vote on these); `None` of a stream.
+
+    Raises:
+        ValueError: no such column, votes of another number of rules, or for a class that the student does not have.
+    """
+    names = getattr(rows, "column_names", None)
+    if names is None or not hasattr(rows, "__len__"):
+        return None
+    if column not in names:
+        raise ValueError(
+            f"Losses of rules read the votes in column '{column}', and the training set has {names}. Write it with "
+            f"apply_rules or add_votes."
+        )
+    parts = [np.asarray(row) for row in rows[column][:]]
+    widths = sorted({part.shape[-1] for part in parts})
+    if widths != [rules]:
+        raise ValueError(f"Column '{column}' holds votes of {widths} rules; the losses are made for {rules}.")
+    votes: NDArray[np.int64] = np.concatenate([part.reshape(-1, rules) for part in parts])
+    check_votes(votes, classes)
+    return votes

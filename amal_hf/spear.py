@@ -22,7 +22,8 @@ from torch import Tensor
 
 from amal_hf.cage import Cage
 from amal_hf.losses import IGNORED, JointLoss, at_least_fp32
-from amal_hf.shapes import VOTES, Batch, LossTable, PerExample
+from amal_hf.rule_losses import votes_of
+from amal_hf.shapes import ABSTAIN, VOTES, Batch, LossTable, PerExample
 
 
 class Spear(JointLoss):
@@ -61,6 +62,16 @@ class Spear(JointLoss):
     def names(self) -> tuple[str, ...]:
         """L2, L3 and L6."""
         return tuple(f"{self.name}/{term}" for term in ("entropy", "pseudo_label", "agreement"))
+
+    def check(self, rows: Any, classes: int) -> None:
+        """Votes of these rules, each for the one class of its rule.
+
+        Raises:
+            ValueError: says what is not so.
+        """
+        votes = votes_of(rows, self.column, self.cage.theta.shape[1], classes)
+        if votes is not None:
+            self.cage.fired(torch.as_tensor(votes))
 
     def present(self, batch: Batch) -> Tensor:
         """`(B, 3)`: the first two on unlabelled rows, the last two where a rule fired."""
@@ -115,7 +126,7 @@ class Spear(JointLoss):
         if votes.device != self.cage.theta.device:
             self.cage.to(votes.device)
             self.optimizer.load_state_dict(self.optimizer.state_dict())
-        return self.cage.fired(votes)
+        return votes != ABSTAIN  # that they are for the rules' own classes was checked once: asking would wait
 
     def _scores(self, batch: Batch) -> Tensor | None:
         return None if self.scores is None else batch[self.scores]

@@ -123,6 +123,8 @@ class AMALTrainer(Trainer):
         task = Task(self.model.config.problem_type, self.args.label_smoothing_factor, is_causal(self.model))
         self.mixes = True
         self.mixture = (TokenMixture if self.method.per_token else Mixture)(losses, self.method.policy, task)
+        for loss in self.mixture.losses:
+            loss.check(self.train_dataset, class_count(self.model))
         self.meta_dataset = meta_dataset
         self._collate = with_decoder_inputs(self.data_collator, self.model)
         self._open_teachers()

@@ -194,3 +194,15 @@ def test_trained_jointly_and_resumed(tmp_path):
     weights = whole.example_weights().to_pandas()
     assert (weights["labels"][:16] == 0).all() and (weights["spear/entropy"][16:] == 0).all()
     assert {"loss_spear", "weight_spear_mean", "loss_labels"} <= set(whole.state.log_history[0])
+
+
+def test_votes_for_another_class_are_refused_before_training(tmp_path):
+    """Checked once, on the dataset; a rule of class 0 that votes 1 stops the trainer from being made."""
+    rows = toy_rows(24).add_column("weak_labels", [[1, -1, -1]] * 24)
+    with pytest.raises(ValueError, match="some voted otherwise"):
+        AMALTrainer(
+            model=tiny_bert(),
+            args=toy_arguments(tmp_path),
+            train_dataset=rows,
+            losses=[CrossEntropy(), Spear(Cage([0, 1, 2], 3))],
+        )

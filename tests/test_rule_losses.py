@@ -230,3 +230,20 @@ def test_bad_input(build, message):
     """With what came and what to do."""
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("votes", "message"),
+    [
+        ([[0, -1, 3]] * 24, "row 0 has 3 by rule 2"),
+        ([[0, 1]] * 24, "holds votes of \\[2\\] rules; the losses are made for 3"),
+        ([[-1, -1, -1]] * 24, "All rules abstain"),
+        (None, "the training set has"),
+    ],
+    ids=["class", "rules", "silent", "column"],
+)
+def test_votes_are_checked_before_training(tmp_path, votes, message):
+    """Votes outside the classes, of other rules, or none at all: said when the trainer is made."""
+    train = toy_rows(24) if votes is None else toy_rows(24).add_column("weak_labels", votes)
+    with pytest.raises(ValueError, match=message):
+        new_trainer(tmp_path, Method("m", FixedWeights()), train=train)

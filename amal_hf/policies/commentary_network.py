@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amal_hf.policies.bounds import MeanOne
-from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
-from amal_hf.shapes import Features, LossTable
+from amal_hf.policies.loss_network import LossNetwork
+from amal_hf.policies.policy import Observation, Signals, Sizes
+from amal_hf.shapes import Features
 
 
-class CommentaryNetwork(Policy):
+class CommentaryNetwork(LossNetwork):
     """Weights `w(x, y, t)` of an example, its label and the training progress; nothing of the student is looked at.
 
     One hidden layer reads text and progress, and every label has an output of its own over it: whether a label suits
-    a text is a product of both, which a layer over their concatenation learns far more slowly (on sentences with 40 %
-    wrong labels it told them apart with AUC 0.55, this one with 0.80).
+    a text is a product of both, which a layer over their concatenation hardly learns (benchmarks/LOG.md).
 
     The example is seen through a frozen text encoder (`embed_texts`), so that what is learned with one student holds
     for another of any architecture and tokenizer. Progress is that of the present run, in [0, 1], so that a commentary
@@ -41,6 +41,7 @@ class CommentaryNetwork(Policy):
         one more input channel for the step.
     """
 
+    interval = 1
     needs_ids = True
     embeddings: Tensor
 
@@ -53,25 +54,20 @@ class CommentaryNetwork(Policy):
         frequencies: int = 4,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(hidden, learning_rate, MeanOne(), seed)
         if embeddings.ndim != 2 or not bool(torch.isfinite(embeddings).all()):
             raise ValueError(
                 f"CommentaryNetwork: embeddings must be a finite matrix (N, d), one row an example; got shape "
                 f"{tuple(embeddings.shape)}. Make them with embed_texts()."
             )
-        if min(labels, hidden, frequencies) < 1 or not 0 < learning_rate < float("inf"):
+        if min(labels, frequencies) < 1:
             raise ValueError(
-                f"CommentaryNetwork: labels, hidden, frequencies and learning_rate must be positive and finite, got "
-                f"{labels}, {hidden}, {frequencies} and {learning_rate}."
+                f"CommentaryNetwork: labels and frequencies must be at least 1, got {labels} and {frequencies}."
             )
         # Belongs to the dataset and not to what is learned, so it is not saved.
         self.register_buffer("embeddings", embeddings.float(), persistent=False)
         self.labels = labels
-        self.hidden = hidden
-        self.learning_rate = learning_rate
         self.frequencies = frequencies
-        self.seed = seed
-        self.normalisation = MeanOne()
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
         """A new network whose output layer is zero.
@@ -104,35 +100,10 @@ class CommentaryNetwork(Policy):
         labels = signals.batch["labels"]
         return (labels[:, None] == torch.arange(self.labels, device=labels.device)).float()
 
-    def weights(self, observation: Observation) -> LossTable:
-        """`(B, K)`, with a graph to the network."""
-        weights: LossTable = self.normalisation(self._scores(observation), observation.present)
-        return weights
-
-    def update(self, observation: Observation, slopes: LossTable) -> None:
-        """One Adam step on `−mean Σ_k w_ik(φ) s_ik`."""
-        weights = self.normalisation.of_step(self._scores(observation), observation.present)
-        gain = (weights * slopes).sum(1).mean()
-        parameters = list(self.network.parameters())
-        for parameter, gradient in zip(parameters, torch.autograd.grad(-gain, parameters), strict=True):
-            parameter.grad = gradient
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def get_extra_state(self) -> dict[str, object]:
-        """Adam's moments, saved with the weights."""
-        return self.optimizer.state_dict()
-
-    def set_extra_state(self, state: dict[str, object]) -> None:
-        """Restore Adam's moments."""
-        self.optimizer.load_state_dict(state)
-
     def _scores(self, observation: Observation) -> Tensor:
         labels = observation.features.float()
         if labels.device != self.embeddings.device:
-            state = self.optimizer.state_dict()
-            self.to(labels.device)
-            self.optimizer.load_state_dict(state)  # Adam's moments follow their parameters
+            self._move(labels.device)
         progress = torch.as_tensor(observation.progress, device=labels.device, dtype=labels.dtype)
         waves = fourier(progress.expand(len(labels)), self.frequencies)
         texts = self.embeddings[observation.ids]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from amal_hf.policies.policy import Observation, Policy, Sizes
+from amal_hf.policies.policy import Observation, Policy, Sizes, among_present
 from amal_hf.shapes import LossTable
 
 
@@ -20,12 +20,7 @@ class FixedWeights(Policy):
 
     def weights(self, observation: Observation) -> LossTable:
         """The mixture, once for each example, `(B, K)`; what is missing leaves its share to what is there."""
-        mixture = self.mixture.to(observation.features.device).expand(len(observation.ids), -1)
-        if observation.present is None:
-            return mixture
-        there = mixture * observation.present
-        total = there.sum(1, keepdim=True)
-        return there * torch.where(total > 0, mixture.sum(1, keepdim=True) / total, 0.0)
+        return among_present(self.mixture, observation)
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
         """Nothing to learn."""

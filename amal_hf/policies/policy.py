@@ -128,6 +128,16 @@ def weights_of(policy: Policy, observation: Observation) -> LossTable:
     return weights if observation.present is None else weights * observation.present
 
 
+def among_present(mixture: Tensor, observation: Observation) -> LossTable:
+    """A mixture `(K,)` once for each example, `(B, K)`; what is missing leaves its share to what is there."""
+    rows = mixture.to(observation.features.device).expand(len(observation.ids), -1)
+    if observation.present is None:
+        return rows
+    there = rows * observation.present
+    total = there.sum(1, keepdim=True)
+    return there * torch.where(total > 0, rows.sum(1, keepdim=True) / total, 0.0)
+
+
 def as_mixture(initial: Tensor | list[float] | None, losses: int) -> Tensor:
     """The mixture a run starts from, `(K,)`: as given, or equal shares that sum to one.
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from amal_hf.policies.policy import Observation, Policy, Sizes
+from amal_hf.policies.policy import Observation, Policy, Sizes, among_present
 from amal_hf.shapes import LossTable
 
 
@@ -41,11 +41,7 @@ class SharedWeights(Policy):
 
     def weights(self, observation: Observation) -> LossTable:
         """`(B, K)`; what is missing leaves its share of the mixture to what is there."""
-        mixture = self.mixture.to(observation.features.device).expand(len(observation.ids), -1)
-        if observation.present is not None:
-            there = mixture * observation.present
-            total = there.sum(1, keepdim=True)
-            mixture = there * torch.where(total > 0, mixture.sum(1, keepdim=True) / total, 0.0)
+        mixture = among_present(self.mixture, observation)
         return mixture * self.factors.to(mixture.device)
 
     @torch.no_grad()
