@@ -24,7 +24,12 @@ TRUTH = "true_label"
 
 
 def weak_splits(
-    data: DatasetDict, labelled: int = 100, meta: float = 0.5, seed: int = 0, meta_is_validation: bool = False
+    data: DatasetDict,
+    labelled: int = 100,
+    meta: float = 0.5,
+    seed: int = 0,
+    meta_is_validation: bool = False,
+    drop_overlap: bool = False,
 ) -> DatasetDict:
     """Makes the splits, with no text in two of them.
 
@@ -36,13 +41,16 @@ def weak_splits(
         seed: of the draws.
         meta_is_validation: let the validation set be the meta set as well, with a warning: its scores are then those
             of rows that the weights were learned on.
+        drop_overlap: take rows of a given L that are in the test set too out of L, with a warning, instead of refusing
+            them.
 
     Returns:
         All six splits. Rows whose text stands in a later one of the list test, validation, meta, labelled are dropped,
         and counted in the log.
 
     Raises:
-        ValueError: a split is missing, L shares rows with the test set, or nothing is left of a split.
+        ValueError: a split is missing, L shares rows with the test set and they are not to be dropped, or nothing is
+            left of a split.
     """
     missing = [name for name in ("train", "validation", "test") if name not in data]
     if missing:
@@ -51,7 +59,7 @@ def weak_splits(
     clean, rest = data["validation"], data["train"]
     if "labeled" in data:
         known = data["labeled"]
-        _refuse_overlap(known, data["test"], columns)
+        _report_overlap(known, data["test"], columns, refuse=not drop_overlap)
     else:
         parts = split_dataset(rest, {"labelled": labelled}, seed)
         known = parts["labelled"]
@@ -80,14 +88,16 @@ def weak_splits(
     return DatasetDict({name: splits[name] for name in order})
 
 
-def _refuse_overlap(known: Dataset, test: Dataset, columns: tuple[str, ...]) -> None:
+def _report_overlap(known: Dataset, test: Dataset, columns: tuple[str, ...], refuse: bool) -> None:
     tested = _texts(test, columns)
     shared = [row for row, text in enumerate(_listed(known, columns)) if text in tested]
-    if shared:
+    if shared and refuse:
         raise ValueError(
             f"weak_splits: {len(shared)} of {len(known)} labelled rows are in the test set too (first: row "
-            f"{shared[0]}). Take them out: a test of what was trained on says nothing."
+            f"{shared[0]}). Take them out, or let drop_overlap=True do so: a test of what was trained on says nothing."
         )
+    if shared:
+        logger.warning("%d of %d labelled rows are in the test set too and were dropped.", len(shared), len(known))
 
 
 def _without(rows: Dataset, seen: set[str], columns: tuple[str, ...], name: str) -> Dataset:

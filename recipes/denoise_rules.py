@@ -122,6 +122,9 @@ class RecipeArguments:
     model: str | None = field(default=None, metadata={"help": "Folder or Hub id; layers of MiniLM-L6 by default."})
     layers: int = field(default=2, metadata={"help": "Layers of the default student."})
     runs: list[str] = field(default_factory=lambda: list(DEFAULT_RUNS), metadata={"help": f"Among {list(RUNS)}."})
+    drop_overlap: bool = field(
+        default=False, metadata={"help": "Drop labelled rows that are in the test set too, instead of refusing them."}
+    )
     labelled: int = field(default=100, metadata={"help": "Labelled rows, where the data has no split of them."})
     max_length: int = field(default=48, metadata={"help": "Tokens at which a text is cut."})
     smoke: bool = field(default=False, metadata={"help": "A run of under a minute that shows that everything works."})
@@ -209,7 +212,7 @@ def load(recipe: RecipeArguments, args: DenoiseArguments) -> Bench:
     """Splits with votes, aggregated labels and token ids."""
     data = with_rules(recipe, args.seed) if recipe.dataset is None else read_dataset(recipe.dataset)
     names = data["train"].features["label"].names
-    splits = weak_splits(data, labelled=recipe.labelled, seed=args.seed)
+    splits = weak_splits(data, labelled=recipe.labelled, seed=args.seed, drop_overlap=recipe.drop_overlap)
     splits["train"] = aggregate(splits["train"], len(names), args.seed, "label model" in recipe.runs)
     columns = find_text_columns(splits["train"].column_names)
     sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.items())

@@ -77,3 +77,11 @@ def test_bad_input(build, message):
     """Said before training, with numbers."""
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_labelled_rows_of_the_test_set_are_dropped_when_asked(caplog):
+    """A given L that shares three rows with the test set loses them, and how many is said aloud."""
+    with caplog.at_level(logging.WARNING):
+        splits = weak_splits(data(labeled=rows(195, 8)), drop_overlap=True)
+    assert len(splits["labelled"]) == 5
+    assert "3 of 8 labelled rows" in caplog.text

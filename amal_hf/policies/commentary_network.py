@@ -17,8 +17,9 @@ from amal_hf.shapes import Features
 class CommentaryNetwork(LossNetwork):
     """Weights `w(x, y, t)` of an example, its label and the training progress; nothing of the student is looked at.
 
-    One hidden layer reads text and progress, and every label has an output of its own over it: whether a label suits
-    a text is a product of both, which a layer over their concatenation hardly learns (benchmarks/LOG.md).
+    Every label has an output of its own: whether a label suits a text is a product of both, which a layer over their
+    concatenation hardly learns. Each output is a linear reading of the text, which few clean rows suffice for, and a
+    hidden layer over text and progress for what changes while a student trains (benchmarks/LOG.md compares them).
 
     The example is seen through a frozen text encoder (`embed_texts`), so that what is learned with one student holds
     for another of any architecture and tokenizer. Progress is that of the present run, in [0, 1], so that a commentary
@@ -29,7 +30,7 @@ class CommentaryNetwork(LossNetwork):
         embeddings: `(N, d)`, the training rows in order, as `embed_texts` gives them.
         labels: C.
         hidden: width of the one hidden layer.
-        learning_rate: of its own Adam. 3e-3.
+        learning_rate: of its own Adam. 1e-3.
         frequencies: of the Fourier features of progress.
         seed: of its first weights.
 
@@ -50,7 +51,7 @@ class CommentaryNetwork(LossNetwork):
         embeddings: Tensor,
         labels: int,
         hidden: int = 32,
-        learning_rate: float = 3e-3,
+        learning_rate: float = 1e-3,
         frequencies: int = 4,
         seed: int = 0,
     ) -> None:
@@ -81,13 +82,11 @@ class CommentaryNetwork(LossNetwork):
                 f"{sizes.examples} rows. Embed the texts of this training set: embed_texts()."
             )
         start = self.normalisation.start(initial)
-        width = self.embeddings.shape[1] + 2 * self.frequencies
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
-            last = nn.Linear(self.hidden, self.labels * len(start))
-            self.network = nn.Sequential(nn.Linear(width, self.hidden), nn.Tanh(), last)
-        nn.init.zeros_(last.weight)
-        last.bias.data.copy_(start.repeat(self.labels))
+            self.network = _Reader(
+                self.embeddings.shape[1], 2 * self.frequencies, self.hidden, start.repeat(self.labels)
+            )
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
 
     def arguments(self) -> dict[str, Any]:
@@ -108,10 +107,29 @@ class CommentaryNetwork(LossNetwork):
         waves = fourier(progress.expand(len(labels)), self.frequencies)
         texts = self.embeddings[observation.ids]
         normed = F.layer_norm(texts, texts.shape[1:])
-        by_label = self.network(torch.cat([normed, waves], 1)).unflatten(1, (self.labels, -1))
+        by_label = self.network(normed, waves).unflatten(1, (self.labels, -1))
         # A row without a label gets what all labels would get on average.
         shares = torch.where(labels.any(1, keepdim=True), labels, 1 / self.labels)
         return (by_label * shares[..., None]).sum(1)
+
+
+class _Reader(nn.Module):
+    """Scores of all labels; at first `start` for every text."""
+
+    def __init__(self, text: int, waves: int, hidden: int, start: Tensor) -> None:
+        super().__init__()
+        self.linear = nn.Linear(text, len(start))
+        self.hidden = nn.Linear(text + waves, hidden)
+        self.last = nn.Linear(hidden, len(start), bias=False)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.last.weight)
+        self.linear.bias.data.copy_(start)
+
+    def forward(self, texts: Tensor, waves: Tensor) -> Tensor:
+        """`(B, d)` and `(B, 2 · frequencies)` to `(B, outputs)`."""
+        changing: Tensor = self.last(self.hidden(torch.cat([texts, waves], 1)).tanh())
+        scores: Tensor = self.linear(texts) + changing
+        return scores
 
 
 def fourier(progress: Tensor, frequencies: int) -> Tensor:

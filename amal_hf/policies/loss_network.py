@@ -30,7 +30,7 @@ class LossNetwork(Policy):
     """
 
     interval = 4
-    network: nn.Sequential
+    network: nn.Module
 
     def __init__(
         self, hidden: int = 32, learning_rate: float = 1e-2, normalisation: Normalisation | None = None, seed: int = 0
