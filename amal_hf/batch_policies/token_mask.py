@@ -13,11 +13,13 @@ from amal_hf.shapes import Batch
 
 
 class TokenMask(BatchPolicy):
-    """A mask in (0, 1] over tokens, `m = network(token, sentence)`, whose mean keeps to a budget; embeddings times m.
+    """A mask in (0, 1] over tokens whose mean keeps to a budget; the input embeddings are multiplied by it.
 
     The counterpart for text of the paper's attention masks. A small network reads the vector of a token in a frozen
     table and the mean vector of its sentence, so that what is learned holds for any student with the same tokenizer.
-    Special tokens are kept at 1; over the others the mean of an example is at most the budget, by scaling.
+    Special tokens are kept at 1. The n others compete for the budget b, which makes the mask sparse:
+
+        m_i = 1 − exp(−n b softmax(scores)_i)        at most 1 each, and at most b on average
 
     Args:
         vectors: `(V, d)`, a table of token vectors, as `encoder.get_input_embeddings().weight`; copied and never
@@ -103,10 +105,11 @@ class TokenMask(BatchPolicy):
         vectors = self.vectors[input_ids]
         counted = present[..., None].to(vectors)
         sentence = (vectors * counted).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp(min=1)
-        scores = self.network(torch.cat([vectors, _normed(sentence).expand_as(vectors)], -1))[..., 0].sigmoid()
-        mean = torch.where(ordinary, scores, 0.0).sum(1, keepdim=True) / ordinary.sum(1, keepdim=True).clamp(min=1)
-        share = (self.budget / mean.clamp(min=torch.finfo(mean.dtype).tiny)).clamp(max=1)
-        return torch.where(ordinary, scores * share, 1.0)
+        scores = self.network(torch.cat([vectors, _normed(sentence).expand_as(vectors)], -1))[..., 0]
+        # The lowest number rather than minus infinity: an example may have special tokens only.
+        shares = torch.where(ordinary, scores, torch.finfo(scores.dtype).min).softmax(1)
+        total = self.budget * ordinary.sum(1, keepdim=True)
+        return torch.where(ordinary, -torch.expm1(-total * shares), 1.0)
 
 
 def _normed(vectors: Tensor) -> Tensor:

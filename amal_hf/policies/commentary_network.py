@@ -150,12 +150,15 @@ def embed_texts(texts: Sequence[str], encoder: Any, tokenizer: Any, batch_size: 
     """
     training = encoder.training
     encoder.eval()
+    # Texts of like length together: one long text pads a whole batch.
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]), reverse=True)
     parts = []
     for start in range(0, len(texts), batch_size):
-        block = list(texts[start : start + batch_size])
+        block = [texts[place] for place in order[start : start + batch_size]]
         inputs = tokenizer(block, padding=True, truncation=True, return_tensors="pt").to(encoder.device)
         hidden = encoder(**inputs).last_hidden_state.float()
         mask = inputs["attention_mask"][:, :, None].to(hidden)
         parts.append(((hidden * mask).sum(1) / mask.sum(1).clamp(min=1)).cpu())
     encoder.train(training)
-    return torch.cat(parts)
+    embedded = torch.cat(parts)
+    return embedded[torch.tensor(order).argsort()]
