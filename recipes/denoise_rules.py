@@ -73,11 +73,12 @@ FAST_BF16 = has_fast_bf16()
 
 @dataclass
 class Run:
-    """A source of supervision: which rows, which losses, how weighed, and whether clean rows come last."""
+    """A source of supervision: which rows, which losses, how weighed, and whether clean rows come first and last."""
 
     losses: Callable[[list[str]], Sequence[Loss]] = lambda rules: [CrossEntropy()]
     method: Callable[[], Method] | None = None
     rows: tuple[str, ...] = ("train",)
+    first_clean: bool = False
     then_clean: bool = False
 
 
@@ -108,6 +109,16 @@ RUNS: dict[str, Run] = {
     "weights of rules": Run(label_and_rules, lambda: Method("shared_weights", SharedWeights(), interval=4)),
     "amal": Run(everything, lambda: amal(LossNetwork(normalisation=ConvexOrNone()))),
     "amal, then clean rows": Run(everything, lambda: amal(LossNetwork(normalisation=ConvexOrNone())), then_clean=True),
+    "majority vote between clean rows": Run(
+        aggregated("majority"), rows=("train", "meta"), first_clean=True, then_clean=True
+    ),
+    "amal between clean rows": Run(
+        everything,
+        lambda: amal(LossNetwork(normalisation=ConvexOrNone())),
+        rows=("train", "meta"),
+        first_clean=True,
+        then_clean=True,
+    ),
 }
 DEFAULT_RUNS = ["labels only", "majority vote", "uniform mixture", "majority vote, then clean rows", "amal"]
 
@@ -264,8 +275,7 @@ def aggregate(train: Dataset, classes: int, seed: int, with_model: bool) -> Data
 def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
     """Train a student and measure it; a row of the table, as plain numbers."""
     chosen = RUNS[name]
-    parts = [bench.data[split] if split == "train" else clean(bench.data[split]) for split in chosen.rows]
-    rows = concatenate_datasets(parts)
+    rows = rows_of(bench, chosen.rows)
     print(f"\n{name}: {len(rows)} rows")
     set_seed(bench.args.seed)
     args = copy.copy(bench.args)
@@ -274,14 +284,13 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
     method = chosen.method() if chosen.method else None
     losses = chosen.losses(bench.rules) if "train" in chosen.rows else [CrossEntropy()]
     started = time.perf_counter()
-    trainer = new_trainer(bench, new_student(bench), args, rows, losses, method)
+    student = new_student(bench)
+    if chosen.first_clean:
+        student = on_clean_rows(bench, student, epochs=10, learning_rate=args.learning_rate).model
+    trainer = new_trainer(bench, student, args, rows, losses, method)
     trainer.train()
     if chosen.then_clean:
-        last = concatenate_datasets([clean(bench.data["labelled"]), clean(bench.data["meta"])])
-        args.max_steps = -(-5 * len(last) // args.train_batch_size)
-        args.learning_rate = args.learning_rate / 4
-        trainer = new_trainer(bench, trainer.model, args, last, [CrossEntropy()], None)
-        trainer.train()
+        trainer = on_clean_rows(bench, trainer.model, epochs=5, learning_rate=args.learning_rate / 4)
     seconds = time.perf_counter() - started
     output = trainer.predict(bench.data["test"])
     guess = np.asarray(output.predictions).argmax(-1)
@@ -295,6 +304,29 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
         "seconds": seconds,
     }
     return row, trainer
+
+
+def rows_of(bench: Bench, splits: tuple[str, ...]) -> Dataset:
+    """The rows to train on. On clean rows beside `train` no rule votes: their labels are known."""
+    train = bench.data["train"]
+    parts = [train if split == "train" else clean(bench.data[split]) for split in splits]
+    if "train" in splits:
+        silent = {VOTES: [-1] * len(bench.rules), "majority": IGNORED}
+        parts = [rows if rows is train else rows.map(lambda _: silent) for rows in parts]
+        columns = [name for name in train.column_names if all(name in rows.column_names for rows in parts)]
+        parts = [rows.select_columns(columns).cast(train.select_columns(columns).features) for rows in parts]
+    return concatenate_datasets(parts)
+
+
+def on_clean_rows(bench: Bench, student: PreTrainedModel, epochs: int, learning_rate: float) -> AMALTrainer:
+    """Train on the labelled and the meta rows alone."""
+    rows = rows_of(bench, ("labelled", "meta"))
+    args = copy.copy(bench.args)
+    args.max_steps = -(-epochs * len(rows) // args.train_batch_size)
+    args.learning_rate = learning_rate
+    trainer = new_trainer(bench, student, args, rows, [CrossEntropy()], None)
+    trainer.train()
+    return trainer
 
 
 def clean(rows: Dataset) -> Dataset:
