@@ -58,3 +58,6 @@ VOTES = "weak_labels"
 
 EXAMPLE_ID = "example_id"
 """The column that carries `ExampleIds` from the training set to the losses."""
+
+KEPT = "kept_rows"
+"""How many rows of a batch count, from the first; without this entry all do. The rest only keep a process busy."""

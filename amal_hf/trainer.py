@@ -43,6 +43,8 @@ from amal_hf.mixture import Mixture, ids_of
 from amal_hf.open_teachers import distillations, open_teachers
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.precision import compute_dtype
+from amal_hf.processes import process_count, process_rank, total_count
+from amal_hf.ragged import fills_up, own_part, rows_of_last_batch, without_repeats
 from amal_hf.recorder import randomness
 from amal_hf.shapes import EXAMPLE_ID, Batch
 from amal_hf.state import load_state, save_state
@@ -141,17 +143,19 @@ class AMALTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The micro-batches of the next optimizer step; a meta step looks at all of them."""
+        if self.mixes:
+            epoch_iterator = map(self._without_repeats, epoch_iterator)
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.mixes:
             self._window = _Window(batches, self._count(batches))
+            if batches and self._learner is not None:
+                self._learn(self._learner)
         return batches, items
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """`Trainer`'s step, with a meta step before the first micro-batch where one is due."""
+        """`Trainer`'s step; after the last micro-batch of an optimizer step, what ends with it."""
         if not self.mixes:
             return super().training_step(model, inputs, num_items_in_batch)
-        if self._window.position == 0 and self._learner is not None:
-            self._learn(self._learner)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._window.position += 1
         if self._window.position == len(self._window.batches):
@@ -230,7 +234,7 @@ class AMALTrainer(Trainer):
         if learner.recorder is not None:
             if step == 0:
                 learner.recorder.check(self.optimizer, self.state.max_steps - warmup)
-            report = learner.follow(self._student(), step, warmup, self._prepare_inputs)
+            report = learner.follow(self._student(), step, warmup, self._own_part)
             if report is not None:
                 self._statistics.add_meta(*report)
         elif learner.begin_phase(int(self.state.epoch or 0)):
@@ -243,9 +247,23 @@ class AMALTrainer(Trainer):
     def _meta_step(self, learner: WeightLearner, batches: list[Batch]) -> list[Batch]:
         """Learn from the micro-batches of one optimizer step; returns them prepared."""
         prepared: list[Batch] = [self.mixture.prepare(self._prepare_inputs(dict(batch))) for batch in batches]
-        meta_batch = self._prepare_inputs(dict(learner.next_meta_batch()))
+        meta_batch = self._own_part(learner.next_meta_batch())
         self._statistics.add_meta(*learner.learn(self._student(), prepared, meta_batch))
         return prepared
+
+    def _own_part(self, batch: Batch) -> Batch:
+        """What this process takes of a batch that all have, on its device."""
+        prepared: Batch = self._prepare_inputs(dict(own_part(batch, process_rank(), process_count())))
+        return prepared
+
+    def _without_repeats(self, batch: Batch) -> Batch:
+        """A batch of the training loader, told how many of its rows Accelerate has added to fill it up."""
+        state, size = self.accelerator.gradient_state, self._train_batch_size
+        if not fills_up(self.args) or not state.end_of_dataloader:
+            return batch
+        every = size if self.accelerator.split_batches else size * process_count()
+        real = rows_of_last_batch(self.mixture.record.size, state.active_dataloader, every)
+        return without_repeats(batch, real, process_rank())
 
     def _student(self) -> Student:
         norm = self.args.max_grad_norm or 0.0
@@ -256,9 +274,10 @@ class AMALTrainer(Trainer):
 
     def _whole_training_set(self) -> Iterator[Batch]:
         rows = self._remove_unused_columns(self.train_dataset, "Training")
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * process_count()
         for start in range(0, len(rows), size):
-            yield self.data_collator([rows[row] for row in range(start, min(start + size, len(rows)))])
+            batch = self.data_collator([rows[row] for row in range(start, min(start + size, len(rows)))])
+            yield own_part(batch, process_rank(), process_count())
 
     # ---- set-up ----
 
@@ -322,10 +341,7 @@ class AMALTrainer(Trainer):
 
     def _count(self, batches: list[Batch]) -> Tensor | int:
         """Examples of this optimizer step, over all processes."""
-        examples = sum(len(ids_of(batch)) for batch in batches)
-        if self.args.world_size == 1:
-            return examples
-        return self.accelerator.gather(torch.tensor([examples], device=self.args.device)).sum()
+        return total_count(sum(len(ids_of(batch)) for batch in batches), self.args.device)
 
     def _progress(self) -> float:
         every = self.method.restart_every
@@ -337,8 +353,11 @@ class AMALTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.mixes and self.args.should_save:
-            save_state(self._state(), os.path.join(output_dir, STATE_NAME))
+        if not self.mixes:
+            return
+        state = self._state()  # on all processes, as each may have something to tell
+        if self.args.should_save:
+            save_state(state, os.path.join(output_dir, STATE_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
