@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as with_graph
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -27,7 +26,22 @@ def process_rank() -> int:
 
 def total(value: Tensor) -> Tensor:
     """The sum over all processes, of the same shape; a graph goes through it, to the addends of all."""
-    return with_graph.all_reduce(value) if process_count() > 1 else value
+    summed: Tensor = _Sum.apply(value) if process_count() > 1 else value
+    return summed
+
+
+class _Sum(torch.autograd.Function):
+    """A sum over processes; its derivative by every addend is one, so gradients are summed as well."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        result = value.clone()
+        dist.all_reduce(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return total(gradient)
 
 
 def total_count(number: int, device: torch.device) -> Tensor | int:

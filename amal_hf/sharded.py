@@ -55,13 +55,14 @@ def differentiation(model: nn.Module) -> Differentiate:
     return differentiate
 
 
-def cut(model: nn.Module) -> nn.Module:
+def cut(model: nn.Module) -> None:
     """Cut a model that is not trained over all processes, in place: the layers that must stay together, then the rest.
 
     `_no_split_modules` is where transformers notes these layers.
     """
+    if isinstance(model, FSDPModule):
+        return
     together = set(getattr(model, "_no_split_modules", None) or ())
     for part in [part for part in model.modules() if type(part).__name__ in together]:
         fully_shard(part)
     fully_shard(model, reshard_after_forward=True)
-    return model

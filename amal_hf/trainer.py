@@ -14,6 +14,7 @@ Evaluation is the plain task loss of `Trainer`. Without losses and method, every
 import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -318,17 +319,21 @@ class AMALTrainer(Trainer):
 
     def _open_teachers(self) -> None:
         self._set_signature_columns_if_needed()
-        open_teachers(
-            self.mixture.distillations,
-            student=self.model,
-            dataset=self.train_dataset,
-            collator=self._collate,
-            columns=self._student_columns,
-            tokenizer=self.processing_class,
-            cache_dir=self.args.teacher_cache_dir,
-            # Looked up at every call: hyperparameter search replaces the accelerator.
-            autocast=lambda: self.accelerator.autocast(),
-        )
+        cache_dir = self.args.teacher_cache_dir
+        # The first process fills a cache, the others find it.
+        with self.args.main_process_first(local=False) if cache_dir else nullcontext():
+            open_teachers(
+                self.mixture.distillations,
+                student=self.model,
+                dataset=self.train_dataset,
+                collator=self._collate,
+                columns=self._student_columns,
+                tokenizer=self.processing_class,
+                cache_dir=cache_dir,
+                # Looked up at every call: hyperparameter search replaces the accelerator.
+                autocast=lambda: self.accelerator.autocast(),
+                cut_over_processes=self.accelerator.is_fsdp2,
+            )
 
     def _set_signature_columns_if_needed(self) -> None:
         """The student's inputs, and what losses read."""
