@@ -44,10 +44,10 @@ from amal_hf.mixture import Mixture, ids_of
 from amal_hf.open_teachers import distillations, open_teachers
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.precision import compute_dtype
-from amal_hf.processes import process_count, process_rank, total_count
-from amal_hf.ragged import fills_up, own_part, rows_of_last_batch, without_repeats
+from amal_hf.processes import process_count, total_count
+from amal_hf.ragged import filled, fills_up, own_part, without_repeats
 from amal_hf.recorder import randomness
-from amal_hf.shapes import EXAMPLE_ID, Batch
+from amal_hf.shapes import EXAMPLE_ID, REPEATED, Batch
 from amal_hf.state import load_state, save_state
 from amal_hf.student_inputs import StudentInputs
 from amal_hf.token_mixture import TokenMixture
@@ -144,7 +144,7 @@ class AMALTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The micro-batches of the next optimizer step; a meta step looks at all of them."""
-        if self.mixes:
+        if self.mixes and fills_up(self.args):
             epoch_iterator = map(self._without_repeats, epoch_iterator)
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.mixes:
@@ -152,6 +152,11 @@ class AMALTrainer(Trainer):
             if batches and self._learner is not None:
                 self._learn(self._learner)
         return batches, items
+
+    def get_train_dataloader(self) -> Any:
+        """`Trainer`'s; rows that are repeated to fill up a batch can be told from others."""
+        loader = super().get_train_dataloader()
+        return filled(loader) if self.mixes else loader
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """`Trainer`'s step; after the last micro-batch of an optimizer step, what ends with it."""
@@ -235,7 +240,7 @@ class AMALTrainer(Trainer):
         if learner.recorder is not None:
             if step == 0:
                 learner.recorder.check(self.optimizer, self.state.max_steps - warmup)
-            report = learner.follow(self._student(), step, warmup, self._own_part)
+            report = learner.follow(self._student(), step, warmup, lambda b: self._prepare_inputs(own_part(b)))
             if report is not None:
                 self._statistics.add_meta(*report)
         elif learner.begin_phase(int(self.state.epoch or 0)):
@@ -248,23 +253,12 @@ class AMALTrainer(Trainer):
     def _meta_step(self, learner: WeightLearner, batches: list[Batch]) -> list[Batch]:
         """Learn from the micro-batches of one optimizer step; returns them prepared."""
         prepared: list[Batch] = [self.mixture.prepare(self._prepare_inputs(dict(batch))) for batch in batches]
-        meta_batch = self._own_part(learner.next_meta_batch())
+        meta_batch = self._prepare_inputs(own_part(learner.next_meta_batch()))
         self._statistics.add_meta(*learner.learn(self._student(), prepared, meta_batch))
         return prepared
 
-    def _own_part(self, batch: Batch) -> Batch:
-        """What this process takes of a batch that all have, on its device."""
-        prepared: Batch = self._prepare_inputs(dict(own_part(batch, process_rank(), process_count())))
-        return prepared
-
     def _without_repeats(self, batch: Batch) -> Batch:
-        """A batch of the training loader, told how many of its rows Accelerate has added to fill it up."""
-        state, size = self.accelerator.gradient_state, self._train_batch_size
-        if not fills_up(self.args) or not state.end_of_dataloader:
-            return batch
-        every = size if self.accelerator.split_batches else size * process_count()
-        real = rows_of_last_batch(self.mixture.record.size, state.active_dataloader, every)
-        return without_repeats(batch, real, process_rank())
+        return without_repeats(batch, self.accelerator, self._train_batch_size, self.mixture.record.size)
 
     def _student(self) -> Student:
         norm = self.args.max_grad_norm or 0.0
@@ -278,7 +272,7 @@ class AMALTrainer(Trainer):
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps * process_count()
         for start in range(0, len(rows), size):
             batch = self.data_collator([rows[row] for row in range(start, min(start + size, len(rows)))])
-            yield own_part(batch, process_rank(), process_count())
+            yield own_part(batch)
 
     # ---- set-up ----
 
@@ -342,7 +336,7 @@ class AMALTrainer(Trainer):
             known: list[str] = self._signature_columns or []
             self._student_columns = set(known) - {"label", "label_ids", *self.label_names}
             if self.mixes:
-                self._signature_columns = [*known, EXAMPLE_ID, *self.mixture.columns]
+                self._signature_columns = [*known, EXAMPLE_ID, REPEATED, *self.mixture.columns]
 
     def _count(self, batches: list[Batch]) -> Tensor | int:
         """Examples of this optimizer step, over all processes."""

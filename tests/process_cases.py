@@ -10,6 +10,7 @@ import torch.distributed as dist
 from accelerate.utils import DistributedType
 from conftest import tiny_bert, toy_arguments, toy_rows
 from torch.distributed.tensor import DTensor
+from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
 from amal_hf import (
@@ -132,6 +133,22 @@ def weights_of(trainer):
     """The recorded weights as a tensor, in the order of ids."""
     frame = trainer.example_weights().to_pandas().sort_values("example_id")
     return torch.from_numpy(frame.to_numpy())
+
+
+class Stream(IterableDataset):
+    """Rows that can only be iterated over."""
+
+    def __init__(self, rows):
+        self.rows = toy_rows(rows)
+
+    def __iter__(self):
+        return iter({**row, "example_id": number} for number, row in enumerate(self.rows))
+
+
+def run_stream(folder, rows, dispatch, **case):
+    """From a stream, which either the first process reads for all, or every process for itself."""
+    options = {"max_steps": 6, "num_train_epochs": 3, "accelerator_config": {"dispatch_batches": dispatch}}
+    return run(folder, rows=rows, train=Stream(rows), **options, **case)
 
 
 def run_sharded(folder, count, **case):

@@ -145,7 +145,7 @@ def label_shares(batch: Batch, logits: Logits, labels: int) -> Tensor:
         return given.float().clamp(min=0) if given.shape == shares.shape else shares
     flat = given.reshape(len(given), -1)
     known = (flat != IGNORED) & (flat >= 0)
-    shares.scatter_add_(1, flat.clamp(min=0) % labels, known.float())
+    shares.scatter_add_(1, flat.clamp(min=0) % labels, known.to(shares.dtype))
     return shares / known.sum(1, keepdim=True).clamp(min=1)
 
 
