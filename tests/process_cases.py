@@ -1,8 +1,8 @@
-"""What the processes of `test_processes.py` run: cases by name, each leaving what it found in a file."""
+"""What the processes of `test_processes.py` run: jobs by name, each leaving what it found in a file."""
 
 import datetime
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import accelerate.state
 import torch
@@ -15,7 +15,6 @@ from transformers import TrainerCallback
 
 from amal_hf import (
     AMALTrainer,
-    CommentaryNetwork,
     CrossEntropy,
     Distillation,
     ExampleTable,
@@ -25,7 +24,6 @@ from amal_hf import (
     Trajectory,
     amal,
     amal_as_published,
-    commentaries,
     deep_interactions,
     learning_to_reweight,
 )
@@ -33,63 +31,14 @@ from amal_hf import (
 
 GLOBAL_BATCH = 8
 METHODS = {
-    "table": lambda rows: amal(ExampleTable()),
-    "network": lambda rows: amal(LossNetwork(learning_rate=0.05)),
-    "reweighting": lambda rows: learning_to_reweight(),
-    "mean one": lambda rows: amal(LossNetwork(learning_rate=0.05, normalisation=MeanOne())),
-    "neumann": lambda rows: amal(ExampleTable(), direction=NeumannDirection(2, 0.1)),
-    "commentary": lambda rows: commentaries(CommentaryNetwork(torch.eye(rows), 3)),
-    "published": lambda rows: amal_as_published(phase_epochs=1, repeats=2),
-    "trajectory": lambda rows: deep_interactions(trajectory=Trajectory(2)),
+    "table": lambda: amal(ExampleTable()),
+    "network": lambda: amal(LossNetwork(learning_rate=0.05)),
+    "reweighting": learning_to_reweight,
+    "mean one": lambda: amal(LossNetwork(learning_rate=0.05, normalisation=MeanOne())),
+    "neumann": lambda: amal(ExampleTable(), direction=NeumannDirection(2, 0.1)),
+    "published": lambda: amal_as_published(phase_epochs=1, repeats=2),
+    "trajectory": lambda: deep_interactions(trajectory=Trajectory(2)),
 }
-
-
-class Seen(TrainerCallback):
-    """Keeps the gradients of every optimizer step."""
-
-    def __init__(self):
-        self.gradients = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients.append({name: full(p.grad) for name, p in model.named_parameters()})
-
-
-def full(tensor):
-    """All of a tensor, also of one that is cut over processes."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
-
-
-def bare(name):
-    """A parameter's name without what a wrapper puts before it."""
-    return name.removeprefix("module.")
-
-
-def new_trainer(folder, method, rows, accumulation=1, count=1, train=None, model=None, **options):
-    """A trainer whose optimizer steps see the same rows however many processes there are."""
-    seen = Seen()
-    trainer = AMALTrainer(
-        model=tiny_bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0) if model is None else model,
-        args=toy_arguments(
-            folder,
-            **{
-                "per_device_train_batch_size": GLOBAL_BATCH // count,
-                "gradient_accumulation_steps": accumulation,
-                "train_sampling_strategy": "sequential",
-                "num_train_epochs": 2 if accumulation == 1 else 4,
-                "max_steps": -1,
-                "meta_batch_size": 6,
-                "meta_interval": None if method in ("reweighting", "trajectory") else 1,
-                "ddp_backend": "gloo" if count > 1 else None,
-                **options,
-            },
-        ),
-        train_dataset=toy_rows(rows) if train is None else train,
-        meta_dataset=toy_rows(10, 4),
-        losses=[CrossEntropy(), Distillation(TableTeacher(rows))],
-        method=METHODS[method](rows),
-        callbacks=[seen],
-    )
-    return trainer, seen
 
 
 class TableTeacher:
@@ -102,39 +51,6 @@ class TableTeacher:
         return self.logits[batch["example_id"]]
 
 
-def watched_slopes(trainer):
-    """A list that every update of the policy adds its ids and slopes to."""
-    policy, found = trainer.method.policy, []
-    inner = policy.update
-
-    def update(observation, slopes):
-        found.append((observation.ids.clone(), slopes.clone()))
-        inner(observation, slopes)
-
-    policy.update = update
-    return found
-
-
-def run(folder, **case):
-    """Train, and give all that must not depend on the number of processes."""
-    trainer, seen = new_trainer(folder, **case)
-    slopes = watched_slopes(trainer)
-    trainer.train()
-    return {
-        "gradients": [{bare(name): g for name, g in step.items()} for step in seen.gradients],
-        "slopes": slopes,
-        "weights": weights_of(trainer),
-        "parameters": {bare(name): full(p) for name, p in trainer.model.named_parameters()},
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-    }
-
-
-def weights_of(trainer):
-    """The recorded weights as a tensor, in the order of ids."""
-    frame = trainer.example_weights().to_pandas().sort_values("example_id")
-    return torch.from_numpy(frame.to_numpy())
-
-
 class Stream(IterableDataset):
     """Rows that can only be iterated over."""
 
@@ -145,29 +61,155 @@ class Stream(IterableDataset):
         return iter({**row, "example_id": number} for number, row in enumerate(self.rows))
 
 
-def run_stream(folder, rows, dispatch, **case):
+class Seen(TrainerCallback):
+    """Keeps the gradients of every optimizer step, and the weights that a run begins with; may stop it."""
+
+    def __init__(self, stop=None):
+        self.stop = stop
+        self.trainer = None
+        self.first_weights = None
+        self.gradients = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.first_weights = weights_of(self.trainer)
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients.append(torch.cat([whole(p.grad).flatten() for p in model.parameters()]))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step == self.stop
+
+
+def whole(tensor):
+    """All of a tensor, also of one that is cut over processes."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def weights_of(trainer):
+    """The recorded weights as a tensor, in the order of ids."""
+    frame = trainer.example_weights().to_pandas().sort_values("example_id")
+    return torch.from_numpy(frame.to_numpy(dtype="float64"))
+
+
+def parameters_of(trainer):
+    return torch.cat([whole(p).flatten() for p in trainer.model.parameters()])
+
+
+def new_trainer(folder, count, method, rows, accumulation=1, train=None, stop=None, losses=None, **options):
+    """A trainer whose optimizer steps see the same rows however many processes there are."""
+    defaults = {
+        "per_device_train_batch_size": GLOBAL_BATCH // count,
+        "gradient_accumulation_steps": accumulation,
+        "train_sampling_strategy": "sequential",
+        "num_train_epochs": 1 if accumulation == 1 else 2,
+        "max_steps": -1,
+        "meta_batch_size": 6,
+        "meta_interval": None if method in ("reweighting", "trajectory") else 1,
+        "ddp_backend": "gloo" if count > 1 else None,
+    }
+    seen = Seen(stop)
+    seen.trainer = AMALTrainer(
+        model=tiny_bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+        args=toy_arguments(folder, **{**defaults, **options}),
+        train_dataset=toy_rows(rows) if train is None else train,
+        meta_dataset=toy_rows(10, 4),
+        losses=[CrossEntropy(), Distillation(TableTeacher(rows))] if losses is None else losses,
+        method=METHODS[method](),
+        callbacks=[seen],
+    )
+    return seen
+
+
+def watch_updates(trainer, found):
+    """Add ids and slopes of every update of the policy to a list, and whether the student was left alone."""
+    policy, take_step = trainer.method.policy, trainer._meta_step
+    update = policy.update
+
+    def watched_update(observation, slopes):
+        found["slopes"].append((observation.ids.clone(), slopes.clone()))
+        update(observation, slopes)
+
+    def watched_step(*args):
+        before = [(p.to_local() if isinstance(p, DTensor) else p).detach().clone() for p in trainer.model.parameters()]
+        result = take_step(*args)
+        after = [p.to_local() if isinstance(p, DTensor) else p for p in trainer.model.parameters()]
+        found["untouched"] &= all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        found["untouched"] &= all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())
+        return result
+
+    policy.update, trainer._meta_step = watched_update, watched_step
+
+
+def train(folder, count, sharded=None, **case):
+    """Train, and give all that must not depend on the number of processes.
+
+    Args:
+        sharded: how FSDP2 saves the student that it has cut over the processes; `None` for whole students.
+    """
+    cut = sharded if count > 1 else None
+    with fsdp_on_cpus() if cut else nullcontext():
+        seen = new_trainer(folder, count, **case, **(fsdp_options(cut) if cut else {}))
+        found = {"slopes": [], "untouched": True}
+        watch_updates(seen.trainer, found)
+        seen.trainer.train(resume_from_checkpoint=case.get("resume"))
+        found |= {"gradients": seen.gradients, "weights": weights_of(seen.trainer)}
+        found |= {"parameters": parameters_of(seen.trainer)}
+        logs = seen.trainer.state.log_history
+        return found | {"losses": [entry["loss"] for entry in logs if "loss" in entry]}
+
+
+def train_on_stream(folder, count, rows, dispatch, **case):
     """From a stream, which either the first process reads for all, or every process for itself."""
-    options = {"max_steps": 6, "num_train_epochs": 3, "accelerator_config": {"dispatch_batches": dispatch}}
-    return run(folder, rows=rows, train=Stream(rows), **options, **case)
+    options = {"max_steps": 6, "accelerator_config": {"dispatch_batches": dispatch}}
+    return train(folder, count, rows=rows, train=Stream(rows), **options, **case)
 
 
-def run_sharded(folder, count, **case):
-    """The same with FSDP2, the student cut over all processes."""
-    if count == 1:
-        return run(folder, count=count, **case)
-    with fsdp_on_cpus():
-        return run(folder, count=count, **sharded_options("FULL_STATE_DICT"), **case)
+def resume(folder, count, sharded=None, **case):
+    """A run as a whole, and one that is cut off after its second step and goes on from its checkpoint."""
+    cut = sharded if count > 1 else None
+    with fsdp_on_cpus() if cut else nullcontext():
+        options = {**case, **(fsdp_options(cut) if cut else {}), "save_strategy": "steps", "save_steps": 1}
+        whole_run = new_trainer(folder / "whole", count, **options)
+        whole_run.trainer.train()
+        interrupted = new_trainer(folder / "cut", count, stop=2, **options)
+        interrupted.trainer.train()
+        resumed = new_trainer(folder / "cut", count, **options)
+        resumed.trainer.train(resume_from_checkpoint=True)
+        return {
+            "saved": weights_of(interrupted.trainer),
+            "loaded": resumed.first_weights,
+            "whole": [parameters_of(whole_run.trainer), weights_of(whole_run.trainer), *whole_run.gradients[2:]],
+            "resumed": [parameters_of(resumed.trainer), weights_of(resumed.trainer), *resumed.gradients],
+        }
 
 
-def sharded_options(state_dict_type):
-    """FSDP2; BERT's embeddings would otherwise be cut twice (accelerate 1.15)."""
+def go_on(folder, count, other, sharded=None, **case):
+    """Go on from the checkpoint of another number of processes: the weights that this begins with."""
+    cut = sharded if count > 1 else None
+    with fsdp_on_cpus() if cut else nullcontext():
+        seen = new_trainer(folder, count, stop=3, **case, **(fsdp_options(cut) if cut else {}))
+        seen.trainer.train(resume_from_checkpoint=str(other / "cut" / "checkpoint-2"))
+        return {"loaded": seen.first_weights, "parameters": parameters_of(seen.trainer)}
+
+
+def sharded_teacher(folder, count):
+    """Training beside a teacher of its own, which FSDP2 cuts over the processes as well."""
+    teacher = tiny_bert(seed=5)
+    found = train(
+        folder, count, "FULL_STATE_DICT", method="table", rows=22, losses=[CrossEntropy(), Distillation(teacher)]
+    )
+    return found | {"teacher_is_cut": any(isinstance(p, DTensor) for p in teacher.parameters())}
+
+
+def fsdp_options(state_dict_type):
+    """FSDP2; with the class named, as Accelerate 1.15 would cut BERT's embeddings twice."""
     config = {"version": 2, "state_dict_type": state_dict_type, "transformer_layer_cls_to_wrap": ["BertLayer"]}
     return {"fsdp": True, "fsdp_config": config}
 
 
 @contextmanager
 def fsdp_on_cpus():
-    """Accelerate only offers FSDP on accelerators; torch has it on CPUs too."""
+    """Accelerate offers FSDP on accelerators only; torch has it on CPUs too."""
     state = accelerate.state.AcceleratorState
     inner = state.__init__
 
@@ -190,12 +232,11 @@ def work(rank, count, folder, jobs):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(torch.float64)  # so that rounding is no excuse
     if count > 1:
         limit = datetime.timedelta(seconds=60)
         dist.init_process_group("gloo", f"file://{folder}/meet", limit, world_size=count, rank=rank)
     for name, (function, arguments) in jobs.items():
-        found = function(folder / name, count=count, **arguments)
-        torch.save(found, folder / f"{name}-{rank}.pt")
+        torch.save(function(folder / name, count, **arguments), folder / f"{name}-{rank}.pt")
     if count > 1:
         dist.destroy_process_group()
