@@ -1,8 +1,11 @@
 """What the processes of `test_processes.py` run: jobs by name, each leaving what it found in a file."""
 
 import datetime
+import gc
 import os
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import cache
 
 import accelerate.state
 import torch
@@ -11,7 +14,7 @@ from accelerate.utils import DistributedType
 from conftest import tiny_bert, toy_arguments, toy_rows
 from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
-from transformers import TrainerCallback
+from transformers import BertForTokenClassification, TrainerCallback
 
 from amal_hf import (
     AMALTrainer,
@@ -27,9 +30,12 @@ from amal_hf import (
     deep_interactions,
     learning_to_reweight,
 )
+from amal_hf.cage import Cage
+from amal_hf.spear import Spear
 
 
 GLOBAL_BATCH = 8
+rows_of = cache(toy_rows)
 METHODS = {
     "table": lambda: amal(ExampleTable()),
     "network": lambda: amal(LossNetwork(learning_rate=0.05)),
@@ -38,6 +44,7 @@ METHODS = {
     "neumann": lambda: amal(ExampleTable(), direction=NeumannDirection(2, 0.1)),
     "published": lambda: amal_as_published(phase_epochs=1, repeats=2),
     "trajectory": lambda: deep_interactions(trajectory=Trajectory(2)),
+    "tokens": lambda: replace(amal(LossNetwork(learning_rate=0.05)), per_token=True),
 }
 
 
@@ -95,7 +102,9 @@ def parameters_of(trainer):
     return torch.cat([whole(p).flatten() for p in trainer.model.parameters()])
 
 
-def new_trainer(folder, count, method, rows, accumulation=1, train=None, stop=None, losses=None, **options):
+def new_trainer(
+    folder, count, method, rows, accumulation=1, train=None, stop=None, losses=None, model=None, meta=None, **options
+):
     """A trainer whose optimizer steps see the same rows however many processes there are."""
     defaults = {
         "per_device_train_batch_size": GLOBAL_BATCH // count,
@@ -109,15 +118,19 @@ def new_trainer(folder, count, method, rows, accumulation=1, train=None, stop=No
     }
     seen = Seen(stop)
     seen.trainer = AMALTrainer(
-        model=tiny_bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+        model=without_dropout() if model is None else model,
         args=toy_arguments(folder, **{**defaults, **options}),
-        train_dataset=toy_rows(rows) if train is None else train,
-        meta_dataset=toy_rows(10, 4),
+        train_dataset=rows_of(rows) if train is None else train,
+        meta_dataset=rows_of(10, 4) if meta is None else meta,
         losses=[CrossEntropy(), Distillation(TableTeacher(rows))] if losses is None else losses,
         method=METHODS[method](),
         callbacks=[seen],
     )
     return seen
+
+
+def without_dropout(**options):
+    return tiny_bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **options)
 
 
 def watch_updates(trainer, found):
@@ -192,6 +205,30 @@ def go_on(folder, count, other, sharded=None, **case):
         return {"loaded": seen.first_weights, "parameters": parameters_of(seen.trainer)}
 
 
+def train_on_rules(folder, count):
+    """With a graphical model of rules that is trained beside the student."""
+    votes = torch.randint(0, 2, (22, 3), generator=torch.Generator().manual_seed(3)) * (torch.arange(3) + 1) - 1
+    rows = rows_of(22).add_column("weak_labels", torch.where(votes >= 0, torch.arange(3), -1).tolist())
+    spear = Spear(Cage([0, 1, 2], 3))
+    found = train(folder, count, method="table", rows=22, accumulation=3, train=rows, losses=[CrossEntropy(), spear])
+    return found | {"cage": torch.cat([p.detach().flatten() for p in spear.cage.parameters()])}
+
+
+def train_on_tokens(folder, count):
+    """With weights of tokens."""
+    train_rows, meta = (
+        rows.remove_columns("labels").add_column("labels", [[i % 3 for i in ids] for ids in rows["input_ids"]])
+        for rows in (rows_of(22), rows_of(10, 4))
+    )
+    model, losses = without_dropout(head=BertForTokenClassification), [CrossEntropy(), second_loss]
+    return train(folder, count, method="tokens", rows=22, train=train_rows, meta=meta, model=model, losses=losses)
+
+
+def second_loss(outputs, batch):
+    """How large the logits are."""
+    return outputs.logits.square().flatten(1).mean(1)
+
+
 def sharded_teacher(folder, count):
     """Training beside a teacher of its own, which FSDP2 cuts over the processes as well."""
     teacher = tiny_bert(seed=5)
@@ -231,6 +268,7 @@ def work(rank, count, folder, jobs):
     """One process: run all jobs, a function and its arguments by name, and save what each gives."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    gc.freeze()  # Accelerate collects garbage before every run; what was imported is none
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)  # so that rounding is no excuse
     if count > 1:

@@ -41,8 +41,12 @@ def _sharded(cases):
     return {f"{name}, FSDP2": {**case, "sharded": "FULL_STATE_DICT"} for name, case in cases.items()}
 
 
+BESIDES = {"rules": (process_cases.train_on_rules, {}), "tokens": (process_cases.train_on_tokens, {})}
+
+
 def _one(folders):
     return {
+        **BESIDES,
         **_jobs(process_cases.train, {**PLAIN, **EVEN, **OTHER, **SHUFFLED}),
         **_jobs(process_cases.train_on_stream, STREAMS),
         "teacher": (process_cases.sharded_teacher, {}),
@@ -63,6 +67,7 @@ def _two(folders):
 
 def _four(folders):
     return {
+        **BESIDES,
         **_jobs(process_cases.train, {**PLAIN, **EVEN, **{k: v for k, v in SHUFFLED.items() if k != "split"}}),
         **_jobs(process_cases.train_on_stream, STREAMS),
         "from one": (process_cases.go_on, {"other": folders[1] / "resumed", **RESUMED["resumed"]}),
@@ -131,6 +136,14 @@ def test_several_processes_come_to_what_one_does(found, name, count):
 def test_so_do_the_other_methods(found, name):
     """Running means, Hessian products, phases between epochs and trajectories hold sums over all processes too."""
     assert_equal(found[2][name], found[1][name][0])
+
+
+@pytest.mark.parametrize("name", BESIDES)
+def test_tokens_and_rules_too(found, name):
+    """A repeated example has no tokens, and a loss with a model of its own trains it on all examples."""
+    assert_equal(found[4][name], found[1][name][0])
+    for ours in found[4][name]:
+        assert name == "tokens" or difference(ours["cage"], found[1][name][0]["cage"]) < 1e-6
 
 
 @pytest.mark.parametrize("name", [*EVEN, *SHUFFLED, *STREAMS])
