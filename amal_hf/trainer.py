@@ -148,7 +148,8 @@ class AMALTrainer(Trainer):
             epoch_iterator = map(self._without_repeats, epoch_iterator)
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.mixes:
-            self._window = _Window(batches, self._count(batches))
+            examples = sum(len(ids_of(batch)) for batch in batches)
+            self._window = _Window(batches, total_count(examples, self.args.device))
             if batches and self._learner is not None:
                 self._learn(self._learner)
         return batches, items
@@ -338,10 +339,6 @@ class AMALTrainer(Trainer):
             if self.mixes:
                 self._signature_columns = [*known, EXAMPLE_ID, REPEATED, *self.mixture.columns]
 
-    def _count(self, batches: list[Batch]) -> Tensor | int:
-        """Examples of this optimizer step, over all processes."""
-        return total_count(sum(len(ids_of(batch)) for batch in batches), self.args.device)
-
     def _progress(self) -> float:
         every = self.method.restart_every
         if every:
@@ -352,10 +349,8 @@ class AMALTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if not self.mixes:
-            return
-        state = self._state()  # on all processes, as each may have something to tell
-        if self.args.should_save:
+        state = self._state() if self.mixes else {}  # on all processes, as each may have something to tell
+        if state and self.args.should_save:
             save_state(state, os.path.join(output_dir, STATE_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
