@@ -3,9 +3,11 @@
 import datetime
 import gc
 import os
+import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import accelerate.state
 import torch
@@ -280,3 +282,17 @@ def work(rank, count, folder, jobs):
         torch.save(function(folder / name, count, **arguments), folder / f"{name}-{rank}.pt")
     if count > 1:
         dist.destroy_process_group()
+
+
+def main(folder):
+    """One script for every launcher: nothing in it knows of processes but the size of a batch."""
+    torch.set_default_dtype(torch.float64)
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    seen = new_trainer(folder, count, method="table", rows=22)
+    seen.trainer.train()
+    if seen.trainer.is_world_process_zero():
+        torch.save(weights_of(seen.trainer), Path(folder) / "weights.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

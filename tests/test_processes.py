@@ -4,7 +4,11 @@ All jobs of one number of processes run in one set of processes, since starting 
 """
 
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import process_cases
 import pytest
@@ -187,3 +191,33 @@ def test_weights_survive_a_change_of_the_number_of_processes(found, count, name,
     assert written[:, 1:].std() > 0
     for ours in found[count][name]:
         torch.testing.assert_close(ours["loaded"], written, rtol=0, atol=0, equal_nan=True)
+
+
+LAUNCHERS = {
+    "python": [],
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    "accelerate": [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+    ],
+}
+
+
+@pytest.mark.slow
+def test_one_script_under_every_launcher(tmp_path):
+    """Plain Python, torchrun and `accelerate launch` take the same script as it is, and come to the same weights."""
+    script = Path(__file__).with_name("process_cases.py")
+    weights = []
+    for name, launcher in LAUNCHERS.items():
+        (tmp_path / name).mkdir()
+        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+        command = [sys.executable, *launcher, str(script), str(tmp_path / name)]
+        subprocess.run(command, check=True, timeout=240, env=environment)
+        weights.append(torch.load(tmp_path / name / "weights.pt"))
+    assert difference(weights[1], weights[0]) < 1e-6
+    assert weights[2].equal(weights[1])
