@@ -50,13 +50,13 @@ def total_count(number: int, device: torch.device) -> Tensor | int:
 
 
 def totals(values: Sequence[Tensor]) -> list[Tensor]:
-    """The sums over all processes of several tensors of one type, in one message. No graph."""
+    """The sums over all processes of several tensors, in one message. No graph."""
     if process_count() == 1:
         return list(values)
     flat = torch.cat([value.detach().flatten() for value in values])
     dist.all_reduce(flat)
     parts = flat.split([value.numel() for value in values])
-    return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
+    return [part.view_as(value).to(value.dtype) for part, value in zip(parts, values, strict=True)]
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
