@@ -72,11 +72,11 @@ def rows_of_all(rows: Tensor) -> Tensor:
         return rows
     counts = [torch.zeros((), dtype=torch.int64, device=rows.device) for _ in range(process_count())]
     dist.all_gather(counts, torch.tensor(len(rows), device=rows.device))
-    most = int(torch.stack(counts).max())
-    padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
-    parts = [torch.empty_like(padded) for _ in counts]
+    sizes = torch.stack(counts).tolist()
+    padded = torch.cat([rows, rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])])
+    parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
-    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
 def values_of_all(value: Any) -> list[Any]:

@@ -150,6 +150,7 @@ class AMALTrainer(Trainer):
         if self.mixes:
             examples = sum(len(ids_of(batch)) for batch in batches)
             self._window = _Window(batches, total_count(examples, self.args.device))
+            # Not in the training step, where Accelerate may have put off sums over processes to the last micro-batch.
             if batches and self._learner is not None:
                 self._learn(self._learner)
         return batches, items
