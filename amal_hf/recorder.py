@@ -75,7 +75,9 @@ class Recorder:
 
     def begin_step(self, optimizer: Optimizer, step: int) -> None:
         """Optimizer step `step` begins, counted from the first that may be recorded."""
-        if step % self.interval < self.interval - self.trajectory.steps:
+        place = step % self.interval - (self.interval - self.trajectory.steps)
+        # A run that goes on from a checkpoint may lack the beginning of a trajectory, and then waits for the next.
+        if place < 0 or place != len(self.steps):
             return
         optimizer = raw(optimizer)
         self.trajectory.rewind.record(optimizer, len(self.steps), self.trajectory.steps)
