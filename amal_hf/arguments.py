@@ -29,7 +29,9 @@ class AMALArguments(TrainingArguments):
             "network, 1 for a table."
         },
     )
-    meta_batch_size: int = field(default=16, metadata={"help": "Examples of the meta set in one meta step."})
+    meta_batch_size: int = field(
+        default=16, metadata={"help": "Examples of the meta set in one meta step, over all processes."}
+    )
     meta_warmup_steps: float = field(
         default=0.0,
         metadata={"help": "Optimizer steps before the first meta step; a number below 1 is a share of all steps."},

@@ -6,6 +6,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from amal_hf.arguments import AMALArguments
 from amal_hf.collator import is_stream
@@ -14,6 +15,7 @@ from amal_hf.last_layer import LastLayer
 from amal_hf.losses import IGNORED
 from amal_hf.meta import Method
 from amal_hf.shapes import EXAMPLE_ID
+from amal_hf.tangents import FiniteDifference
 
 
 logger = logging.getLogger(__name__)
@@ -113,11 +115,7 @@ def _check_hidden_states(student: Any) -> None:
 
 def _check_meta_step(trainer: Any) -> None:
     args = trainer.args
-    if args.world_size > 1 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise ValueError(
-            f"AMALTrainer: learned weights run on one process so far; this is a run of {args.world_size}. Use one "
-            f"process, or leave `method` out for a fixed mixture."
-        )
+    _check_processes(trainer)
     if trainer.method.policy.holds_for_one_step and args.meta_interval not in (None, 1):
         raise ValueError(
             f"AMALTrainer: the weights of '{trainer.method.name}' are those of one optimizer step, so every step "
@@ -152,6 +150,37 @@ def _check_meta_step(trainer: Any) -> None:
             "AMALTrainer: reentrant activation checkpointing cannot give the meta gradient (it refuses "
             "torch.autograd.grad). "
             'Set activation_checkpointing_kwargs={"use_reentrant": False}.'
+        )
+
+
+def _check_processes(trainer: Any) -> None:
+    works = 'Use plain data parallelism, or FSDP2 (fsdp=True, fsdp_config={"version": 2}).'
+    if trainer.is_deepspeed_enabled:
+        raise ValueError(f"AMALTrainer: learned weights do not run under DeepSpeed. {works}")
+    if max(trainer.get_tp_size(), trainer.get_cp_size(), trainer.get_sp_size()) > 1:
+        raise ValueError(
+            f"AMALTrainer: learned weights do not run where processes share examples (tensor, context or sequence "
+            f"parallelism). {works}"
+        )
+    if trainer.args.world_size > 1 and not trainer.accelerator.even_batches:
+        raise ValueError(
+            "AMALTrainer: with even_batches=False some processes have no last batch, and the others would wait for "
+            "them for ever. Leave it out: rows that are repeated to make batches even count for nothing here."
+        )
+    if trainer.is_fsdp_enabled:
+        _check_sharding(trainer, works)
+
+
+def _check_sharding(trainer: Any, works: str) -> None:
+    plugin, method = trainer.accelerator.state.fsdp_plugin, trainer.method
+    if plugin.fsdp_version != 2:
+        raise ValueError(f"AMALTrainer: learned weights do not run under FSDP1, whose parameters cannot move. {works}")
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise ValueError("AMALTrainer: learned weights need parameters on the GPU. Leave cpu_offload out.")
+    if not isinstance(method.tangent, FiniteDifference) or method.batch_policy or method.trajectory:
+        raise ValueError(
+            f"AMALTrainer: '{method.name}' needs all parameters in one place, and FSDP2 cuts them over processes. "
+            f"Under FSDP2 use a policy of weights with FiniteDifference() and no trajectory: amal()."
         )
 
 

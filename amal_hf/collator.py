@@ -8,7 +8,7 @@ import datasets
 import torch
 from torch.utils.data import Dataset
 
-from amal_hf.shapes import ABSTAIN, EXAMPLE_ID
+from amal_hf.shapes import ABSTAIN, EXAMPLE_ID, KEPT, REPEATED
 
 
 class ExampleCollator:
@@ -25,7 +25,7 @@ class ExampleCollator:
 
     def __init__(self, collate: Callable[[list[Any]], Any], columns: Sequence[str]) -> None:
         self.collate = collate
-        self.columns = (EXAMPLE_ID, *columns)
+        self.columns = (EXAMPLE_ID, REPEATED, *columns)
         # `Trainer` saves the collator's tokenizer where it was given none itself.
         self.tokenizer = getattr(collate, "tokenizer", None)
 
@@ -36,7 +36,10 @@ class ExampleCollator:
             return self.collate(rows)
         known = [{name: value for name, value in row.items() if name not in taken} for row in rows]
         batch = self.collate(known)
-        return {**batch, **{name: self._column([row[name] for row in rows], batch) for name in taken}}
+        columns: dict[str, Any] = {name: self._column([row[name] for row in rows], batch) for name in taken}
+        if REPEATED in columns:
+            columns[KEPT] = int((~columns.pop(REPEATED)).sum())
+        return {**batch, **columns}
 
     def _column(self, values: list[Any], batch: Mapping[str, Any]) -> torch.Tensor:
         """One tensor; entries of different lengths belong to tokens, and are filled up as these are."""

@@ -35,7 +35,8 @@ class LastLayer(Tangent):
         features, logits = [h for h, _ in calls], [z for _, z in calls]
         moves = [_move(h, direction) for h in features]
         slopes = torch.stack([_slope(column, logits, moves) for column in result.losses.unbind(1)], 1)
-        return Slopes(slopes, result.losses.detach(), result.features.detach())
+        # Rows that do not count have passed through the layer too; they are the last.
+        return Slopes(slopes[: len(result.losses)], result.losses.detach(), result.features.detach())
 
 
 def output_layer(model: nn.Module) -> nn.Linear:

@@ -4,15 +4,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from amal_hf.last_layer import frozen_body
 from amal_hf.meta import MetaReport, Method, Problem, meta_gradient, meta_step, scaled, undisturbed
 from amal_hf.meta_set import MetaSet
 from amal_hf.mixture import Mixture, ids_of
+from amal_hf.processes import total, total_count
 from amal_hf.recorder import Recorder
 from amal_hf.shapes import Batch, Evaluate, Evaluation
+from amal_hf.sharded import cut_again, differentiation
 from amal_hf.student_inputs import StudentInputs
 from amal_hf.tangents import movable_parameters
 from amal_hf.trajectories import walk_back
@@ -22,7 +24,7 @@ class Student(NamedTuple):
     """The student as the learner sees it.
 
     Attributes:
-        model: the module itself, without the wrappers of compilation or data parallelism.
+        model: the module itself, without the wrappers of compilation or data parallelism; or cut over processes.
         inputs: what the model's forward takes of a batch.
         optimizer: trains the model; only read.
         dtype: precision of the forward pass.
@@ -78,39 +80,39 @@ class WeightLearner:
         with undisturbed(student.model):
             meta_run = _run(student, module, meta_batch)
             evaluations = [self._evaluation(student, module, batch) for batch in batches]
+            ids = torch.cat([self.mixture.ids(batch) for batch in batches])
             problem = Problem(
                 module=module,
                 optimizer=student.optimizer,
                 learning_rate=student.optimizer.param_groups[0]["lr"],
-                meta_loss=lambda: self.mixture.task_loss(meta_run(), meta_batch),
+                meta_loss=lambda: self._meta_loss(meta_run(), meta_batch),
                 evaluate=lambda: _joined([evaluate() for evaluate in evaluations]),
-                ids=torch.cat([self.mixture.ids(batch) for batch in batches]),
-                examples=sum(len(ids_of(batch)) for batch in batches),
+                ids=ids,
+                examples=total_count(sum(len(ids_of(batch)) for batch in batches), ids.device),
                 present=self.mixture.present_of(batches),
                 progress=student.progress,
                 dtype=student.dtype,
+                differentiate=differentiation(student.model),
             )
             report = meta_step(self.method, problem)
         self.steps_taken += 1
         return report
 
-    def follow(
-        self, student: Student, step: int, warmup: int, prepare: Callable[[dict[str, Any]], dict[str, Any]]
-    ) -> MetaReport | None:
+    def follow(self, student: Student, step: int, warmup: int, prepare: Callable[[Batch], Batch]) -> MetaReport | None:
         """Before an optimizer step: learn from the trajectory that has just ended, and record the step that begins.
 
         Args:
             student: as it stands.
             step: of the run.
             warmup: steps of the run that come before the first recorded one.
-            prepare: brings a batch to the student's device.
+            prepare: brings this process's part of a batch to the student's device.
         """
         recorder = self.recorder
         if recorder is None or step < warmup:
             return None
         report = None
         if recorder.full:
-            report = self.learn_from_trajectory(student, recorder, prepare(dict(self.next_meta_batch())))
+            report = self.learn_from_trajectory(student, recorder, prepare(self.next_meta_batch()))
         recorder.restart(student.optimizer, step)
         recorder.begin_step(student.optimizer, step - warmup)
         return report
@@ -121,7 +123,7 @@ class WeightLearner:
         params = {name: p for name, p in movable_parameters(student.model).items() if id(p) in trained}
         with undisturbed(student.model):
             run = _run(student, student.model, meta_batch)
-            value, gradient = meta_gradient(params, lambda: self.mixture.task_loss(run(), meta_batch))
+            value, gradient = meta_gradient(params, lambda: self._meta_loss(run(), meta_batch))
         device = next(iter(params.values())).device
         steps = recorder.replay(self.mixture, lambda batch: student.model(**student.inputs.plain(batch)), device)
         was_training = student.model.training
@@ -140,7 +142,7 @@ class WeightLearner:
         self.mixture.policy.update(observation, slopes)
         recorder.clear()
         self.steps_taken += 1
-        return MetaReport(value, (~finite).sum())
+        return MetaReport(value, total((~finite).sum()))
 
     def _evaluation(self, student: Student, module: nn.Module, batch: Batch) -> Evaluate:
         """All losses of a batch as it is trained on, at every call."""
@@ -154,8 +156,12 @@ class WeightLearner:
 
         return evaluate
 
+    def _meta_loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """This process's part of the mean task loss of the meta batch."""
+        return self.mixture.task_loss(outputs, batch).sum() / self.meta_set.batch_size
+
     def next_meta_batch(self) -> Batch:
-        """The meta batch of the next meta step, as the collator made it."""
+        """The meta batch of the next meta step, as the collator made it, the same on all processes."""
         return self.meta_set.batch(self.steps_taken)
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,8 +180,13 @@ def _run(student: Student, module: nn.Module, batch: Batch) -> Callable[[], Any]
     """Gives the student's outputs for a batch at every call, however the parameters of `module` have changed."""
     inputs = student.inputs.plain(batch)
     if module is student.model:
-        return lambda: student.model(**inputs)
+        return lambda: _outputs(student.model, inputs)
     return frozen_body(student.model, module, inputs)
+
+
+def _outputs(model: nn.Module, inputs: dict[str, Any]) -> Any:
+    cut_again(model)
+    return model(**inputs)
 
 
 def _joined(parts: list[Evaluation]) -> Evaluation:

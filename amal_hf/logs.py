@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from amal_hf.mixture import Weighed
+from amal_hf.processes import totals
 
 
 logger = logging.getLogger(__name__)
@@ -18,6 +19,8 @@ class MixtureStatistics:
     training, so that the device is never waited for between two logs.
 
     A loss of several columns, as one for each rule, counts as one: the means are over those that an example has.
+    On several processes each sums up its own examples, and what is logged is the mean over processes; percentiles
+    too, which is close enough to see where weights go.
 
     Args:
         groups: names of the losses, and how many columns each has.
@@ -73,12 +76,24 @@ class MixtureStatistics:
         losses, weights = torch.cat(self._losses).float(), torch.cat(self._weights).float()
         present = torch.cat(self._present) if self._present else torch.ones_like(losses, dtype=torch.bool)
         counts = list(self.groups.values())
-        logs: dict[str, float] = {}
+        logs: dict[str, float | None] = {}
         for name, *parts in zip(self.groups, *(t.split(counts, 1) for t in (losses, weights, present)), strict=True):
             loss, weight = parts[0][parts[2]], parts[1][parts[2]]
-            if len(loss):
-                logs |= {f"loss_{name}": loss.mean().item()} | _summary(name, weight)
-        return logs
+            logs |= {f"loss_{name}": loss.mean().item(), **_summary(name, weight)} if len(loss) else _nothing(name)
+        return _over_processes(logs, losses.device)
+
+
+def _over_processes(logs: dict[str, float | None], device: torch.device) -> dict[str, float]:
+    """The mean of every entry over the processes that have it; those that none has are left out."""
+    values = [0.0 if value is None else value for value in logs.values()]
+    known = [float(value is not None) for value in logs.values()]
+    sums, counts = (t.tolist() for t in totals([torch.tensor(v, device=device) for v in (values, known)]))
+    return {name: s / n for name, s, n in zip(logs, sums, counts, strict=True) if n}
+
+
+def _nothing(name: str) -> dict[str, None]:
+    """The entries of a loss that no example of this process has had."""
+    return dict.fromkeys([f"loss_{name}", *_summary(name, torch.zeros(1))])
 
 
 def _summary(name: str, weight: Tensor) -> dict[str, float]:

@@ -23,7 +23,9 @@ from torch.optim import Optimizer
 from amal_hf.batch_policies.batch_policy import BatchPolicy, batch_gradient
 from amal_hf.directions import AdamDirection, Direction, Product
 from amal_hf.policies.policy import Observation, Policy, weights_of
+from amal_hf.processes import summed_gradients, total, totals
 from amal_hf.shapes import Evaluate, Evaluation, ExampleIds, Features, LossTable, Params
+from amal_hf.sharded import Differentiate, cut_again
 from amal_hf.tangents import FiniteDifference, Tangent, global_norm, movable, movable_parameters, radius_for
 from amal_hf.trajectories import Trajectory
 
@@ -111,13 +113,14 @@ class Problem:
         module: the part of the student that moves.
         optimizer: the student's; only read.
         learning_rate: of the student's next step, for the lookahead.
-        meta_loss: the scalar `V` on the meta batch, with a graph.
-        evaluate: all losses of all examples of this optimizer step.
+        meta_loss: this process's part of the scalar `V` on the meta batch, with a graph; the parts of all add up.
+        evaluate: all losses of this process's examples of this optimizer step.
         ids: which examples these are.
-        examples: how many they are; fewer than rows where the rows are tokens.
+        examples: how many the step has over all processes; fewer than rows where the rows are tokens.
         present: which losses they have; `None` for all.
         progress: share of training done.
         dtype: precision of the student's forward pass.
+        differentiate: gives gradients of what all processes' parts add up to.
     """
 
     module: nn.Module
@@ -126,10 +129,11 @@ class Problem:
     meta_loss: Callable[[], Tensor]
     evaluate: Evaluate
     ids: ExampleIds
-    examples: int
+    examples: Tensor | int
     present: Tensor | None
     progress: float
     dtype: torch.dtype
+    differentiate: Differentiate = summed_gradients
 
 
 class MetaReport(NamedTuple):
@@ -148,7 +152,7 @@ def meta_step(method: Method, problem: Problem) -> MetaReport:
     skipped = torch.zeros((), dtype=torch.long)
     for _ in range(method.repeats):
         with _one_step_ahead(method.policy, params, problem) if method.lookahead else nullcontext():
-            value, gradient = meta_gradient(params, problem.meta_loss)
+            value, gradient = meta_gradient(params, problem.meta_loss, problem.differentiate)
         product = hessian_product(method.policy, params, problem)
         direction = method.direction(gradient, params, problem.optimizer, product)
         if method.policy.learns:
@@ -163,7 +167,7 @@ def _learn_weights(method: Method, direction: Params, problem: Problem) -> Tenso
     measured = method.tangent(problem.module, direction, problem.evaluate, problem.dtype)
     slopes, finite = scaled(measured.slopes)
     method.policy.update(_observation(problem, measured.features), slopes)
-    return (~finite).sum()
+    return total((~finite).sum())
 
 
 def _learn_changes(
@@ -173,35 +177,36 @@ def _learn_changes(
     with torch.no_grad():
         weights = _present_weights(policy, problem, problem.evaluate())
 
-    def total() -> Tensor:
+    def mean() -> Tensor:
         losses = problem.evaluate().losses
         return (weights * losses).sum() / problem.examples
 
-    gradients = batch_gradient(batch_policy, params, direction, total, problem.dtype)
+    gradients = totals(batch_gradient(batch_policy, params, direction, mean, problem.dtype))
     # Not asked whether any is: that would wait for the device.
     batch_policy.update([torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0) for g in gradients])
 
 
-def meta_gradient(params: Params, meta_loss: Callable[[], Tensor]) -> tuple[Tensor, Params]:
-    """`V` and `∇V`, by `torch.autograd.grad` so that no `.grad` changes.
+def meta_gradient(
+    params: Params, meta_loss: Callable[[], Tensor], differentiate: Differentiate = summed_gradients
+) -> tuple[Tensor, Params]:
+    """`V` and `∇V` of what all processes' parts add up to; no `.grad` changes.
 
     Zero for parameters that `V` does not depend on.
     """
     with torch.enable_grad():
         value = meta_loss()
-        gradients = torch.autograd.grad(value, list(params.values()), allow_unused=True)
-    pairs = zip(params.items(), gradients, strict=True)
-    return value.detach(), {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+        gradient = differentiate(value, params)
+    return total(value.detach()), gradient
 
 
 def scaled(slopes: LossTable) -> tuple[LossTable, Tensor]:
-    """Slopes scaled to mean magnitude one, and which examples are finite, `(B,)`; the others get slope 0.
+    """Slopes scaled to mean magnitude one over all processes, and which examples are finite, `(B,)`; the others get 0.
 
     A loss that an example does not have has the slope 0, and does not count for the mean.
     """
     finite = torch.isfinite(slopes).all(1)
     kept = torch.where(finite[:, None], slopes, 0.0)
-    magnitude = kept.abs().sum() / kept.count_nonzero().clamp(min=1)
+    magnitude = total(kept.abs().sum()) / total(kept.count_nonzero()).clamp(min=1)
     return kept / magnitude.clamp(min=torch.finfo(slopes.dtype).tiny), finite
 
 
@@ -210,6 +215,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Within the block the student runs without dropout; afterwards modes and random generators are as before."""
     modes = [(module, module.training) for module in model.modules()]
     with torch.random.fork_rng():
+        cut_again(model)
         model.eval()
         for module, training in modes:
             # Activation checkpointing only acts on a layer in training mode. The flag of the layer itself switches no
@@ -219,6 +225,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
+            cut_again(model)
             for module, training in modes:
                 module.training = training
 
@@ -257,11 +264,11 @@ def _observation(problem: Problem, features: Features) -> Observation:
 def _training_gradient(params: Params, problem: Problem, weights: LossTable) -> Params:
     """Gradient of the training loss at the present parameters for given weights; zero where it does not reach."""
 
-    def total() -> Tensor:
+    def mean() -> Tensor:
         losses = problem.evaluate().losses
         return (weights * losses).sum() / problem.examples
 
-    return meta_gradient(params, total)[1]
+    return meta_gradient(params, mean, problem.differentiate)[1]
 
 
 @contextmanager
@@ -270,9 +277,8 @@ def _one_step_ahead(policy: Policy, params: Params, problem: Problem) -> Iterato
     with torch.enable_grad():
         evaluation = problem.evaluate()
         weights = _present_weights(policy, problem, evaluation)
-        total = (weights * evaluation.losses).sum() / problem.examples
-        gradients = torch.autograd.grad(total, list(params.values()), allow_unused=True)
-    moved = {name: g for name, g in zip(params, gradients, strict=True) if g is not None}
-    with movable(params, moved) as move:
-        move(-torch.tensor(problem.learning_rate, device=total.device))
+        mean = (weights * evaluation.losses).sum() / problem.examples
+        gradient = problem.differentiate(mean, params)
+    with movable(params, gradient) as move:
+        move(-torch.tensor(problem.learning_rate, device=mean.device))
         yield

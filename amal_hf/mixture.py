@@ -17,7 +17,8 @@ from amal_hf.distillation import Distillation
 from amal_hf.losses import IGNORED, CrossEntropy, CustomLoss, JointLoss, Loss, Task
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, as_mixture, weights_of
 from amal_hf.policies.store import RowStore
-from amal_hf.shapes import EXAMPLE_ID, Batch, Evaluation, ExampleIds, LossTable, Targets
+from amal_hf.processes import rows_of_all
+from amal_hf.shapes import EXAMPLE_ID, KEPT, Batch, Evaluation, ExampleIds, LossTable, PerExample, Targets
 
 
 class Weighed(NamedTuple):
@@ -105,13 +106,14 @@ class Mixture:
             loss.reset()
         self.policy.reset(Sizes(len(self.names), len(self.distillations), examples, labels, states), initial)
         self.record = self.policy.rows() or RowStore(examples, torch.full((len(self.names),), float("nan")))
+        self._used: list[tuple[ExampleIds, LossTable]] = []
 
     def prepare(self, batch: Batch) -> dict[str, Any]:
         """The batch with all that depends on it alone, such as teachers' logits."""
         return {**batch, **{key: value for loss in self.losses for key, value in loss.prepare(batch).items()}}
 
     def evaluate(self, outputs: Any, batch: Batch, targets: Targets | None = None) -> Evaluation:
-        """All losses, `(B, K)`, with the graph of the outputs, and what the policy makes of the batch.
+        """All losses, `(B, K)`, with the graph of the outputs, and what the policy makes of the rows that count.
 
         Args:
             outputs: the student's.
@@ -123,7 +125,7 @@ class Mixture:
         signals = Signals(
             losses.detach(), outputs.logits.detach(), teachers, batch, self.task, hidden_states(outputs, batch)
         )
-        return Evaluation(losses, self.policy.observe(signals))
+        return Evaluation(kept(losses, batch), kept(self.policy.observe(signals), batch))
 
     def _table(self, outputs: Any, batch: Batch) -> LossTable:
         return torch.cat([loss(outputs, batch).reshape(-1, len(loss.names)) for loss in self.losses], 1)
@@ -140,7 +142,7 @@ class Mixture:
             self.remember(batch, weights)
         total = (weights * losses).sum()
         for loss in self.joint:
-            total = total + loss.own_objective(batch).sum()
+            total = total + kept(loss.own_objective(batch), batch).sum()
         return Weighed(total, losses.detach(), weights, observation)
 
     def ids(self, batch: Batch) -> ExampleIds:
@@ -148,13 +150,17 @@ class Mixture:
         return ids_of(batch)
 
     def remember(self, batch: Batch, weights: LossTable) -> None:
-        """Keep the weights that were used."""
-        self.record.write(ids_of(batch), weights)
+        """Keep the weights that were used, `(B, K)`, until the step is over."""
+        self._used.append((ids_of(batch), weights))
 
     def finish_step(self) -> None:
-        """An optimizer step of the student is over."""
+        """An optimizer step of the student is over: every process records the weights that all have used."""
         for loss in self.joint:
             loss.finish_step()
+        if self._used:
+            ids, weights = (rows_of_all(torch.cat(parts)) for parts in zip(*self._used, strict=True))
+            self.record.write(ids, weights)
+            self._used.clear()
 
     def present_of(self, batches: Sequence[Batch]) -> Tensor | None:
         """`(B, K)`, bool: which losses the examples of all batches have; `None` if all have all."""
@@ -168,13 +174,14 @@ class Mixture:
         if known is None:
             return None
         pairs = zip(self.losses, masks, strict=True)
-        return torch.cat([known.new_ones(len(known), len(s.names)) if m is None else m for s, m in pairs], 1)
+        columns = [known.new_ones(len(known), len(s.names)) if m is None else m for s, m in pairs]
+        return kept(torch.cat(columns, 1), batch)
 
-    def task_loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """The meta objective: the mean task loss; no label smoothing, as clean labels are meant as they stand."""
+    def task_loss(self, outputs: Any, batch: Batch) -> PerExample:
+        """The meta objective, `(B,)`: the task loss; no label smoothing, as clean labels are meant as they stand."""
         loss = CrossEntropy()
         loss.bind(replace(self.task, label_smoothing=0.0))
-        return loss(outputs, batch).mean()
+        return kept(loss(outputs, batch), batch)
 
     def state_dict(self) -> dict[str, Any]:
         """All that was learned and recorded."""
@@ -235,9 +242,19 @@ def _as_loss(loss: Loss | Any) -> Loss:
 
 
 def ids_of(batch: Batch) -> ExampleIds:
-    """The example ids of a batch; -1 in a stream that has none."""
+    """The example ids of the rows of a batch that count."""
+    return kept(all_ids_of(batch), batch)
+
+
+def all_ids_of(batch: Batch) -> ExampleIds:
+    """The example ids of all rows of a batch; -1 in a stream that has none."""
     if EXAMPLE_ID in batch:
         ids: Tensor = batch[EXAMPLE_ID]
         return ids
     first = next(value for value in batch.values() if isinstance(value, Tensor))
     return torch.full((len(first),), -1, device=first.device)
+
+
+def kept(values: Tensor, batch: Batch) -> Tensor:
+    """The rows that count, of values of all rows of a batch."""
+    return values[: batch.get(KEPT, len(values))]

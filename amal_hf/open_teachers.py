@@ -8,7 +8,8 @@ from torch import nn
 
 from amal_hf.distillation import Distillation
 from amal_hf.generators import is_encoder_decoder
-from amal_hf.teachers import TeacherInputs, open_teacher
+from amal_hf.sharded import cut
+from amal_hf.teachers import LiveTeacher, TeacherInputs, open_teacher
 
 
 def distillations(teachers: Any) -> list[Distillation]:
@@ -30,6 +31,7 @@ def open_teachers(
     tokenizer: Any,
     cache_dir: str | None,
     autocast: Callable[[], AbstractContextManager[Any]],
+    cut_over_processes: bool = False,
 ) -> None:
     """Give every loss its teacher, live or cached.
 
@@ -42,6 +44,7 @@ def open_teachers(
         tokenizer: the student's.
         cache_dir: where logits are kept; `None` for live teachers.
         autocast: the precision that the student computes in.
+        cut_over_processes: cut live teachers over all processes, as FSDP2 does the student.
     """
     # The decoder of an encoder-decoder reads what the labels say.
     read = columns | {"labels"} if is_encoder_decoder(student) else columns
@@ -66,3 +69,5 @@ def open_teachers(
             autocast=autocast,
             top=loss.top,
         )
+        if cut_over_processes and isinstance(loss.teacher, LiveTeacher):
+            cut(loss.teacher.model)

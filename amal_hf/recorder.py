@@ -1,5 +1,6 @@
 """What a trajectory has to know of the steps that the student takes."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +11,13 @@ from torch.optim import Optimizer
 
 from amal_hf.mixture import Mixture, Weighed, ids_of
 from amal_hf.policies.policy import Observation
+from amal_hf.processes import process_count, process_rank, total_count, values_of_all
 from amal_hf.shapes import Batch, Evaluation
 from amal_hf.steps import Snapshot, Step, joined, put, raw, snapshot
 from amal_hf.trajectories import Trajectory, check_optimizer
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -70,7 +75,9 @@ class Recorder:
 
     def begin_step(self, optimizer: Optimizer, step: int) -> None:
         """Optimizer step `step` begins, counted from the first that may be recorded."""
-        if step % self.interval < self.interval - self.trajectory.steps:
+        place = step % self.interval - (self.interval - self.trajectory.steps)
+        # A run that goes on from a checkpoint may lack the beginning of a trajectory, and then waits for the next.
+        if place < 0 or place != len(self.steps):
             return
         optimizer = raw(optimizer)
         self.trajectory.rewind.record(optimizer, len(self.steps), self.trajectory.steps)
@@ -88,18 +95,29 @@ class Recorder:
         self.steps.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """A trajectory that has not ended, for a checkpoint: as large as the copies that it holds."""
+        """A trajectory that has not ended, for a checkpoint: as large as the copies that it holds.
+
+        Called on all processes, as each has recorded examples of its own.
+        """
         return {
             "start": None if self.start is None else self.start._asdict(),
             "rewind": self.trajectory.rewind.state_dict(),
-            "steps": [_as_tensors(step) for step in self.steps],
+            "steps": values_of_all([_as_tensors(step) for step in self.steps]),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         self.start = None if state["start"] is None else Snapshot(**state["start"])
+        if len(state["steps"]) != process_count():
+            logger.warning(
+                "The checkpoint was written by %d processes and this run has %d: the trajectory that it was on cannot "
+                "be cut anew, and begins again with the next step.",
+                len(state["steps"]),
+                process_count(),
+            )
+            return
         self.trajectory.rewind.load_state_dict(state["rewind"])
-        self.steps = [_from_tensors(step) for step in state["steps"]]
+        self.steps = [_from_tensors(step) for step in state["steps"][process_rank()]]
 
     def replay(self, mixture: Mixture, run: Callable[[Batch], Any], device: torch.device) -> list[Step]:
         """The steps as the walk back wants them.
@@ -131,7 +149,7 @@ def _replayed(step: RecordedStep, mixture: Mixture, run: Callable[[Batch], Any],
         )
         for o in seen
     ]
-    examples = sum(len(ids_of(batch)) for batch in batches)
+    examples = total_count(sum(len(ids_of(batch)) for batch in batches), device)
     return Step(evaluate, weights, joined(moved), step.learning_rates, examples)
 
 

@@ -58,3 +58,9 @@ VOTES = "weak_labels"
 
 EXAMPLE_ID = "example_id"
 """The column that carries `ExampleIds` from the training set to the losses."""
+
+REPEATED = "is_repeated"
+"""The column that marks rows of a stream that only fill up its last batch."""
+
+KEPT = "kept_rows"
+"""How many rows of a batch count, from the first; without this entry all do. The rest only keep a process busy."""

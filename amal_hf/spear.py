@@ -22,6 +22,7 @@ from torch import Tensor
 
 from amal_hf.cage import Cage
 from amal_hf.losses import IGNORED, JointLoss, at_least_fp32
+from amal_hf.processes import average_gradients
 from amal_hf.rule_losses import votes_of
 from amal_hf.shapes import ABSTAIN, VOTES, Batch, LossTable, PerExample
 
@@ -99,7 +100,8 @@ class Spear(JointLoss):
         return torch.where(fired.any(1), -values, 0.0) + self.cage.guide()
 
     def finish_step(self) -> None:
-        """One Adam step of the graphical model."""
+        """One Adam step of the graphical model, the same on all processes."""
+        average_gradients(self.cage.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad()
 

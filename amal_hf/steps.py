@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from amal_hf.policies.policy import Observation
+from amal_hf.processes import summed_gradients
 from amal_hf.shapes import Evaluate, LossTable, Params
 from amal_hf.tangents import global_norm
 
@@ -20,17 +21,17 @@ class Step(NamedTuple):
         weights: `(rows, K)`, as they were.
         observation: what the weights were computed from.
         learning_rates: of the optimizer's parameter groups.
-        examples: N; fewer than rows where the rows are tokens.
+        examples: N, over all processes; fewer than rows where the rows are tokens.
     """
 
     evaluate: Evaluate
     weights: LossTable
     observation: Observation
     learning_rates: list[float]
-    examples: int
+    examples: Tensor | int
 
     def total(self) -> tuple[Tensor, LossTable]:
-        """The step's training loss with its graph, and all losses."""
+        """This process's part of the step's training loss with its graph, and all losses."""
         losses = self.evaluate().losses
         return (self.weights.to(losses.dtype) * losses).sum() / self.examples, losses
 
@@ -46,9 +47,7 @@ def gradients_of(step: Step, params: Params) -> dict[str, Tensor]:
     """`∇` of the step's training loss at the present parameters."""
     with torch.enable_grad():
         total, _ = step.total()
-        gradients = torch.autograd.grad(total, list(params.values()), allow_unused=True)
-    pairs = zip(params.items(), gradients, strict=True)
-    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+        return summed_gradients(total, params)
 
 
 def clipped(gradients: Params, max_grad_norm: float) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
+from amal_hf.processes import shard, whole
 from amal_hf.shapes import Evaluate, Evaluation, Features, LossTable, Params
 
 
@@ -134,7 +135,7 @@ def radius_for(dtype: torch.dtype) -> float:
 def global_norm(vector: Params) -> Tensor:
     """Euclidean norm over all parameters, a scalar in fp32 or wider."""
     norms = [torch.linalg.vector_norm(v, dtype=torch.promote_types(v.dtype, torch.float32)) for v in vector.values()]
-    return torch.linalg.vector_norm(torch.stack(norms))
+    return whole(torch.linalg.vector_norm(torch.stack(norms)))
 
 
 @contextmanager
@@ -147,19 +148,19 @@ def movable(params: Params, direction: Params) -> Iterator[Callable[[Tensor], No
     Raises:
         KeyError: a direction for a parameter that is not there.
     """
-    kept = {name: params[name].detach().clone() for name in direction}
+    kept = {name: shard(params[name].detach()).clone() for name in direction}
 
     @torch.no_grad()
     def move(step: Tensor) -> None:
         for name, v in direction.items():
-            torch.addcmul(kept[name], v, step, out=params[name])
+            torch.addcmul(kept[name], shard(v), step, out=shard(params[name]))
 
     try:
         yield move
     finally:
         with torch.no_grad():
             for name, old in kept.items():
-                params[name].copy_(old)
+                shard(params[name]).copy_(old)
 
 
 def movable_parameters(module: nn.Module) -> Params:

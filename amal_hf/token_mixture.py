@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from amal_hf.losses import Task, distilled_tokens
-from amal_hf.mixture import Mixture, ids_of, token_states
+from amal_hf.mixture import Mixture, all_ids_of, kept, token_states
 from amal_hf.policies.policy import Signals
-from amal_hf.shapes import Batch, Evaluation, ExampleIds, Logits, LossTable, PerExample, Targets
+from amal_hf.shapes import KEPT, Batch, Evaluation, ExampleIds, Logits, LossTable, PerExample, Targets
 
 
 class TokenRows(NamedTuple):
@@ -40,7 +40,7 @@ class TokenRows(NamedTuple):
     def of_batch(self, batch: Batch, task: Task) -> dict[str, Any]:
         """The batch as it is for these tokens: what belongs to tokens token by token, the rest once for each."""
         given = {**batch, "labels": task.targets(batch["labels"])} if "labels" in batch else dict(batch)
-        return {name: self._of_value(value) for name, value in given.items()}
+        return {name: self._of_value(value) for name, value in given.items() if name != KEPT}
 
     def of_state(self, state: Tensor) -> Tensor:
         """Hidden states `(B, T, D)` of these tokens, or `(B, D)` of their examples; `(n, D)`."""
@@ -66,6 +66,8 @@ def token_rows(batch: Batch, task: Task) -> TokenRows:
             f"tokens need labels of tokens; leave per_token out."
         )
     mask = distilled_tokens(batch, task)
+    if KEPT in batch:
+        mask = mask & (torch.arange(len(mask), device=mask.device) < batch[KEPT])[:, None]
     example = mask.nonzero()[:, 0]
     counts = mask.sum(1)
     return TokenRows(mask, example, 1 / counts[example].to(torch.float32))
@@ -82,7 +84,7 @@ class TokenMixture(Mixture):
 
     def ids(self, batch: Batch) -> ExampleIds:
         """The example that each token belongs to."""
-        return ids_of(batch)[token_rows(batch, self.task).example]
+        return all_ids_of(batch)[token_rows(batch, self.task).example]
 
     def evaluate(self, outputs: Any, batch: Batch, targets: Targets | None = None) -> Evaluation:
         """All losses of all tokens, `(n, K)`, each already divided by the tokens of its example."""
@@ -101,4 +103,4 @@ class TokenMixture(Mixture):
 
     def remember(self, batch: Batch, weights: LossTable) -> None:
         """The mean weight of an example's tokens."""
-        super().remember(batch, mean_by_example(weights, token_rows(batch, self.task)))
+        super().remember(batch, kept(mean_by_example(weights, token_rows(batch, self.task)), batch))

@@ -14,6 +14,7 @@ Evaluation is the plain task loss of `Trainer`. Without losses and method, every
 import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,8 +44,10 @@ from amal_hf.mixture import Mixture, ids_of
 from amal_hf.open_teachers import distillations, open_teachers
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.precision import compute_dtype
+from amal_hf.processes import process_count, total_count
+from amal_hf.ragged import filled, fills_up, own_part, without_repeats
 from amal_hf.recorder import randomness
-from amal_hf.shapes import EXAMPLE_ID, Batch
+from amal_hf.shapes import EXAMPLE_ID, REPEATED, Batch
 from amal_hf.state import load_state, save_state
 from amal_hf.student_inputs import StudentInputs
 from amal_hf.token_mixture import TokenMixture
@@ -141,17 +144,26 @@ class AMALTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The micro-batches of the next optimizer step; a meta step looks at all of them."""
+        if self.mixes and fills_up(self.args):
+            epoch_iterator = map(self._without_repeats, epoch_iterator)
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.mixes:
-            self._window = _Window(batches, self._count(batches))
+            examples = sum(len(ids_of(batch)) for batch in batches)
+            self._window = _Window(batches, total_count(examples, self.args.device))
+            # Not in the training step, where Accelerate may have put off sums over processes to the last micro-batch.
+            if batches and self._learner is not None:
+                self._learn(self._learner)
         return batches, items
 
+    def get_train_dataloader(self) -> Any:
+        """`Trainer`'s; rows that are repeated to fill up a batch can be told from others."""
+        loader = super().get_train_dataloader()
+        return filled(loader) if self.mixes else loader
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """`Trainer`'s step, with a meta step before the first micro-batch where one is due."""
+        """`Trainer`'s step; after the last micro-batch of an optimizer step, what ends with it."""
         if not self.mixes:
             return super().training_step(model, inputs, num_items_in_batch)
-        if self._window.position == 0 and self._learner is not None:
-            self._learn(self._learner)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._window.position += 1
         if self._window.position == len(self._window.batches):
@@ -230,7 +242,7 @@ class AMALTrainer(Trainer):
         if learner.recorder is not None:
             if step == 0:
                 learner.recorder.check(self.optimizer, self.state.max_steps - warmup)
-            report = learner.follow(self._student(), step, warmup, self._prepare_inputs)
+            report = learner.follow(self._student(), step, warmup, lambda b: self._prepare_inputs(own_part(b)))
             if report is not None:
                 self._statistics.add_meta(*report)
         elif learner.begin_phase(int(self.state.epoch or 0)):
@@ -243,9 +255,12 @@ class AMALTrainer(Trainer):
     def _meta_step(self, learner: WeightLearner, batches: list[Batch]) -> list[Batch]:
         """Learn from the micro-batches of one optimizer step; returns them prepared."""
         prepared: list[Batch] = [self.mixture.prepare(self._prepare_inputs(dict(batch))) for batch in batches]
-        meta_batch = self._prepare_inputs(dict(learner.next_meta_batch()))
+        meta_batch = self._prepare_inputs(own_part(learner.next_meta_batch()))
         self._statistics.add_meta(*learner.learn(self._student(), prepared, meta_batch))
         return prepared
+
+    def _without_repeats(self, batch: Batch) -> Batch:
+        return without_repeats(batch, self.accelerator, self._train_batch_size, self.mixture.record.size)
 
     def _student(self) -> Student:
         norm = self.args.max_grad_norm or 0.0
@@ -256,9 +271,10 @@ class AMALTrainer(Trainer):
 
     def _whole_training_set(self) -> Iterator[Batch]:
         rows = self._remove_unused_columns(self.train_dataset, "Training")
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * process_count()
         for start in range(0, len(rows), size):
-            yield self.data_collator([rows[row] for row in range(start, min(start + size, len(rows)))])
+            batch = self.data_collator([rows[row] for row in range(start, min(start + size, len(rows)))])
+            yield own_part(batch)
 
     # ---- set-up ----
 
@@ -299,17 +315,21 @@ class AMALTrainer(Trainer):
 
     def _open_teachers(self) -> None:
         self._set_signature_columns_if_needed()
-        open_teachers(
-            self.mixture.distillations,
-            student=self.model,
-            dataset=self.train_dataset,
-            collator=self._collate,
-            columns=self._student_columns,
-            tokenizer=self.processing_class,
-            cache_dir=self.args.teacher_cache_dir,
-            # Looked up at every call: hyperparameter search replaces the accelerator.
-            autocast=lambda: self.accelerator.autocast(),
-        )
+        cache_dir = self.args.teacher_cache_dir
+        # The first process fills a cache, the others find it.
+        with self.args.main_process_first(local=False) if cache_dir else nullcontext():
+            open_teachers(
+                self.mixture.distillations,
+                student=self.model,
+                dataset=self.train_dataset,
+                collator=self._collate,
+                columns=self._student_columns,
+                tokenizer=self.processing_class,
+                cache_dir=cache_dir,
+                # Looked up at every call: hyperparameter search replaces the accelerator.
+                autocast=lambda: self.accelerator.autocast(),
+                cut_over_processes=self.accelerator.is_fsdp2,
+            )
 
     def _set_signature_columns_if_needed(self) -> None:
         """The student's inputs, and what losses read."""
@@ -318,14 +338,7 @@ class AMALTrainer(Trainer):
             known: list[str] = self._signature_columns or []
             self._student_columns = set(known) - {"label", "label_ids", *self.label_names}
             if self.mixes:
-                self._signature_columns = [*known, EXAMPLE_ID, *self.mixture.columns]
-
-    def _count(self, batches: list[Batch]) -> Tensor | int:
-        """Examples of this optimizer step, over all processes."""
-        examples = sum(len(ids_of(batch)) for batch in batches)
-        if self.args.world_size == 1:
-            return examples
-        return self.accelerator.gather(torch.tensor([examples], device=self.args.device)).sum()
+                self._signature_columns = [*known, EXAMPLE_ID, REPEATED, *self.mixture.columns]
 
     def _progress(self) -> float:
         every = self.method.restart_every
@@ -337,8 +350,9 @@ class AMALTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.mixes and self.args.should_save:
-            save_state(self._state(), os.path.join(output_dir, STATE_NAME))
+        state = self._state() if self.mixes else {}  # on all processes, as each may have something to tell
+        if state and self.args.should_save:
+            save_state(state, os.path.join(output_dir, STATE_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

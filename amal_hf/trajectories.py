@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 
 from amal_hf.adjoints import Adjoints, clip_adjoint, step_adjoint
 from amal_hf.policies.policy import Observation
+from amal_hf.processes import summed_gradients, totals
 from amal_hf.rewinds import Rewind, Snapshots
 from amal_hf.shapes import LossTable, Params
 from amal_hf.steps import Step, clip_share, gradients_of, joined, put, raw, snapshot, trained_parameters
@@ -69,13 +70,9 @@ class FiniteProduct(Product):
                 move(side)
                 with torch.enable_grad():
                     total, losses = step.total()
-                    gradients = torch.autograd.grad(total, list(params.values()), allow_unused=True)
-                sides.append((losses.detach(), gradients))
+                    sides.append((losses.detach(), summed_gradients(total, params)))
         (plus, plus_gradients), (minus, minus_gradients) = sides
-        product = {
-            name: torch.zeros_like(p) if a is None or b is None else (a - b) / (2 * size)
-            for (name, p), a, b in zip(params.items(), plus_gradients, minus_gradients, strict=True)
-        }
+        product = {name: (plus_gradients[name] - minus_gradients[name]) / (2 * size) for name in params}
         return (plus - minus) / (2 * size), product
 
 
@@ -94,8 +91,8 @@ class ExactProduct(Product):
                 [(g * vector[name]).sum() for name, g in zip(params, gradients, strict=True) if g is not None]
             ).sum()
             slopes, *products = torch.autograd.grad(along, [probe, *params.values()], allow_unused=True)
-        pairs = zip(params.items(), products, strict=True)
-        return slopes, {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(params.values(), products, strict=True)]
+        return slopes, dict(zip(params, totals(filled), strict=True))
 
 
 # ---- the walk ----

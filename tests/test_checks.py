@@ -1,14 +1,17 @@
 """Bad input is refused when the trainer is made, with what came, what was expected and what to do."""
 
 import logging
+from types import SimpleNamespace
 
 import datasets
 import pytest
 import torch
 from conftest import CHECKPOINTING, tiny_bert, toy_arguments, toy_rows
+from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import BertForQuestionAnswering, TrainingArguments
 
-from amal_hf import AMALArguments, AMALTrainer, CrossEntropy, Distillation, amal
+from amal_hf import AMALArguments, AMALTrainer, CrossEntropy, Distillation, amal, deep_interactions
+from amal_hf.checks import check_trainer
 
 
 def with_labels(values):
@@ -75,6 +78,38 @@ def test_reentrant_checkpointing_is_refused(tmp_path):
     args = toy_arguments(tmp_path, **{CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}})
     with pytest.raises(ValueError, match="reentrant"):
         make(tmp_path, args=args)
+
+
+SHARDED = {
+    "FSDP1": ({"fsdp_version": 1, "cpu_offload": None}, amal, "FSDP1, whose parameters cannot move.*FSDP2"),
+    "offloaded": ({"fsdp_version": 2, "cpu_offload": CPUOffloadPolicy()}, amal, "Leave cpu_offload out"),
+    "trajectory": (
+        {"fsdp_version": 2, "cpu_offload": None},
+        deep_interactions,
+        "'deep_interactions' needs all parameters in one place.*amal()",
+    ),
+}
+
+
+@pytest.mark.parametrize(("plugin", "method", "message"), SHARDED.values(), ids=SHARDED.keys())
+def test_sharding_that_cannot_work_is_refused(tmp_path, monkeypatch, plugin, method, message):
+    """In one line that names what works, not hours later in a collective."""
+    trainer = make(tmp_path, method=method())
+    monkeypatch.setattr(trainer.accelerator.state, "fsdp_plugin", SimpleNamespace(**plugin), raising=False)
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match=message):
+        check_trainer(trainer, learns=True)
+
+
+def test_processes_that_share_examples_are_refused(tmp_path, monkeypatch):
+    """DeepSpeed hides the parameters; tensor parallelism would count every example several times."""
+    trainer = make(tmp_path)
+    monkeypatch.setattr(trainer, "get_tp_size", lambda: 2)
+    with pytest.raises(ValueError, match="processes share examples.*FSDP2"):
+        check_trainer(trainer, learns=True)
+    trainer.is_deepspeed_enabled = True
+    with pytest.raises(ValueError, match="do not run under DeepSpeed.*FSDP2"):
+        check_trainer(trainer, learns=True)
 
 
 @pytest.mark.parametrize(

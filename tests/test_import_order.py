@@ -13,7 +13,7 @@ PACKAGE = Path(amal_hf.__file__).parent
 
 LEVELS = [
     {"shapes"},
-    {"divergences", "tokens", "top_logits", "generators"},
+    {"divergences", "tokens", "top_logits", "generators", "processes"},
     {
         "losses",
         "directions",
@@ -33,6 +33,8 @@ LEVELS = [
         "demo_translation",
         "latency",
         "precision",
+        "sharded",
+        "ragged",
         "plots",
         "state",
         "policies",
@@ -98,6 +100,8 @@ NEVER = {("trainer", "methods")}
 
 MATHEMATICS = {
     "shapes",
+    "processes",
+    "sharded",
     "divergences",
     "tokens",
     "top_logits",

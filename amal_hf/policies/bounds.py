@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amal_hf.processes import total, total_count
 from amal_hf.shapes import LossTable
 
 
@@ -134,9 +135,9 @@ class MeanOne(Normalisation):
         return _only(scores.sigmoid(), present) / self.mean
 
     def of_step(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
-        """Divided by the batch's own mean, of which the running mean takes note."""
+        """Divided by the mean over all processes' batches, of which the running mean takes note."""
         raw = _only(scores.sigmoid(), present)
-        mean = raw.sum(1).mean()
+        mean = total(raw.sum()) / total_count(len(raw), raw.device)
         self.mean.lerp_(mean.detach(), self.momentum)
         return raw / mean
 

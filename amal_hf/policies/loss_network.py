@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from amal_hf.losses import CrossEntropy, entropy
 from amal_hf.policies.bounds import Convex, Normalisation
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
+from amal_hf.processes import summed_gradients, total_count
 from amal_hf.shapes import Features, Logits, LossTable
 from amal_hf.top_logits import TopLogits
 
@@ -73,10 +74,10 @@ class LossNetwork(Policy):
         The gradient is taken without touching any `.grad` of the student.
         """
         weights = self.normalisation.of_step(self._scores(observation), observation.present)
-        gain = (weights * slopes).sum(1).mean()
-        parameters = list(self.network.parameters())
-        for parameter, gradient in zip(parameters, torch.autograd.grad(-gain, parameters), strict=True):
-            parameter.grad = gradient
+        gain = (weights * slopes).sum() / total_count(len(slopes), slopes.device)
+        parameters = dict(self.network.named_parameters())
+        for name, gradient in summed_gradients(-gain, parameters).items():
+            parameters[name].grad = gradient
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -94,7 +95,7 @@ class LossNetwork(Policy):
 
     def inputs(self, observation: Observation) -> Tensor:
         """What the network reads: the features, and progress as one more column."""
-        features = observation.features.float()
+        features = observation.features.to(next(self.network.parameters()).dtype)
         progress = torch.as_tensor(observation.progress, dtype=features.dtype, device=features.device)
         return torch.cat([features, progress.expand(len(features))[:, None]], 1)
 

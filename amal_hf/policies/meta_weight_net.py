@@ -34,7 +34,7 @@ class MetaWeightNet(LossNetwork):
 
     def inputs(self, observation: Observation) -> Tensor:
         """The losses and nothing else."""
-        return observation.features.float()
+        return observation.features.to(next(self.network.parameters()).dtype)
 
     def width(self, sizes: Sizes) -> int:
         """K."""

@@ -104,7 +104,8 @@ class Policy(nn.Module, ABC):
         """Move the weights towards the losses with positive slope.
 
         Args:
-            observation: the examples of the whole optimizer step.
+            observation: this process's examples of the whole optimizer step. All processes must come to the same
+                policy, though each sees only its own (`processes.py`).
             slopes: `(B, K)`, scaled to mean magnitude one; 0 for examples that are to be left alone.
         """
 

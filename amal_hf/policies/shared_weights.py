@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from amal_hf.policies.policy import Observation, Policy, Sizes, among_present
+from amal_hf.processes import total
 from amal_hf.shapes import LossTable
 
 
@@ -47,8 +48,8 @@ class SharedWeights(Policy):
     @torch.no_grad()
     def update(self, observation: Observation, slopes: LossTable) -> None:
         """Factors move along the mean slope of the examples that have the loss."""
-        counts = (slopes != 0).sum(0)
-        means = slopes.sum(0) / counts.clamp(min=1)
+        counts = total((slopes != 0).sum(0))
+        means = total(slopes.sum(0)) / counts.clamp(min=1)
         size = means.abs().sum() / (counts > 0).sum().clamp(min=1)
         moves = means / size.clamp(min=torch.finfo(means.dtype).tiny)
         self.factors = (self.factors.to(moves.device) + self.learning_rate * moves).clamp(0, 2)

@@ -7,6 +7,7 @@ from amal_hf.losses import IGNORED
 from amal_hf.policies.bounds import Normalisation, TwiceSigmoid
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.policy import Observation, Signals, Sizes
+from amal_hf.processes import total, total_count
 from amal_hf.shapes import Batch, Features, Logits, LossTable
 
 
@@ -98,7 +99,8 @@ class StateNetwork(LossNetwork):
         super().update(observation, slopes)
         first = sum(self.widths) + self.label_count
         losses = observation.features[:, first : first + len(self.running_losses)]
-        self.running_losses = self.running_losses.to(losses.device).lerp(losses.float().mean(0), 0.1)
+        mean = total(losses.to(self.running_losses.dtype).sum(0)) / total_count(len(losses), losses.device)
+        self.running_losses = self.running_losses.to(losses.device).lerp(mean, 0.1)
 
     def _places(self, count: int) -> list[int]:
         return list(range(count)) if self.layers is None else list(self.layers)
@@ -143,7 +145,7 @@ def label_shares(batch: Batch, logits: Logits, labels: int) -> Tensor:
         return given.float().clamp(min=0) if given.shape == shares.shape else shares
     flat = given.reshape(len(given), -1)
     known = (flat != IGNORED) & (flat >= 0)
-    shares.scatter_add_(1, flat.clamp(min=0) % labels, known.float())
+    shares.scatter_add_(1, flat.clamp(min=0) % labels, known.to(shares.dtype))
     return shares / known.sum(1, keepdim=True).clamp(min=1)
 
 

@@ -67,7 +67,7 @@ class RowStore(nn.Module):
             return ids
         rows = [self.rows_of.setdefault(example, len(self.rows_of)) for example in ids.tolist()]
         self._grow()
-        return torch.tensor(rows, device=ids.device)
+        return torch.tensor(rows, dtype=torch.int64, device=ids.device)
 
     def _grow(self) -> None:
         missing = len(self.rows_of) - len(self.table)

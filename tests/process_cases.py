@@ -1,0 +1,298 @@
+"""What the processes of `test_processes.py` run: jobs by name, each leaving what it found in a file."""
+
+import datetime
+import gc
+import os
+import sys
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import accelerate.state
+import torch
+import torch.distributed as dist
+from accelerate.utils import DistributedType
+from conftest import tiny_bert, toy_arguments, toy_rows
+from torch.distributed.tensor import DTensor
+from torch.utils.data import IterableDataset
+from transformers import BertForTokenClassification, TrainerCallback
+
+from amal_hf import (
+    AMALTrainer,
+    CrossEntropy,
+    Distillation,
+    ExampleTable,
+    LastLayer,
+    LossNetwork,
+    MeanOne,
+    NeumannDirection,
+    Trajectory,
+    amal,
+    amal_as_published,
+    deep_interactions,
+    learning_to_reweight,
+)
+from amal_hf.cage import Cage
+from amal_hf.spear import Spear
+
+
+GLOBAL_BATCH = 8
+rows_of = cache(toy_rows)
+METHODS = {
+    "table": lambda: amal(ExampleTable()),
+    "network": lambda: amal(LossNetwork(learning_rate=0.05)),
+    "reweighting": learning_to_reweight,
+    "mean one": lambda: amal(LossNetwork(learning_rate=0.05, normalisation=MeanOne())),
+    "neumann": lambda: amal(ExampleTable(), direction=NeumannDirection(2, 0.1)),
+    "last layer": lambda: amal(LossNetwork(learning_rate=0.05), tangent=LastLayer()),
+    "published": lambda: amal_as_published(phase_epochs=1, repeats=2),
+    "trajectory": lambda: deep_interactions(trajectory=Trajectory(2)),
+    "tokens": lambda: replace(amal(LossNetwork(learning_rate=0.05)), per_token=True),
+}
+
+
+class TableTeacher:
+    """A table of random logits."""
+
+    def __init__(self, rows):
+        self.logits = torch.randn(rows, 3, generator=torch.Generator().manual_seed(9))
+
+    def __call__(self, batch):
+        return self.logits[batch["example_id"]]
+
+
+class Stream(IterableDataset):
+    """Rows that can only be iterated over."""
+
+    def __init__(self, rows):
+        self.rows = toy_rows(rows)
+
+    def __iter__(self):
+        return iter({**row, "example_id": number} for number, row in enumerate(self.rows))
+
+
+class Seen(TrainerCallback):
+    """Keeps the gradients of every optimizer step, and the weights that a run begins with; may stop it."""
+
+    def __init__(self, stop=None):
+        self.stop = stop
+        self.trainer = None
+        self.first_weights = None
+        self.gradients = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.first_weights = weights_of(self.trainer)
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients.append(torch.cat([whole(p.grad).flatten() for p in model.parameters()]))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step == self.stop
+
+
+def whole(tensor):
+    """All of a tensor, also of one that is cut over processes."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def weights_of(trainer):
+    """The recorded weights as a tensor, in the order of ids."""
+    frame = trainer.example_weights().to_pandas().sort_values("example_id")
+    return torch.from_numpy(frame.to_numpy(dtype="float64"))
+
+
+def parameters_of(trainer):
+    return torch.cat([whole(p).flatten() for p in trainer.model.parameters()])
+
+
+def new_trainer(
+    folder, count, method, rows, accumulation=1, train=None, stop=None, losses=None, model=None, meta=None, **options
+):
+    """A trainer whose optimizer steps see the same rows however many processes there are."""
+    defaults = {
+        "per_device_train_batch_size": GLOBAL_BATCH // count,
+        "gradient_accumulation_steps": accumulation,
+        "train_sampling_strategy": "sequential",
+        "num_train_epochs": 1 if accumulation == 1 else 2,
+        "max_steps": -1,
+        "meta_batch_size": 6,
+        "meta_interval": None if method in ("reweighting", "trajectory") else 1,
+        "ddp_backend": "gloo" if count > 1 else None,
+    }
+    seen = Seen(stop)
+    seen.trainer = AMALTrainer(
+        model=without_dropout() if model is None else model,
+        args=toy_arguments(folder, **{**defaults, **options}),
+        train_dataset=rows_of(rows) if train is None else train,
+        meta_dataset=rows_of(10, 4) if meta is None else meta,
+        losses=[CrossEntropy(), Distillation(TableTeacher(rows))] if losses is None else losses,
+        method=METHODS[method](),
+        callbacks=[seen],
+    )
+    return seen
+
+
+def without_dropout(**options):
+    return tiny_bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **options)
+
+
+def watch_updates(trainer, found):
+    """Add ids and slopes of every update of the policy to a list, and whether the student was left alone."""
+    policy, take_step = trainer.method.policy, trainer._meta_step
+    update = policy.update
+
+    def watched_update(observation, slopes):
+        found["slopes"].append((observation.ids.clone(), slopes.clone()))
+        update(observation, slopes)
+
+    def watched_step(*args):
+        before = [(p.to_local() if isinstance(p, DTensor) else p).detach().clone() for p in trainer.model.parameters()]
+        result = take_step(*args)
+        after = [p.to_local() if isinstance(p, DTensor) else p for p in trainer.model.parameters()]
+        found["untouched"] &= all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        found["untouched"] &= all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())
+        return result
+
+    policy.update, trainer._meta_step = watched_update, watched_step
+
+
+def train(folder, count, sharded=None, **case):
+    """Train, and give all that must not depend on the number of processes.
+
+    Args:
+        sharded: how FSDP2 saves the student that it has cut over the processes; `None` for whole students.
+    """
+    cut = sharded if count > 1 else None
+    with fsdp_on_cpus() if cut else nullcontext():
+        seen = new_trainer(folder, count, **case, **(fsdp_options(cut) if cut else {}))
+        found = {"slopes": [], "untouched": True}
+        watch_updates(seen.trainer, found)
+        seen.trainer.train(resume_from_checkpoint=case.get("resume"))
+        found |= {"gradients": seen.gradients, "weights": weights_of(seen.trainer)}
+        found |= {"parameters": parameters_of(seen.trainer)}
+        logs = seen.trainer.state.log_history
+        return found | {"losses": [entry["loss"] for entry in logs if "loss" in entry]}
+
+
+def train_on_stream(folder, count, rows, dispatch, **case):
+    """From a stream, which either the first process reads for all, or every process for itself."""
+    options = {"max_steps": 6, "accelerator_config": {"dispatch_batches": dispatch}}
+    return train(folder, count, rows=rows, train=Stream(rows), **options, **case)
+
+
+def resume(folder, count, sharded=None, **case):
+    """A run as a whole, and one that is cut off after its second step and goes on from its checkpoint."""
+    cut = sharded if count > 1 else None
+    with fsdp_on_cpus() if cut else nullcontext():
+        options = {**case, **(fsdp_options(cut) if cut else {}), "save_strategy": "steps", "save_steps": 1}
+        whole_run = new_trainer(folder / "whole", count, **options)
+        whole_run.trainer.train()
+        interrupted = new_trainer(folder / "cut", count, stop=2, **options)
+        interrupted.trainer.train()
+        resumed = new_trainer(folder / "cut", count, **options)
+        resumed.trainer.train(resume_from_checkpoint=True)
+        return {
+            "saved": weights_of(interrupted.trainer),
+            "loaded": resumed.first_weights,
+            "whole": [parameters_of(whole_run.trainer), weights_of(whole_run.trainer), *whole_run.gradients[2:]],
+            "resumed": [parameters_of(resumed.trainer), weights_of(resumed.trainer), *resumed.gradients],
+        }
+
+
+def go_on(folder, count, other, sharded=None, **case):
+    """Go on from the checkpoint of another number of processes: the weights that this begins with."""
+    cut = sharded if count > 1 else None
+    with fsdp_on_cpus() if cut else nullcontext():
+        seen = new_trainer(folder, count, stop=3, **case, **(fsdp_options(cut) if cut else {}))
+        seen.trainer.train(resume_from_checkpoint=str(other / "cut" / "checkpoint-2"))
+        return {"loaded": seen.first_weights, "parameters": parameters_of(seen.trainer)}
+
+
+def train_on_rules(folder, count):
+    """With a graphical model of rules that is trained beside the student."""
+    votes = torch.randint(0, 2, (22, 3), generator=torch.Generator().manual_seed(3)) * (torch.arange(3) + 1) - 1
+    rows = rows_of(22).add_column("weak_labels", torch.where(votes >= 0, torch.arange(3), -1).tolist())
+    spear = Spear(Cage([0, 1, 2], 3))
+    found = train(folder, count, method="table", rows=22, accumulation=3, train=rows, losses=[CrossEntropy(), spear])
+    return found | {"cage": torch.cat([p.detach().flatten() for p in spear.cage.parameters()])}
+
+
+def train_on_tokens(folder, count):
+    """With weights of tokens."""
+    train_rows, meta = (
+        rows.remove_columns("labels").add_column("labels", [[i % 3 for i in ids] for ids in rows["input_ids"]])
+        for rows in (rows_of(22), rows_of(10, 4))
+    )
+    model, losses = without_dropout(head=BertForTokenClassification), [CrossEntropy(), second_loss]
+    return train(folder, count, method="tokens", rows=22, train=train_rows, meta=meta, model=model, losses=losses)
+
+
+def second_loss(outputs, batch):
+    """How large the logits are."""
+    return outputs.logits.square().flatten(1).mean(1)
+
+
+def sharded_teacher(folder, count):
+    """Training beside a teacher of its own, which FSDP2 cuts over the processes as well."""
+    teacher = tiny_bert(seed=5)
+    found = train(
+        folder, count, "FULL_STATE_DICT", method="table", rows=22, losses=[CrossEntropy(), Distillation(teacher)]
+    )
+    return found | {"teacher_is_cut": any(isinstance(p, DTensor) for p in teacher.parameters())}
+
+
+def fsdp_options(state_dict_type):
+    """FSDP2; with the class named, as Accelerate 1.15 would cut BERT's embeddings twice."""
+    config = {"version": 2, "state_dict_type": state_dict_type, "transformer_layer_cls_to_wrap": ["BertLayer"]}
+    return {"fsdp": True, "fsdp_config": config}
+
+
+@contextmanager
+def fsdp_on_cpus():
+    """Accelerate offers FSDP on accelerators only; torch has it on CPUs too."""
+    state = accelerate.state.AcceleratorState
+    inner = state.__init__
+
+    def patched(self, *args, fsdp_plugin=None, **kwargs):
+        inner(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.fsdp_plugin = fsdp_plugin
+            self.distributed_type = DistributedType.FSDP
+            accelerate.state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    state.__init__ = patched
+    try:
+        yield
+    finally:
+        state.__init__ = inner
+
+
+def work(rank, count, folder, jobs):
+    """One process: run all jobs, a function and its arguments by name, and save what each gives."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    gc.freeze()  # Accelerate collects garbage before every run; what was imported is none
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)  # so that rounding is no excuse
+    if count > 1:
+        limit = datetime.timedelta(seconds=60)
+        dist.init_process_group("gloo", f"file://{folder}/meet", limit, world_size=count, rank=rank)
+    for name, (function, arguments) in jobs.items():
+        torch.save(function(folder / name, count, **arguments), folder / f"{name}-{rank}.pt")
+    if count > 1:
+        dist.destroy_process_group()
+
+
+def main(folder):
+    """One script for every launcher: nothing in it knows of processes but the size of a batch."""
+    torch.set_default_dtype(torch.float64)
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    seen = new_trainer(folder, count, method="table", rows=22)
+    seen.trainer.train()
+    if seen.trainer.is_world_process_zero():
+        torch.save(weights_of(seen.trainer), Path(folder) / "weights.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

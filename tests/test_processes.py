@@ -1,0 +1,223 @@
+"""Several processes must come to what one comes to: plain data parallelism, FSDP2, and checkpoints between them.
+
+All jobs of one number of processes run in one set of processes, since starting these costs more than the jobs.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import process_cases
+import pytest
+import torch
+
+
+def _grid(names, accumulations=(1, 3), **more):
+    return {f"{n}, {a}": {"method": n, "accumulation": a, "rows": 22, **more} for n in names for a in accumulations}
+
+
+PLAIN = _grid(("table", "network", "reweighting"))  # 22 rows in batches of 8: a ragged end
+EVEN = {"even": {"method": "table", "accumulation": 1, "rows": 24}}
+OTHER = _grid(("mean one", "neumann", "last layer", "published", "trajectory"), (3,), num_train_epochs=3)
+SHUFFLED = {
+    "random": {"method": "table", "rows": 22, "train_sampling_strategy": "random", "num_train_epochs": 2},
+    "dispatched": {"method": "table", "rows": 22, "accelerator_config": {"dispatch_batches": True}},
+    "split": {"method": "table", "rows": 22, "accelerator_config": {"split_batches": True}},
+    "fewer rows than processes": {"method": "network", "rows": 3},
+}
+STREAMS = {f"stream, {how}": {"method": "table", "rows": 22, "dispatch": how} for how in (True, False)}
+RESUMED = {
+    "resumed": {"method": "table", "rows": 22},
+    "resumed trajectory": {"method": "trajectory", "rows": 22, "num_train_epochs": 3},
+    "resumed, full": {"method": "network", "rows": 22, "sharded": "FULL_STATE_DICT"},
+    "resumed, sharded": {"method": "table", "rows": 22, "sharded": "SHARDED_STATE_DICT"},
+}
+
+
+def _jobs(function, cases):
+    return {name: (function, arguments) for name, arguments in cases.items()}
+
+
+def _sharded(cases):
+    return {f"{name}, FSDP2": {**case, "sharded": "FULL_STATE_DICT"} for name, case in cases.items()}
+
+
+BESIDES = {"rules": (process_cases.train_on_rules, {}), "tokens": (process_cases.train_on_tokens, {})}
+
+
+def _one(folders):
+    return {
+        **BESIDES,
+        **_jobs(process_cases.train, {**PLAIN, **EVEN, **OTHER, **SHUFFLED}),
+        **_jobs(process_cases.train_on_stream, STREAMS),
+        "teacher": (process_cases.sharded_teacher, {}),
+        "from two": (process_cases.go_on, {"other": folders[2] / "resumed", **RESUMED["resumed"]}),
+        "resumed": (process_cases.resume, RESUMED["resumed"]),
+    }
+
+
+def _two(folders):
+    sharded = {**PLAIN, "neumann, 3": OTHER["neumann, 3"]}
+    return {
+        **_jobs(process_cases.train, {**PLAIN, **OTHER, **_sharded(sharded)}),
+        **_jobs(process_cases.resume, RESUMED),
+        "split": (process_cases.train, {**SHUFFLED["split"], "per_device_train_batch_size": 8}),
+        "teacher": (process_cases.sharded_teacher, {}),
+    }
+
+
+def _four(folders):
+    return {
+        **BESIDES,
+        **_jobs(process_cases.train, {**PLAIN, **EVEN, **{k: v for k, v in SHUFFLED.items() if k != "split"}}),
+        **_jobs(process_cases.train_on_stream, STREAMS),
+        "from one": (process_cases.go_on, {"other": folders[1] / "resumed", **RESUMED["resumed"]}),
+        "from two, sharded": (
+            process_cases.go_on,
+            {"other": folders[2] / "resumed, sharded", **RESUMED["resumed, sharded"]},
+        ),
+    }
+
+
+def _run(count, folder, jobs):
+    """All jobs in `count` processes; ended by force if they hang."""
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=process_cases.work, args=(rank, count, folder, jobs)) for rank in range(count)]
+    for worker in workers:
+        worker.start()
+    end = time.monotonic() + 300
+    for worker in workers:
+        worker.join(max(0, end - time.monotonic()))
+    for worker in workers:
+        worker.kill()
+        worker.join()
+    assert all(worker.exitcode == 0 for worker in workers), f"{count} processes: see their output"
+    return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(count)] for name in jobs}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What all processes found, by number of processes and job."""
+    folders = {count: tmp_path_factory.mktemp(f"of_{count}") for count in (1, 2, 4)}
+    return {count: _run(count, folders[count], jobs(folders)) for count, jobs in ((2, _two), (1, _one), (4, _four))}
+
+
+def difference(ours, theirs):
+    """Relative, in the Euclidean norm."""
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def assert_equal(ranks, one):
+    """What all processes of a run found, and what one process did."""
+    assert len(one["gradients"]) >= 1 and all(found["untouched"] for found in (*ranks, one))
+    for found in ranks:
+        torch.testing.assert_close(found["weights"], ranks[0]["weights"], rtol=0, atol=0, equal_nan=True)
+        assert difference(found["weights"], one["weights"]) < 1e-6
+        assert difference(found["parameters"], one["parameters"]) < 1e-6
+        for ours, theirs in zip(found["gradients"], one["gradients"], strict=True):
+            assert difference(ours, theirs) < 1e-6
+    torch.testing.assert_close(ranks[0]["losses"], one["losses"], rtol=1e-6, atol=0)
+    assert len(one["slopes"]) >= 1
+    for number, (ids, slopes) in enumerate(one["slopes"]):
+        ours = [torch.cat(parts) for parts in zip(*(found["slopes"][number] for found in ranks), strict=True)]
+        assert ours[0].sort().values.equal(ids.sort().values), "an example was left out, or counted twice"
+        assert difference(ours[1][ours[0].argsort(stable=True)], slopes[ids.argsort(stable=True)]) < 1e-6
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("name", PLAIN)
+def test_several_processes_come_to_what_one_does(found, name, count):
+    """Gradients, slopes, weights, parameters and logged losses: with accumulation, and with a last batch that does not
+    come out even.
+    """
+    assert_equal(found[count][name], found[1][name][0])
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_so_do_the_other_methods(found, name):
+    """Running means, Hessian products, phases between epochs and trajectories hold sums over all processes too."""
+    assert_equal(found[2][name], found[1][name][0])
+
+
+@pytest.mark.parametrize("name", BESIDES)
+def test_tokens_and_rules_too(found, name):
+    """A repeated example has no tokens, and a loss with a model of its own trains it on all examples."""
+    assert_equal(found[4][name], found[1][name][0])
+    for ours in found[4][name]:
+        assert name == "tokens" or difference(ours["cage"], found[1][name][0]["cage"]) < 1e-6
+
+
+@pytest.mark.parametrize("name", [*EVEN, *SHUFFLED, *STREAMS])
+def test_rows_are_counted_once_however_they_come(found, name):
+    """From a shuffled set, through the first process, from streams; with fewer rows than processes."""
+    count = 2 if name == "split" else 4
+    assert_equal(found[count][name], found[1][name][0])
+
+
+@pytest.mark.parametrize("name", [*PLAIN, "neumann, 3"])
+def test_students_cut_over_processes_come_to_the_same(found, name):
+    """FSDP2: shards are moved and put back bit for bit, and lengths are those of the whole direction."""
+    assert_equal(found[2][f"{name}, FSDP2"], found[1][name][0])
+
+
+def test_teachers_are_cut_as_well(found):
+    """A teacher that fits no single process is the reason to use FSDP2."""
+    assert_equal(found[2]["teacher"], found[1]["teacher"][0])
+    assert all(ours["teacher_is_cut"] for ours in found[2]["teacher"])
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_an_interrupted_run_equals_the_uninterrupted_one(found, name):
+    """On the same number of processes, bit for bit."""
+    for ours in found[2][name]:
+        for resumed, whole in zip(ours["resumed"], ours["whole"], strict=True):
+            torch.testing.assert_close(resumed, whole, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("count", "name", "saved"),
+    [
+        (1, "from two", (2, "resumed")),
+        (4, "from one", (1, "resumed")),
+        (4, "from two, sharded", (2, "resumed, sharded")),
+    ],
+)
+def test_weights_survive_a_change_of_the_number_of_processes(found, count, name, saved):
+    """Bit for bit, from one to several and back, from whole checkpoints and from sharded ones."""
+    written = found[saved[0]][saved[1]][0]["saved"]
+    assert written[:, 1:].std() > 0
+    for ours in found[count][name]:
+        torch.testing.assert_close(ours["loaded"], written, rtol=0, atol=0, equal_nan=True)
+
+
+LAUNCHERS = {
+    "python": [],
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    "accelerate": [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+    ],
+}
+
+
+@pytest.mark.slow
+def test_one_script_under_every_launcher(tmp_path):
+    """Plain Python, torchrun and `accelerate launch` take the same script as it is, and come to the same weights."""
+    script = Path(__file__).with_name("process_cases.py")
+    weights = []
+    for name, launcher in LAUNCHERS.items():
+        (tmp_path / name).mkdir()
+        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+        command = [sys.executable, *launcher, str(script), str(tmp_path / name)]
+        subprocess.run(command, check=True, timeout=240, env=environment)
+        weights.append(torch.load(tmp_path / name / "weights.pt"))
+    assert difference(weights[1], weights[0]) < 1e-6
+    assert weights[2].equal(weights[1])
