@@ -141,7 +141,9 @@ def _steps(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
 
 def _denominator(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
     second = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
-    corrected: Tensor = second / (1 - group["betas"][1] ** _steps(state, group))
+    # The gradient scaler of fp16 may have skipped the only step so far, which leaves zeros.
+    steps = torch.as_tensor(_steps(state, group)).clamp(min=1)
+    corrected: Tensor = second / (1 - group["betas"][1] ** steps)
     return corrected.sqrt_().add_(group["eps"])
 
 

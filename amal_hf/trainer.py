@@ -20,7 +20,6 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers.trainer_utils import IntervalStrategy
 
 from amal_hf.arguments import AMALArguments
@@ -37,6 +36,7 @@ from amal_hf.generators import class_count, is_causal, with_decoder_inputs
 from amal_hf.learner import Student, WeightLearner
 from amal_hf.logs import MixtureStatistics
 from amal_hf.losses import CrossEntropy, Loss, Task
+from amal_hf.memory import memory_advice
 from amal_hf.meta import Method
 from amal_hf.meta_set import MetaSet
 from amal_hf.mixture import Mixture, ids_of
@@ -44,7 +44,9 @@ from amal_hf.open_teachers import distillations, open_teachers
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.precision import compute_dtype
 from amal_hf.recorder import randomness
+from amal_hf.resumable import ResumableTrainer
 from amal_hf.shapes import EXAMPLE_ID, Batch
+from amal_hf.skipped_steps import SkippedSteps
 from amal_hf.state import load_state, save_state
 from amal_hf.student_inputs import StudentInputs
 from amal_hf.token_mixture import TokenMixture
@@ -64,7 +66,7 @@ class _Window:
     prepared: list[Batch] = field(default_factory=list)
 
 
-class AMALTrainer(Trainer):
+class AMALTrainer(ResumableTrainer):
     """A drop-in for `transformers.Trainer` that mixes losses for each example.
 
     Takes everything `Trainer` takes, and:
@@ -95,7 +97,6 @@ class AMALTrainer(Trainer):
     optimizer: Any
     _signature_columns: Any
     mixture: Mixture
-    mixes: bool = False
     _window: _Window
 
     def __init__(
@@ -131,6 +132,8 @@ class AMALTrainer(Trainer):
         self.train_dataset, self._given_ids = numbered(self.train_dataset)
         self.data_collator = ExampleCollator(self._collate, self.mixture.columns)
         use_one_gpu(self.args)
+        self._skipped_steps = SkippedSteps()
+        self.add_callback(self._skipped_steps)
         # The loss is divided by the examples of the whole optimizer step here, so `Trainer` must neither divide by the
         # accumulation steps nor pass item counts on.
         self.loss_is_scaled_for_ga = True
@@ -151,7 +154,8 @@ class AMALTrainer(Trainer):
         if not self.mixes:
             return super().training_step(model, inputs, num_items_in_batch)
         if self._window.position == 0 and self._learner is not None:
-            self._learn(self._learner)
+            with memory_advice():
+                self._learn(self._learner)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._window.position += 1
         if self._window.position == len(self._window.batches):
@@ -243,6 +247,8 @@ class AMALTrainer(Trainer):
     def _meta_step(self, learner: WeightLearner, batches: list[Batch]) -> list[Batch]:
         """Learn from the micro-batches of one optimizer step; returns them prepared."""
         prepared: list[Batch] = [self.mixture.prepare(self._prepare_inputs(dict(batch))) for batch in batches]
+        if self.accelerator.scaler is not None and not self.method.phase_epochs:
+            self._skipped_steps.begin(self.accelerator.scaler, learner.restorer(prepared))
         meta_batch = self._prepare_inputs(dict(learner.next_meta_batch()))
         self._statistics.add_meta(*learner.learn(self._student(), prepared, meta_batch))
         return prepared

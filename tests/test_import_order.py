@@ -70,8 +70,8 @@ LEVELS = [
         "logs",
     },
     {"recorder", "student_inputs", "token_mixture"},
-    {"learner", "methods", "arguments", "commentary"},
-    {"checks"},
+    {"learner", "methods", "arguments", "commentary", "skipped_steps", "checkpoints", "memory"},
+    {"checks", "resumable"},
     {"trainer"},
     {"seq2seq"},
 ]

@@ -1,12 +1,14 @@
 """A free weight for every example and loss: AMAL's own policy."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from amal_hf.policies.bounds import Projection, clamp
 from amal_hf.policies.policy import Observation, Policy, Sizes, as_mixture
 from amal_hf.policies.store import RowStore
-from amal_hf.shapes import LossTable
+from amal_hf.shapes import ExampleIds, LossTable
 
 
 class ExampleTable(Policy):
@@ -56,6 +58,11 @@ class ExampleTable(Policy):
         ids, places = observation.ids.unique(return_inverse=True)
         moves = slopes.new_zeros(len(ids), slopes.shape[1]).index_add(0, places, slopes)
         self.store.write(ids, self.bound(self.store.read(ids) + self.learning_rate * moves))
+
+    def restorer(self, ids: ExampleIds) -> Callable[[], None]:
+        """Keeps the examples' rows, not the whole table."""
+        rows = self.store.read(ids)
+        return lambda: self.store.write(ids, rows)
 
     def rows(self) -> RowStore:
         """The table itself."""
