@@ -10,6 +10,7 @@ A checkpoint is whole if all noted files are there in their sizes and `trainer_s
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,12 +108,14 @@ def named_failure(folder: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    # A full disk is an OSError only to Python itself; torch and safetensors have their own.
+    # A full disk is an OSError only to Python itself; torch and safetensors have errors of their own for it, and
+    # torch's does not say so.
     except (OSError, RuntimeError, SafetensorError) as error:
+        free = shutil.disk_usage(Path(folder).parent).free / 2**20
         raise OSError(
-            f"Checkpoint {folder} could not be written: {error}. What is there of it is passed over when resuming; "
-            f"earlier checkpoints are as they were. Make room (save_total_limit keeps fewer), then train with "
-            f"resume_from_checkpoint=True."
+            f"Checkpoint {folder} could not be written: {error} ({free:.0f} MB are free on this disk). What is there "
+            f"of it is passed over when resuming; earlier checkpoints are as they were. If the disk is full, make room "
+            f"(save_total_limit keeps fewer), then train with resume_from_checkpoint=True."
         ) from error
 
 

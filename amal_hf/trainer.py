@@ -50,6 +50,7 @@ from amal_hf.skipped_steps import SkippedSteps
 from amal_hf.state import load_state, save_state
 from amal_hf.student_inputs import StudentInputs
 from amal_hf.token_mixture import TokenMixture
+from amal_hf.weights import weights_dataset
 
 
 STATE_NAME = "amal.pt"
@@ -211,7 +212,8 @@ class AMALTrainer(ResumableTrainer):
         """The weights of all training examples: `example_id`, and one column for each loss.
 
         The ids are your own, if the training set had a column of them, or else row numbers. For a table these are its
-        rows; for other policies the weights that each example had when it was last trained on, NaN if never.
+        rows; for other policies the weights that each example had when it was last trained on, NaN if never. Too many
+        for memory, they are mapped from a file in `weights_dir`.
 
         Raises:
             RuntimeError: no losses or method were given.
@@ -220,12 +222,7 @@ class AMALTrainer(ResumableTrainer):
             raise RuntimeError(
                 "AMALTrainer.example_weights: there are no weights, since neither losses nor a method were given."
             )
-        ids, table = self.mixture.record.contents()
-        given = ids.tolist() if self._given_ids is None else self._given_ids
-        columns = dict(zip(self.mixture.names, table.cpu().T.numpy(), strict=True))
-        return datasets.Dataset.from_dict({EXAMPLE_ID: given, **columns})
-
-    # ---- the meta step ----
+        return weights_dataset(self.mixture.record, self.mixture.names, self._given_ids, self.args.weights_dir)
 
     def _learn(self, learner: WeightLearner) -> None:
         """Let the weights learn, if it is time to."""
@@ -284,6 +281,7 @@ class AMALTrainer(ResumableTrainer):
             self.mixture.initial(self.args.loss_weights),
             class_count(self.model),
             state_widths(self.model.config) if policy.needs_hidden_states else (),
+            self.args.weights_dir,
         )
         self._statistics = MixtureStatistics(self.mixture.groups)
         if changes is not None:
@@ -344,6 +342,7 @@ class AMALTrainer(ResumableTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.mixes and self.args.should_save:
+            self.mixture.record.save_files(output_dir)
             save_state(self._state(), os.path.join(output_dir, STATE_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -351,6 +350,7 @@ class AMALTrainer(ResumableTrainer):
         if self.mixes and checkpoint is not None:
             state = load_state(os.path.join(checkpoint, STATE_NAME), self._state())
             self.mixture.load_state_dict(state["mixture"])
+            self.mixture.record.load_files(checkpoint)
             if self.method.batch_policy is not None:
                 self.method.batch_policy.load_state_dict(state["batch_policy"])
             if self._learner is not None:
@@ -361,6 +361,7 @@ class AMALTrainer(ResumableTrainer):
             "method": self.method.name,
             "losses": self.mixture.names,
             "examples": self.mixture.record.size,
+            "weights_in_memory": self.mixture.record.in_memory,
             "mixture": self.mixture.state_dict(),
             "batch_policy": {} if self.method.batch_policy is None else self.method.batch_policy.state_dict(),
             "learner": {} if self._learner is None else self._learner.state_dict(),

@@ -45,7 +45,7 @@ class ExampleTable(Policy):
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
         """All rows back to the initial mixture."""
         start = initial if self.initial is None else as_mixture(self.initial, sizes.losses)
-        self.store = RowStore(sizes.examples, self.bound(start[None])[0])
+        self.store = RowStore(sizes.examples, self.bound(start[None])[0], sizes.folder)
 
     def weights(self, observation: Observation) -> LossTable:
         """The examples' rows."""

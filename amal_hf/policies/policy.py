@@ -23,6 +23,7 @@ class Sizes(NamedTuple):
         examples: rows of the training set; `None` for a stream of unknown length.
         labels: classes of the student, C.
         states: widths of the student's hidden states, one a layer.
+        folder: where rows of weights are kept that should not be in memory; see `RowStore`.
     """
 
     losses: int
@@ -30,6 +31,7 @@ class Sizes(NamedTuple):
     examples: int | None
     labels: int = 0
     states: tuple[int, ...] = ()
+    folder: str | None = None
 
 
 class Signals(NamedTuple):
