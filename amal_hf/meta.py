@@ -253,7 +253,7 @@ def hessian_product(policy: Policy, params: Params, problem: Problem) -> Product
         if not weights:
             with torch.no_grad():
                 weights.append(_present_weights(policy, problem, problem.evaluate()))
-        step = radius_for(problem.dtype) / global_norm(vector).clamp(min=torch.finfo(torch.float32).tiny)
+        step = radius_for(problem.dtype, params) / global_norm(vector).clamp(min=torch.finfo(torch.float32).tiny)
         with movable(params, vector) as move:
             move(step)
             plus = _training_gradient(params, problem, weights[0])

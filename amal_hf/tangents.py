@@ -58,9 +58,11 @@ class FiniteDifference(Tangent):
     The parameters are moved in place and put back from kept copies, bit for bit.
 
     Args:
-        radius: length of the step `ε‖v‖` in parameter space. `None` chooses by precision: 0.01 in fp32 and 0.05 under
-            bf16 or fp16, which on a MiniLM-L6 gave relative errors of 9e-5 and about 9e-3 (too small a radius drowns
-            in rounding, too large a one in curvature); 1e-4 in fp64.
+        radius: length of the step `ε‖v‖` in parameter space. `None` chooses by precision: 0.01 in fp32 and 0.1 under
+            bf16 or fp16 autocast, which on a MiniLM-L6 gave relative errors of 9e-5 and about 1e-2 (too small a
+            radius drowns in rounding, too large a one in curvature); 1e-4 in fp64. For parameters that are in bf16
+            themselves, 1/256 of their norm: a shorter step is lost where they are rounded. `benchmarks/precision.py`
+            measures these.
     """
 
     def __init__(self, radius: float | None = None) -> None:
@@ -72,9 +74,9 @@ class FiniteDifference(Tangent):
 
     def __call__(self, model: nn.Module, direction: Params, evaluate: Evaluate, dtype: torch.dtype) -> Slopes:
         """Two forward passes; losses and features are those at the middle."""
-        radius = radius_for(dtype) if self.radius is None else self.radius
+        params = {name: p for name, p in model.named_parameters() if name in direction}
+        radius = radius_for(dtype, params) if self.radius is None else self.radius
         step = radius / global_norm(direction).clamp(min=torch.finfo(torch.float32).tiny)
-        params = dict(model.named_parameters())
         with torch.no_grad(), movable(params, direction) as move:
             move(step)
             plus = evaluate()
@@ -126,9 +128,15 @@ class DoubleBackward(Tangent):
         return Slopes(slopes, result.losses.detach(), result.features.detach())
 
 
-def radius_for(dtype: torch.dtype) -> float:
-    """Length of a finite-difference step in parameter space, by the precision of the forward pass."""
-    return _RADIUS.get(dtype, 0.05)
+def radius_for(dtype: torch.dtype, params: Params) -> float | Tensor:
+    """Length of a finite-difference step in parameter space.
+
+    By the precision of the forward pass; where the parameters that move are in half precision themselves, by their
+    norm, as each is rounded to its own size.
+    """
+    if any(p.dtype in (torch.bfloat16, torch.float16) for p in params.values()):
+        return _SHARE * global_norm(params)
+    return _RADIUS.get(dtype, 0.1)
 
 
 def global_norm(vector: Params) -> Tensor:
@@ -192,3 +200,4 @@ def _evaluate_with(model: nn.Module, params: Params, evaluate: Evaluate) -> Eval
 
 
 _RADIUS = {torch.float64: 1e-4, torch.float32: 1e-2}
+_SHARE = 2**-8

@@ -85,7 +85,9 @@ def test_a_torn_checkpoint_that_was_asked_for_is_refused(folder):
     """Before anything is loaded or overwritten, with the reason; so is a run without a whole checkpoint."""
     state = folder / "checkpoint-6" / "trainer_state.json"
     state.write_text(state.read_text()[:-20])
-    with pytest.raises(ValueError, match=r"checkpoint-6 cannot be resumed from: trainer_state\.json is missing or cut"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint-6 cannot be resumed from: trainer_state\.json is missing or cut"
+    ):
         trained(folder, resume=str(folder / "checkpoint-6"))
     for checkpoint in folder.glob("checkpoint-*"):
         (checkpoint / FILES_NAME).unlink()
@@ -141,7 +143,11 @@ def test_a_full_disk_is_named_and_costs_only_the_checkpoint_being_written(tmp_pa
 def test_a_dataset_that_shrank_is_refused(folder):
     """Rows would belong to other examples."""
     trainer = new_trainer(
-        folder, METHODS["table"], train=toy_rows(17), losses=[CrossEntropy(), Distillation(table_teacher(17))], **OPTIONS
+        folder,
+        METHODS["table"],
+        train=toy_rows(17),
+        losses=[CrossEntropy(), Distillation(table_teacher(17))],
+        **OPTIONS,
     )
     with pytest.raises(ValueError, match="examples = 18, this run has examples = 17"):
         trainer.train(resume_from_checkpoint=True)
@@ -209,7 +215,9 @@ def test_a_process_killed_with_signal_9_resumes_to_the_same_numbers(tmp_path, na
 def test_without_losses_and_method_checkpoints_are_those_of_trainer(tmp_path):
     """No file of ours is added, and none is asked for."""
     args = new_trainer(tmp_path, METHODS["fixed"], **OPTIONS).args
-    plain = lambda **kw: AMALTrainer(new_trainer(tmp_path, METHODS["fixed"]).model, args, train_dataset=toy_rows(18), **kw)  # noqa: E731, E501
+    plain = lambda **kw: AMALTrainer(
+        new_trainer(tmp_path, METHODS["fixed"]).model, args, train_dataset=toy_rows(18), **kw
+    )  # noqa: E731, E501
     plain().train()
     assert FILES_NAME not in files_of(tmp_path / "checkpoint-6")
     plain(callbacks=[StopAt(4)]).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

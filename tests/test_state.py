@@ -43,7 +43,12 @@ def test_a_torn_file_is_refused(path, share):
         load_state(str(path), STATE)
 
 
-OTHERS = [("method", "amal", "random_weights"), ("losses", ["labels", "teacher"], ["labels"]), ("examples", 3, None), ("weights_in_memory", True, False)]
+OTHERS = [
+    ("method", "amal", "random_weights"),
+    ("losses", ["labels", "teacher"], ["labels"]),
+    ("examples", 3, None),
+    ("weights_in_memory", True, False),
+]
 
 
 @pytest.mark.parametrize(("key", "written", "present"), OTHERS)
