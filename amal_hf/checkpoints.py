@@ -114,8 +114,8 @@ def named_failure(folder: str | Path) -> Iterator[None]:
         free = shutil.disk_usage(Path(folder).parent).free / 2**20
         raise OSError(
             f"Checkpoint {folder} could not be written: {error} ({free:.0f} MB are free on this disk). What is there "
-            f"of it is passed over when resuming; earlier checkpoints are as they were. If the disk is full, make room "
-            f"(save_total_limit keeps fewer), then train with resume_from_checkpoint=True."
+            f"of it is passed over when resuming; earlier checkpoints are as they were. If the disk is full, make "
+            f"room (save_total_limit keeps fewer), then train with resume_from_checkpoint=True."
         ) from error
 
 

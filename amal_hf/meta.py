@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -230,7 +230,7 @@ def differentiable_checkpointing(model: nn.Module) -> Iterator[None]:
 
     The other kind recomputes the same numbers.
     """
-    layers = [module for module in model.modules() if hasattr(module, "_gradient_checkpointing_func")]
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "_gradient_checkpointing_func")]
     given = [layer._gradient_checkpointing_func for layer in layers]
     for layer, function in zip(layers, given, strict=True):
         layer._gradient_checkpointing_func = partial(function, use_reentrant=False)
@@ -253,7 +253,7 @@ def hessian_product(policy: Policy, params: Params, problem: Problem) -> Product
         if not weights:
             with torch.no_grad():
                 weights.append(_present_weights(policy, problem, problem.evaluate()))
-        step = radius_for(problem.dtype, params) / global_norm(vector).clamp(min=torch.finfo(torch.float32).tiny)
+        step = radius_for(problem.dtype) / global_norm(vector).clamp(min=torch.finfo(torch.float32).tiny)
         with movable(params, vector) as move:
             move(step)
             plus = _training_gradient(params, problem, weights[0])

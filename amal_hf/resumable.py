@@ -22,7 +22,7 @@ class ResumableTrainer(Trainer):
             ValueError: the checkpoint to resume from is not whole.
         """
         if self.mixes:
-            resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+            resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

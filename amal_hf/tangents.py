@@ -58,11 +58,9 @@ class FiniteDifference(Tangent):
     The parameters are moved in place and put back from kept copies, bit for bit.
 
     Args:
-        radius: length of the step `ε‖v‖` in parameter space. `None` chooses by precision: 0.01 in fp32 and 0.1 under
-            bf16 or fp16 autocast, which on a MiniLM-L6 gave relative errors of 9e-5 and about 1e-2 (too small a
-            radius drowns in rounding, too large a one in curvature); 1e-4 in fp64. For parameters that are in bf16
-            themselves, 1/256 of their norm: a shorter step is lost where they are rounded. `benchmarks/precision.py`
-            measures these.
+        radius: length of the step `ε‖v‖` in parameter space. `None` chooses by precision: 0.01 in fp32 and 0.1 in
+            bf16 or fp16, which on a MiniLM-L6 gave relative errors of 9e-5 and about 1e-2 (too small a radius drowns
+            in rounding, too large a one in curvature; `benchmarks/precision.py`); 1e-4 in fp64.
     """
 
     def __init__(self, radius: float | None = None) -> None:
@@ -74,9 +72,9 @@ class FiniteDifference(Tangent):
 
     def __call__(self, model: nn.Module, direction: Params, evaluate: Evaluate, dtype: torch.dtype) -> Slopes:
         """Two forward passes; losses and features are those at the middle."""
-        params = {name: p for name, p in model.named_parameters() if name in direction}
-        radius = radius_for(dtype, params) if self.radius is None else self.radius
+        radius = radius_for(dtype) if self.radius is None else self.radius
         step = radius / global_norm(direction).clamp(min=torch.finfo(torch.float32).tiny)
+        params = dict(model.named_parameters())
         with torch.no_grad(), movable(params, direction) as move:
             move(step)
             plus = evaluate()
@@ -128,14 +126,8 @@ class DoubleBackward(Tangent):
         return Slopes(slopes, result.losses.detach(), result.features.detach())
 
 
-def radius_for(dtype: torch.dtype, params: Params) -> float | Tensor:
-    """Length of a finite-difference step in parameter space.
-
-    By the precision of the forward pass; where the parameters that move are in half precision themselves, by their
-    norm, as each is rounded to its own size.
-    """
-    if any(p.dtype in (torch.bfloat16, torch.float16) for p in params.values()):
-        return _SHARE * global_norm(params)
+def radius_for(dtype: torch.dtype) -> float:
+    """Length of a finite-difference step in parameter space, by the precision of the forward pass."""
     return _RADIUS.get(dtype, 0.1)
 
 
@@ -150,17 +142,21 @@ def movable(params: Params, direction: Params) -> Iterator[Callable[[Tensor], No
     """Within the block, a function that puts the parameters at `θ + step · v`; afterwards they hold their old bits.
 
     They are put back from copies, whatever happened in between: subtracting what was added would not give the same
-    bits.
+    bits. Parameters in half precision are moved from points between what they can be; see `_dithered`.
 
     Raises:
         KeyError: a direction for a parameter that is not there.
     """
     kept = {name: params[name].detach().clone() for name in direction}
+    bases = {name: _dithered(old) for name, old in kept.items()}
 
     @torch.no_grad()
     def move(step: Tensor) -> None:
         for name, v in direction.items():
-            torch.addcmul(kept[name], v, step, out=params[name])
+            if bases[name].dtype == v.dtype:
+                torch.addcmul(bases[name], v, step, out=params[name])
+            else:
+                params[name].copy_(torch.addcmul(bases[name], v.to(bases[name]), step))
 
     try:
         yield move
@@ -168,6 +164,21 @@ def movable(params: Params, direction: Params) -> Iterator[Callable[[Tensor], No
         with torch.no_grad():
             for name, old in kept.items():
                 params[name].copy_(old)
+
+
+def _dithered(values: Tensor) -> Tensor:
+    """Half-precision numbers as fp32, each moved at random within the range that is rounded to it; others as they are.
+
+    A step shorter than that range would be rounded away, for all numbers alike. From a random point it is rounded up
+    for as many numbers as its length says. It is what happens under autocast, where fp32 parameters are rounded.
+    """
+    if values.dtype not in (torch.bfloat16, torch.float16):
+        return values
+    wide = values.float()
+    spacing = torch.ldexp(wide.new_tensor(torch.finfo(values.dtype).eps), torch.frexp(wide).exponent - 1)
+    generator = torch.Generator(values.device).manual_seed(0)  # the global one is not to be drawn from
+    places = torch.rand(values.shape, generator=generator, device=values.device) - 0.5
+    return wide + torch.where(wide == 0, 0.0, places * spacing)  # around zero there is no such range
 
 
 def movable_parameters(module: nn.Module) -> Params:
@@ -200,4 +211,3 @@ def _evaluate_with(model: nn.Module, params: Params, evaluate: Evaluate) -> Eval
 
 
 _RADIUS = {torch.float64: 1e-4, torch.float32: 1e-2}
-_SHARE = 2**-8

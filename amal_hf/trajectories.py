@@ -61,7 +61,7 @@ class FiniteProduct(Product):
 
     def __call__(self, step: Step, params: Params, vector: Params, dtype: torch.dtype) -> tuple[LossTable, Params]:
         """Losses and gradients on both sides."""
-        radius = radius_for(dtype, params) if self.radius is None else self.radius
+        radius = radius_for(dtype) if self.radius is None else self.radius
         size = radius / global_norm(vector).clamp(min=torch.finfo(torch.float32).tiny)
         sides = []
         with movable(params, vector) as move:

@@ -142,7 +142,7 @@ def live(name: str, folder: Path, connection: Connection) -> None:
     unfinished.replace(folder / "end.pt")
 
 
-def end_of(trainer: AMALTrainer) -> dict[str, Any]:
+def end_of(trainer: Any) -> dict[str, Any]:
     """All that a run ends with."""
     return {
         "student": trainer.model.state_dict(),
@@ -160,7 +160,15 @@ def new_trainer(name: str, folder: Path, callback: TrainerCallback) -> AMALTrain
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(ROWS, 3, generator=generator)
     set_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes: dict[str, Any] = {
+        "vocab_size": 60,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 16,
+        "num_labels": 3,
+    }
     args = AMALArguments(
         output_dir=str(folder),
         weights_dir=str(folder.parent / "rows") if in_file else None,
@@ -178,9 +186,7 @@ def new_trainer(name: str, folder: Path, callback: TrainerCallback) -> AMALTrain
         dataloader_pin_memory=False,
     )
     return AMALTrainer(
-        model=BertForSequenceClassification(
-            BertConfig(vocab_size=60, max_position_embeddings=16, num_labels=3, **sizes)
-        ),
+        model=BertForSequenceClassification(BertConfig(**sizes)),
         args=args,
         train_dataset=random_rows(ROWS, generator),
         meta_dataset=random_rows(40, generator),

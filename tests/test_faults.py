@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import toy_rows
+from conftest import toy_arguments, toy_rows
 from test_trainer import METHODS, StopAt, new_trainer, state_of, table_teacher
 from transformers import TrainerCallback, TrainerState
 
@@ -214,11 +214,9 @@ def test_a_process_killed_with_signal_9_resumes_to_the_same_numbers(tmp_path, na
 
 def test_without_losses_and_method_checkpoints_are_those_of_trainer(tmp_path):
     """No file of ours is added, and none is asked for."""
-    args = new_trainer(tmp_path, METHODS["fixed"], **OPTIONS).args
-    plain = lambda **kw: AMALTrainer(
-        new_trainer(tmp_path, METHODS["fixed"]).model, args, train_dataset=toy_rows(18), **kw
-    )  # noqa: E731, E501
-    plain().train()
+    model, args = new_trainer(tmp_path, METHODS["fixed"]).model, toy_arguments(tmp_path, **OPTIONS)
+    AMALTrainer(model, args, train_dataset=toy_rows(18)).train()
     assert FILES_NAME not in files_of(tmp_path / "checkpoint-6")
-    plain(callbacks=[StopAt(4)]).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    again = AMALTrainer(model, args, train_dataset=toy_rows(18), callbacks=[StopAt(4)])
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())["global_step"] == 4

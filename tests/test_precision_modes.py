@@ -19,9 +19,9 @@ def checkpointing(reentrant):
 
 COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 EAGER = {"attn_implementation": "eager"}
-FULL, HALF, BARE = (0.99999, 1e-3), (0.99, 0.04), (0.9, 0.2)
-"""Least cosine of the slopes and largest difference of the weights: in fp32, with the 8 bits of a bf16 mantissa in the
-forward pass, and with parameters of so many bits, which are not those of fp32 after the first step.
+FULL, HALF = (0.99999, 1e-3), (0.95, 0.1)
+"""Least cosine of the slopes and largest difference of the weights: rounding in fp32, and with 8 or 11 bits. A student
+as small as this one, in its first steps, is the hard case; `benchmarks/precision.py` has a pretrained one.
 """
 ALL, ADAPTERS = "all parameters", "adapters"
 MODES = {
@@ -30,7 +30,7 @@ MODES = {
     "compiled, checkpointing": (ALL, {}, {**COMPILED, **checkpointing(False)}, FULL),
     "bf16 autocast": (ALL, {}, {"bf16": True}, HALF),
     "bf16 autocast, compiled, adapters": (ADAPTERS, {}, {"bf16": True, **COMPILED}, HALF),
-    "bf16 parameters": (ALL, {"dtype": torch.bfloat16}, {}, BARE),
+    "bf16 parameters": (ALL, {"dtype": torch.bfloat16}, {}, HALF),
     "fp16 autocast, scaler": (ALL, {}, {"fp16": True}, HALF),
     "fp16 autocast, scaler, adapters, reentrant checkpointing": (
         ADAPTERS,

@@ -131,7 +131,7 @@ def batch_gradient(
             have when it is called.
         dtype: precision of the student's forward pass.
     """
-    step = radius_for(dtype, params) / global_norm(direction).clamp(min=torch.finfo(torch.float32).tiny)
+    step = radius_for(dtype) / global_norm(direction).clamp(min=torch.finfo(torch.float32).tiny)
     with movable(params, direction) as move:
         move(step)
         plus = _gradient(policy, loss)

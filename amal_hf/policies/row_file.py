@@ -38,6 +38,7 @@ class RowFile:
         os.makedirs(folder, exist_ok=True)
         size = rows * self.fill.nbytes
         _check_room(folder, size)
+        self._folder = folder
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._file.truncate(size)
         self._bits = np.memmap(self._file, np.int32, "r+", shape=(rows, len(self.fill)))
@@ -55,8 +56,15 @@ class RowFile:
         bits = values.detach().cpu().float().numpy()[first].view(np.int32) ^ self.fill
         width = self.fill.nbytes
         starts = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
-        for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
-            _write(self._file.fileno(), bits[start:end].tobytes(), int(numbers[start]) * width)
+        try:
+            for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
+                _write(self._file.fileno(), bits[start:end].tobytes(), int(numbers[start]) * width)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: the weights of the examples could not be written to {self._folder}. Resume from "
+                f"the last checkpoint with more room, there or elsewhere: AMALArguments(weights_dir=...).",
+            ) from error
 
     def block(self, start: int) -> Tensor:
         """`BLOCK` rows from `start`, fewer at the end."""
@@ -74,8 +82,8 @@ def _check_room(folder: str, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise OSError(
-            f"The weights of all examples may take {size / 2**20:.0f} MB, and {folder} has {free / 2**20:.0f} MB left. "
-            f"Name a folder with more room: AMALArguments(weights_dir=...)."
+            f"The weights of all examples may take {size / 2**20:.0f} MB, and {folder} has {free / 2**20:.0f} MB "
+            f"left. Name a folder with more room: AMALArguments(weights_dir=...)."
         )
 
 

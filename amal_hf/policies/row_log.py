@@ -3,12 +3,12 @@
 A checkpoint holds segments, files of row numbers and rows, oldest first; later ones count. A save writes one segment
 of the rows that have changed, and makes hard links to the last checkpoint's others: every checkpoint is complete in
 itself, whichever others are removed. Segments of less than twice the new one's rows are merged into it, so that there
-are few of them, and a row is written again only as often as the table's size can be halved. Where too many rows have
-changed to list them, or nothing can be linked, all rows that hold something are written.
+are few of them, and a row is merged only as often as the table's size can be halved. Where more than a sixteenth of
+the rows would have to be listed, or nothing can be linked, all rows that hold something are written.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,11 +65,12 @@ class RowLog:
         kept, changed = self._divided()
         names = [segment.path.name for segment in self.segments]
         first = 1 + int(names[-1].split("-")[1].split(".")[0]) if names else 0
+        parts: Iterable[Tensor]
         if changed is None or not _linked(kept, Path(folder)):
             kept = []
             parts = (self.table.written(start) for start in range(0, len(self.table), BLOCK))
         else:
-            parts = iter([torch.from_numpy(changed)])
+            parts = [torch.from_numpy(changed)]
         written = [self._write(Path(folder), first + i, rows) for i, rows in enumerate(parts) if len(rows)]
         self.segments = [Segment(Path(folder, segment.path.name), segment.rows) for segment in kept] + written
         self._forget()
@@ -119,7 +120,7 @@ def _ids(path: Path) -> np.ndarray:
 
 
 def _linked(segments: Sequence[Segment], folder: Path) -> bool:
-    """Whether all segments have been linked into a folder; not every file system can, nor are they sure to be there."""
+    """Whether all segments could be linked into a folder; not every file system can, nor are they sure to be there."""
     try:
         for segment in segments:
             target = folder / segment.path.name
