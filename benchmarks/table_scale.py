@@ -44,13 +44,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             print(json.dumps(measured(options.rows[0], Path(folder))))
         return
-    cells = {}
+    cells: dict[str, Any] = {}
     for rows in options.rows:
         command = [sys.executable, __file__, "--one", "--rows", str(rows), "--folder", str(options.folder)]
         cells[str(rows)] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         print(rows, cells[str(rows)], flush=True)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    RESULTS.write_text(json.dumps({"machine": machine, "rows": cells}, indent=1) + "\n")
+        machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+        RESULTS.write_text(json.dumps({"machine": machine, "rows": cells}, indent=1) + "\n")
 
 
 def measured(rows: int, folder: Path) -> dict[str, Any]:
