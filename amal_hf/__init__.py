@@ -5,6 +5,7 @@ from amal_hf.batch_policies.batch_policy import BatchPolicy
 from amal_hf.batch_policies.label_blend import LabelBlend
 from amal_hf.batch_policies.token_mask import AttentionMask, TokenMask
 from amal_hf.cage import Cage, split_rules
+from amal_hf.checkpoints import last_checkpoint
 from amal_hf.commentary import Commentary
 from amal_hf.directions import AdamDirection, Direction, NeumannDirection, SGDDirection
 from amal_hf.distillation import Distillation
@@ -104,6 +105,7 @@ __all__ = [
     "embed_texts",
     "forward_kl",
     "jensen_shannon",
+    "last_checkpoint",
     "learning_to_reweight",
     "logit_mse",
     "meta_weight_net",

@@ -50,6 +50,14 @@ class AMALArguments(TrainingArguments):
         },
     )
 
+    weights_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder to keep the examples' weights in while training, as a file instead of in memory. By "
+            "default only more than 16 million numbers (examples x losses) are a file, among the temporary ones."
+        },
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(

@@ -143,14 +143,6 @@ def _check_meta_step(trainer: Any) -> None:
             "AMALTrainer: a trajectory cannot be walked back through the gradient scaler of fp16, which skips steps. "
             "Use bf16=True."
         )
-    # The older name: it is kept in step with `activation_checkpointing` where that exists (from transformers 5.23 on).
-    checkpointing = args.gradient_checkpointing_kwargs or {}
-    if args.gradient_checkpointing and checkpointing.get("use_reentrant", False):
-        raise ValueError(
-            "AMALTrainer: reentrant activation checkpointing cannot give the meta gradient (it refuses "
-            "torch.autograd.grad). "
-            'Set activation_checkpointing_kwargs={"use_reentrant": False}.'
-        )
 
 
 def _check_processes(trainer: Any) -> None:

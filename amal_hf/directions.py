@@ -6,9 +6,11 @@ really moves: what one step of the student's optimizer does to `V` is `−lr ⟨
     preconditioner `P`.
 """
 
+import functools
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +18,8 @@ from torch.optim import Optimizer
 
 from amal_hf.shapes import Params
 
+
+logger = logging.getLogger(__name__)
 
 Product: TypeAlias = Callable[[Params], Params]
 """`u -> H u` for the Hessian `H` of the weighed training loss of the present optimizer step."""
@@ -51,7 +55,8 @@ class AdamDirection(Direction):
     One AdamW step moves the student by `−lr (1−β₁)/(1−β₁ᵗ) · g / (√v̂ + ε)` for a gradient `g`, so this is the exact
     derivative of that step for a frozen second moment, up to a factor that all examples share. A fresh Adam step is
     never differentiated: its sensitivity `ε / (|g| + ε)²` would let the noisiest coordinates decide. Before the first
-    optimizer step, and with optimizers that keep no second moment for each parameter, it is `SGDDirection`.
+    optimizer step, and with optimizers that keep no second moment for each parameter (8-bit, factored), it is
+    `SGDDirection`; that is said once in the log where the optimizer divides by one all the same.
     """
 
     def __call__(self, gradient: Params, params: Params, optimizer: Optimizer, product: Product) -> Params:
@@ -113,16 +118,41 @@ class NeumannDirection(Direction):
 def adam_denominators(params: Params, optimizer: Optimizer) -> Params:
     """`√v̂ + ε` for every parameter that has a second moment in an Adam-like optimizer, bias corrected.
 
-    Empty if none has.
+    Empty if any that has been trained keeps none that can be read: one direction in two metrics would be neither.
     """
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    denominators: dict[str, Tensor] = {}
-    for name, parameter in params.items():
-        state = optimizer.state.get(parameter, {})
-        if "exp_avg_sq" not in state:
-            continue
-        group = groups[id(parameter)]
-        second = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
-        correction = 1 - group["betas"][1] ** state["step"]
-        denominators[name] = (second / correction).sqrt_().add_(group["eps"])
-    return denominators
+    trained = {name: p for name, p in params.items() if optimizer.state.get(p)}
+    if not all(_keeps_second_moment(p, optimizer.state[p], groups[id(p)]) for p in trained.values()):
+        _say_plain_gradient(type(getattr(optimizer, "optimizer", optimizer)).__name__)
+        return {}
+    return {name: _denominator(optimizer.state[p], groups[id(p)]) for name, p in trained.items()}
+
+
+def _keeps_second_moment(parameter: Tensor, state: Mapping[str, Any], group: Mapping[str, Any]) -> bool:
+    moment = state.get("exp_avg_sq")
+    readable = isinstance(moment, Tensor) and moment.is_floating_point() and moment.shape == parameter.shape
+    return readable and _steps(state, group) is not None and {"betas", "eps"} <= group.keys()
+
+
+def _steps(state: Mapping[str, Any], group: Mapping[str, Any]) -> Any:
+    """Optimizer steps taken; schedule-free optimizers count them in the group."""
+    return state.get("step", group.get("k"))
+
+
+def _denominator(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
+    second = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
+    # The gradient scaler of fp16 may have skipped the only step so far, which leaves zeros.
+    steps = torch.as_tensor(_steps(state, group)).clamp(min=1)
+    corrected: Tensor = second / (1 - group["betas"][1] ** steps)
+    return corrected.sqrt_().add_(group["eps"])
+
+
+@functools.cache
+def _say_plain_gradient(optimizer: str) -> None:
+    """Once for each kind of optimizer, and not of those that divide by no second moment, as SGD."""
+    if "ada" in optimizer.lower():  # Adam, AdamW8bit, Adafactor, ...
+        logger.warning(
+            "%s keeps no second moment that can be read, one number for each parameter, so the meta gradient is used "
+            "as it is (SGDDirection). Weights may learn more slowly; torch's AdamW keeps one.",
+            optimizer,
+        )

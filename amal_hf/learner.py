@@ -8,9 +8,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from amal_hf.last_layer import frozen_body
-from amal_hf.meta import MetaReport, Method, Problem, meta_gradient, meta_step, scaled, undisturbed
+from amal_hf.meta import (
+    MetaReport,
+    Method,
+    Problem,
+    differentiable_checkpointing,
+    meta_gradient,
+    meta_step,
+    scaled,
+    undisturbed,
+)
 from amal_hf.meta_set import MetaSet
 from amal_hf.mixture import Mixture, ids_of
+from amal_hf.policies.policy import restorer
 from amal_hf.processes import total, total_count
 from amal_hf.recorder import Recorder
 from amal_hf.shapes import Batch, Evaluate, Evaluation
@@ -98,6 +108,20 @@ class WeightLearner:
         self.steps_taken += 1
         return report
 
+    def restorer(self, batches: Sequence[Batch]) -> Callable[[], None]:
+        """A function that takes back the meta step to come, from prepared batches, in all that it changes."""
+        steps, changes = self.steps_taken, self.method.batch_policy
+        parts = [self.mixture.policy.restorer(torch.cat([self.mixture.ids(batch) for batch in batches]))]
+        if changes is not None:
+            parts.append(restorer(changes))
+
+        def restore() -> None:
+            self.steps_taken = steps
+            for part in parts:
+                part()
+
+        return restore
+
     def follow(self, student: Student, step: int, warmup: int, prepare: Callable[[Batch], Batch]) -> MetaReport | None:
         """Before an optimizer step: learn from the trajectory that has just ended, and record the step that begins.
 
@@ -128,15 +152,16 @@ class WeightLearner:
         steps = recorder.replay(self.mixture, lambda batch: student.model(**student.inputs.plain(batch)), device)
         was_training = student.model.training
         student.model.train()  # as when the steps were taken
-        observation, slopes = walk_back(
-            recorder.trajectory,
-            student.optimizer,
-            params,
-            steps,
-            gradient,
-            student.dtype,
-            student.max_grad_norm,
-        )
+        with differentiable_checkpointing(student.model):
+            observation, slopes = walk_back(
+                recorder.trajectory,
+                student.optimizer,
+                params,
+                steps,
+                gradient,
+                student.dtype,
+                student.max_grad_norm,
+            )
         student.model.train(was_training)
         slopes, finite = scaled(slopes)
         self.mixture.policy.update(observation, slopes)

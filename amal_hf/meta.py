@@ -14,7 +14,8 @@ The student must not notice: parameters come back bit for bit, no `.grad` is tou
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -214,7 +215,7 @@ def scaled(slopes: LossTable) -> tuple[LossTable, Tensor]:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Within the block the student runs without dropout; afterwards modes and random generators are as before."""
     modes = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), differentiable_checkpointing(model):
         cut_again(model)
         model.eval()
         for module, training in modes:
@@ -228,6 +229,23 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             cut_again(model)
             for module, training in modes:
                 module.training = training
+
+
+@contextmanager
+def differentiable_checkpointing(model: nn.Module) -> Iterator[None]:
+    """Within the block no layer uses reentrant activation checkpointing, which refuses `torch.autograd.grad`.
+
+    The other kind recomputes the same numbers.
+    """
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "_gradient_checkpointing_func")]
+    given = [layer._gradient_checkpointing_func for layer in layers]
+    for layer, function in zip(layers, given, strict=True):
+        layer._gradient_checkpointing_func = partial(function, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer, function in zip(layers, given, strict=True):
+            layer._gradient_checkpointing_func = function
 
 
 def hessian_product(policy: Policy, params: Params, problem: Problem) -> Product:

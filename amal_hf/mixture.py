@@ -93,7 +93,14 @@ class Mixture:
         columns = given.repeat_interleave(counts)
         return columns if len(columns) == len(given) else columns * (given.sum() / columns.sum())
 
-    def reset(self, examples: int | None, initial: Tensor, labels: int = 0, states: tuple[int, ...] = ()) -> None:
+    def reset(
+        self,
+        examples: int | None,
+        initial: Tensor,
+        labels: int = 0,
+        states: tuple[int, ...] = (),
+        folder: str | None = None,
+    ) -> None:
         """Start a run from the mixture `initial`, `(K,)`.
 
         Args:
@@ -101,11 +108,12 @@ class Mixture:
             initial: weights to begin with.
             labels: classes of the student.
             states: widths of its hidden states.
+            folder: where the examples' weights are kept, rather than in memory.
         """
         for loss in self.joint:
             loss.reset()
-        self.policy.reset(Sizes(len(self.names), len(self.distillations), examples, labels, states), initial)
-        self.record = self.policy.rows() or RowStore(examples, torch.full((len(self.names),), float("nan")))
+        self.policy.reset(Sizes(len(self.names), len(self.distillations), examples, labels, states, folder), initial)
+        self.record = self.policy.rows() or RowStore(examples, torch.full((len(self.names),), float("nan")), folder)
         self._used: list[tuple[ExampleIds, LossTable]] = []
 
     def prepare(self, batch: Batch) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 
-IDENTITY = ("method", "losses", "examples")
+IDENTITY = ("method", "losses", "examples", "weights_in_memory")
 """What must be the same in a checkpoint and in the run that resumes from it."""
 
 

@@ -59,9 +59,9 @@ class FiniteDifference(Tangent):
     The parameters are moved in place and put back from kept copies, bit for bit.
 
     Args:
-        radius: length of the step `ε‖v‖` in parameter space. `None` chooses by precision: 0.01 in fp32 and 0.05 under
-            bf16 or fp16, which on a MiniLM-L6 gave relative errors of 9e-5 and about 9e-3 (too small a radius drowns
-            in rounding, too large a one in curvature); 1e-4 in fp64.
+        radius: length of the step `ε‖v‖` in parameter space. `None` chooses by precision: 0.01 in fp32 and 0.1 in
+            bf16 or fp16, which on a MiniLM-L6 gave relative errors of 9e-5 and about 1e-2 (too small a radius drowns
+            in rounding, too large a one in curvature; `benchmarks/precision.py`); 1e-4 in fp64.
     """
 
     def __init__(self, radius: float | None = None) -> None:
@@ -129,7 +129,7 @@ class DoubleBackward(Tangent):
 
 def radius_for(dtype: torch.dtype) -> float:
     """Length of a finite-difference step in parameter space, by the precision of the forward pass."""
-    return _RADIUS.get(dtype, 0.05)
+    return _RADIUS.get(dtype, 0.1)
 
 
 def global_norm(vector: Params) -> Tensor:
@@ -143,17 +143,22 @@ def movable(params: Params, direction: Params) -> Iterator[Callable[[Tensor], No
     """Within the block, a function that puts the parameters at `θ + step · v`; afterwards they hold their old bits.
 
     They are put back from copies, whatever happened in between: subtracting what was added would not give the same
-    bits.
+    bits. Parameters in half precision are moved from points between what they can be; see `_dithered`.
 
     Raises:
         KeyError: a direction for a parameter that is not there.
     """
     kept = {name: shard(params[name].detach()).clone() for name in direction}
+    bases = {name: _dithered(old) for name, old in kept.items()}
 
     @torch.no_grad()
     def move(step: Tensor) -> None:
         for name, v in direction.items():
-            torch.addcmul(kept[name], shard(v), step, out=shard(params[name]))
+            target, base, local = shard(params[name]), bases[name], shard(v)
+            if base.dtype == local.dtype:
+                torch.addcmul(base, local, step, out=target)
+            else:
+                target.copy_(torch.addcmul(base, local.to(base), step))
 
     try:
         yield move
@@ -161,6 +166,21 @@ def movable(params: Params, direction: Params) -> Iterator[Callable[[Tensor], No
         with torch.no_grad():
             for name, old in kept.items():
                 shard(params[name]).copy_(old)
+
+
+def _dithered(values: Tensor) -> Tensor:
+    """Half-precision numbers as fp32, each moved at random within the range that is rounded to it; others as they are.
+
+    A step shorter than that range would be rounded away, for all numbers alike. From a random point it is rounded up
+    for as many numbers as its length says. It is what happens under autocast, where fp32 parameters are rounded.
+    """
+    if values.dtype not in (torch.bfloat16, torch.float16):
+        return values
+    wide = values.float()
+    spacing = torch.ldexp(wide.new_tensor(torch.finfo(values.dtype).eps), torch.frexp(wide).exponent - 1)
+    generator = torch.Generator(values.device).manual_seed(0)  # the global one is not to be drawn from
+    places = torch.rand(values.shape, generator=generator, device=values.device) - 0.5
+    return wide + torch.where(wide == 0, 0.0, places * spacing)  # around zero there is no such range
 
 
 def movable_parameters(module: nn.Module) -> Params:

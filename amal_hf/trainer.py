@@ -21,7 +21,6 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers.trainer_utils import IntervalStrategy
 
 from amal_hf.arguments import AMALArguments
@@ -38,6 +37,7 @@ from amal_hf.generators import class_count, is_causal, with_decoder_inputs
 from amal_hf.learner import Student, WeightLearner
 from amal_hf.logs import MixtureStatistics
 from amal_hf.losses import CrossEntropy, Loss, Task
+from amal_hf.memory import memory_advice
 from amal_hf.meta import Method
 from amal_hf.meta_set import MetaSet
 from amal_hf.mixture import Mixture, ids_of
@@ -47,10 +47,13 @@ from amal_hf.precision import compute_dtype
 from amal_hf.processes import process_count, total_count
 from amal_hf.ragged import filled, fills_up, own_part, without_repeats
 from amal_hf.recorder import randomness
+from amal_hf.resumable import ResumableTrainer
 from amal_hf.shapes import EXAMPLE_ID, REPEATED, Batch
+from amal_hf.skipped_steps import SkippedSteps
 from amal_hf.state import load_state, save_state
 from amal_hf.student_inputs import StudentInputs
 from amal_hf.token_mixture import TokenMixture
+from amal_hf.weights import weights_dataset
 
 
 STATE_NAME = "amal.pt"
@@ -67,7 +70,7 @@ class _Window:
     prepared: list[Batch] = field(default_factory=list)
 
 
-class AMALTrainer(Trainer):
+class AMALTrainer(ResumableTrainer):
     """A drop-in for `transformers.Trainer` that mixes losses for each example.
 
     Takes everything `Trainer` takes, and:
@@ -98,7 +101,6 @@ class AMALTrainer(Trainer):
     optimizer: Any
     _signature_columns: Any
     mixture: Mixture
-    mixes: bool = False
     _window: _Window
 
     def __init__(
@@ -134,6 +136,8 @@ class AMALTrainer(Trainer):
         self.train_dataset, self._given_ids = numbered(self.train_dataset)
         self.data_collator = ExampleCollator(self._collate, self.mixture.columns)
         use_one_gpu(self.args)
+        self._skipped_steps = SkippedSteps()
+        self.add_callback(self._skipped_steps)
         # The loss is divided by the examples of the whole optimizer step here, so `Trainer` must neither divide by the
         # accumulation steps nor pass item counts on.
         self.loss_is_scaled_for_ga = True
@@ -152,7 +156,8 @@ class AMALTrainer(Trainer):
             self._window = _Window(batches, total_count(examples, self.args.device))
             # Not in the training step, where Accelerate may have put off sums over processes to the last micro-batch.
             if batches and self._learner is not None:
-                self._learn(self._learner)
+                with memory_advice():
+                    self._learn(self._learner)
         return batches, items
 
     def get_train_dataloader(self) -> Any:
@@ -219,7 +224,8 @@ class AMALTrainer(Trainer):
         """The weights of all training examples: `example_id`, and one column for each loss.
 
         The ids are your own, if the training set had a column of them, or else row numbers. For a table these are its
-        rows; for other policies the weights that each example had when it was last trained on, NaN if never.
+        rows; for other policies the weights that each example had when it was last trained on, NaN if never. Too many
+        for memory, they are mapped from a file in `weights_dir`.
 
         Raises:
             RuntimeError: no losses or method were given.
@@ -228,12 +234,7 @@ class AMALTrainer(Trainer):
             raise RuntimeError(
                 "AMALTrainer.example_weights: there are no weights, since neither losses nor a method were given."
             )
-        ids, table = self.mixture.record.contents()
-        given = ids.tolist() if self._given_ids is None else self._given_ids
-        columns = dict(zip(self.mixture.names, table.cpu().T.numpy(), strict=True))
-        return datasets.Dataset.from_dict({EXAMPLE_ID: given, **columns})
-
-    # ---- the meta step ----
+        return weights_dataset(self.mixture.record, self.mixture.names, self._given_ids, self.args.weights_dir)
 
     def _learn(self, learner: WeightLearner) -> None:
         """Let the weights learn, if it is time to."""
@@ -255,6 +256,8 @@ class AMALTrainer(Trainer):
     def _meta_step(self, learner: WeightLearner, batches: list[Batch]) -> list[Batch]:
         """Learn from the micro-batches of one optimizer step; returns them prepared."""
         prepared: list[Batch] = [self.mixture.prepare(self._prepare_inputs(dict(batch))) for batch in batches]
+        if self.accelerator.scaler is not None and not self.method.phase_epochs:
+            self._skipped_steps.begin(self.accelerator.scaler, learner.restorer(prepared))
         meta_batch = self._prepare_inputs(own_part(learner.next_meta_batch()))
         self._statistics.add_meta(*learner.learn(self._student(), prepared, meta_batch))
         return prepared
@@ -294,6 +297,7 @@ class AMALTrainer(Trainer):
             self.mixture.initial(self.args.loss_weights),
             class_count(self.model),
             state_widths(self.model.config) if policy.needs_hidden_states else (),
+            self.args.weights_dir,
         )
         self._statistics = MixtureStatistics(self.mixture.groups)
         if changes is not None:
@@ -350,8 +354,12 @@ class AMALTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        state = self._state() if self.mixes else {}  # on all processes, as each may have something to tell
-        if state and self.args.should_save:
+        if not self.mixes:
+            return
+        if self.args.should_save:
+            self.mixture.record.save_files(output_dir)
+        state = self._state()  # on all processes, as each may have something to tell
+        if self.args.should_save:
             save_state(state, os.path.join(output_dir, STATE_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -359,6 +367,7 @@ class AMALTrainer(Trainer):
         if self.mixes and checkpoint is not None:
             state = load_state(os.path.join(checkpoint, STATE_NAME), self._state())
             self.mixture.load_state_dict(state["mixture"])
+            self.mixture.record.load_files(checkpoint)
             if self.method.batch_policy is not None:
                 self.method.batch_policy.load_state_dict(state["batch_policy"])
             if self._learner is not None:
@@ -369,6 +378,7 @@ class AMALTrainer(Trainer):
             "method": self.method.name,
             "losses": self.mixture.names,
             "examples": self.mixture.record.size,
+            "weights_in_memory": self.mixture.record.in_memory,
             "mixture": self.mixture.state_dict(),
             "batch_policy": {} if self.method.batch_policy is None else self.method.batch_policy.state_dict(),
             "learner": {} if self._learner is None else self._learner.state_dict(),

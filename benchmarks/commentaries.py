@@ -46,7 +46,8 @@ def learn_and_reuse(data: Path, seed: int) -> list[dict[str, Any]]:
     """The rows of the recipe's second table."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(RECIPE), "--dataset", str(data), "--seed", str(seed), "--output_dir", folder]
-        command += ["--label_noise", "0.6", "--num_train_epochs", "2", "--meta_batch_size", "64", "--meta_interval", "1"]
+        command += ["--label_noise", "0.6", "--num_train_epochs", "2"]
+        command += ["--meta_batch_size", "64", "--meta_interval", "1"]
         subprocess.run(command, check=True)
         reuse = ["--reuse", f"{folder}/commentary", "--target", str(TARGET)]
         subprocess.run([*command, *reuse], check=True)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import torch
-from conftest import CHECKPOINTING, tiny_bert, toy_arguments, toy_rows
+from conftest import tiny_bert, toy_arguments, toy_rows
 from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import BertForQuestionAnswering, TrainingArguments
 
@@ -71,13 +71,6 @@ def test_a_teacher_with_other_classes_is_refused(tmp_path):
     teacher.config.label2id = {"x": 0, "y": 1}
     with pytest.raises(ValueError, match="labels"):
         make(tmp_path, losses=[CrossEntropy(), Distillation(teacher)])
-
-
-def test_reentrant_checkpointing_is_refused(tmp_path):
-    """It cannot give a meta gradient, and would say so only in the first meta step."""
-    args = toy_arguments(tmp_path, **{CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}})
-    with pytest.raises(ValueError, match="reentrant"):
-        make(tmp_path, args=args)
 
 
 SHARDED = {

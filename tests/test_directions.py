@@ -1,8 +1,14 @@
-"""The Neumann direction is the truncated series it claims to be; the Hessian-vector product behind it is right."""
+"""The Neumann direction is the truncated series it claims to be; the Hessian-vector product behind it is right.
+
+Adam's direction reads the second moment of every optimizer that keeps one, and says so where none can be read.
+"""
+
+import logging
 
 import pytest
 import torch
 from conftest import tiny_bert, toy_rows
+from transformers.optimization import Adafactor
 
 from amal_hf import AdamDirection, FixedWeights, NeumannDirection, SGDDirection
 from amal_hf.meta import Problem, hessian_product
@@ -55,6 +61,64 @@ def test_directions_without_curvature_ask_for_no_product(quadratic, direction):
         raise RuntimeError("not to be called")
 
     assert torch.equal(direction({"x": quadratic[0]}, {"x": parameter}, optimizer, product)["x"], quadratic[0])
+
+
+class AdamW8bit(torch.optim.Optimizer):
+    """Keeps moments as 8-bit optimizers do: whole numbers, and where they stand for what."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8})
+
+    def step(self):
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter] = {"step": 1, "state2": torch.zeros(parameter.shape, dtype=torch.uint8)}
+
+
+class AdamWScheduleFree(AdamW8bit):
+    """Keeps a second moment for each parameter, and counts its steps in the group."""
+
+    def step(self):
+        self.param_groups[0]["k"] = 3
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter] = {"z": parameter, "exp_avg_sq": torch.full_like(parameter, 4.0)}
+
+
+def adafactor(params):
+    """Has a moment for each number of a vector, and for rows and columns of a matrix only."""
+    return Adafactor(params, lr=1e-3, relative_step=False, scale_parameter=False)
+
+
+def directions_of(make):
+    """The direction for a gradient of ones before and after the first optimizer step."""
+    params = {"matrix": torch.zeros(3, 2, requires_grad=True), "vector": torch.zeros(3, requires_grad=True)}
+    optimizer = make(list(params.values()))
+    ones = {name: torch.ones_like(p) for name, p in params.items()}
+    for _ in range(2):
+        yield AdamDirection()(ones, params, optimizer, None)
+        for name, parameter in params.items():
+            parameter.grad = ones[name].clone()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("make", [AdamW8bit, adafactor])
+def test_without_a_readable_second_moment_the_gradient_is_used_and_that_is_said_once(caplog, make):
+    """8-bit and factored moments must neither fail nor leave parameters out in silence; SGD, where the gradient is
+    right, and a run that has not begun are told nothing.
+    """
+    with caplog.at_level(logging.WARNING):
+        for make_one in (torch.optim.SGD, make):
+            before, after = directions_of(make_one)
+            assert all(torch.equal(g, torch.ones_like(g)) for g in [*before.values(), *after.values()])
+        assert len(list(directions_of(make))) == 2
+    (notice,) = [record.getMessage() for record in caplog.records if "second moment" in record.getMessage()]
+    assert "SGDDirection" in notice
+
+
+def test_a_schedule_free_second_moment_is_read():
+    """Its steps are counted elsewhere; the direction divides by √(4 / (1 − 0.999³))."""
+    _, after = directions_of(AdamWScheduleFree)
+    for direction in after.values():
+        torch.testing.assert_close(direction, torch.full_like(direction, ((1 - 0.999**3) / 4) ** 0.5))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

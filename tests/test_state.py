@@ -12,6 +12,7 @@ STATE = {
     "method": "amal",
     "losses": ["labels", "teacher"],
     "examples": 3,
+    "weights_in_memory": True,
     "mixture": {"policy": {"table": torch.tensor([[0.25, 1.5]]), "moments": {0: {"step": torch.tensor(3.0)}}}},
     "learner": {"steps_taken": 7},
 }
@@ -42,7 +43,12 @@ def test_a_torn_file_is_refused(path, share):
         load_state(str(path), STATE)
 
 
-OTHERS = [("method", "amal", "random_weights"), ("losses", ["labels", "teacher"], ["labels"]), ("examples", 3, None)]
+OTHERS = [
+    ("method", "amal", "random_weights"),
+    ("losses", ["labels", "teacher"], ["labels"]),
+    ("examples", 3, None),
+    ("weights_in_memory", True, False),
+]
 
 
 @pytest.mark.parametrize(("key", "written", "present"), OTHERS)

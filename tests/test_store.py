@@ -1,4 +1,4 @@
-"""A row store keeps one row an example, whether the number of examples is known or not."""
+"""A row store keeps one row an example, whether the number of examples is known or not, in memory or in a file."""
 
 import io
 

@@ -1,5 +1,7 @@
 """A free weight for every example and loss: AMAL's own policy."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from amal_hf.policies.bounds import Projection, clamp
 from amal_hf.policies.policy import Observation, Policy, Sizes, as_mixture
 from amal_hf.policies.store import RowStore
 from amal_hf.processes import rows_of_all
-from amal_hf.shapes import LossTable
+from amal_hf.shapes import ExampleIds, LossTable
 
 
 class ExampleTable(Policy):
@@ -44,7 +46,7 @@ class ExampleTable(Policy):
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
         """All rows back to the initial mixture."""
         start = initial if self.initial is None else as_mixture(self.initial, sizes.losses)
-        self.store = RowStore(sizes.examples, self.bound(start[None])[0])
+        self.store = RowStore(sizes.examples, self.bound(start[None])[0], sizes.folder)
 
     def weights(self, observation: Observation) -> LossTable:
         """The examples' rows."""
@@ -58,6 +60,11 @@ class ExampleTable(Policy):
         ids, places = rows_of_all(observation.ids).unique(return_inverse=True)
         moves = slopes.new_zeros(len(ids), slopes.shape[1]).index_add(0, places, slopes)
         self.store.write(ids, self.bound(self.store.read(ids) + self.learning_rate * moves))
+
+    def restorer(self, ids: ExampleIds) -> Callable[[], None]:
+        """Keeps the examples' rows, not the whole table."""
+        rows = self.store.read(ids)
+        return lambda: self.store.write(ids, rows)
 
     def rows(self) -> RowStore:
         """The table itself."""

@@ -13,7 +13,16 @@ from amal_hf.shapes import Features, LossTable
 
 
 def save_policy(policy: Policy, file: str | Path) -> None:
-    """Write what a policy has learned as safetensors, without the state of its own optimizer."""
+    """Write what a policy has learned as safetensors, without the state of its own optimizer.
+
+    Raises:
+        ValueError: a table that is a file.
+    """
+    rows = policy.rows()
+    if rows is not None and not rows.in_memory:
+        raise ValueError(
+            f"save_policy: the rows of {type(policy).__name__} are a file. Save trainer.example_weights() instead."
+        )
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     save_file(_tensors(policy), str(file), metadata={"policy": policy.describe()})
 

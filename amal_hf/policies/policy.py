@@ -1,6 +1,8 @@
 """Policies: where the weight of every example and loss comes from."""
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ class Sizes(NamedTuple):
         examples: rows of the training set; `None` for a stream of unknown length.
         labels: classes of the student, C.
         states: widths of the student's hidden states, one a layer.
+        folder: where rows of weights are kept that should not be in memory; see `RowStore`.
     """
 
     losses: int
@@ -28,6 +31,7 @@ class Sizes(NamedTuple):
     examples: int | None
     labels: int = 0
     states: tuple[int, ...] = ()
+    folder: str | None = None
 
 
 class Signals(NamedTuple):
@@ -109,6 +113,11 @@ class Policy(nn.Module, ABC):
             slopes: `(B, K)`, scaled to mean magnitude one; 0 for examples that are to be left alone.
         """
 
+    def restorer(self, ids: ExampleIds) -> Callable[[], None]:
+        """A function that puts back what the policy knows now, should an update for the examples `ids` not count."""
+        del ids
+        return restorer(self)
+
     def describe(self) -> str:
         """What one must know to make a policy of the same kind; kept with one that is saved."""
         return type(self).__name__
@@ -121,6 +130,16 @@ class Policy(nn.Module, ABC):
     def rows(self) -> RowStore | None:
         """The weights of all examples, where the policy keeps them as such; then nobody else has to."""
         return None
+
+
+def restorer(module: nn.Module) -> Callable[[], None]:
+    """A function that puts back the state that a module has now."""
+    kept = copy.deepcopy(module.state_dict())
+
+    def restore() -> None:
+        module.load_state_dict(kept)
+
+    return restore
 
 
 def weights_of(policy: Policy, observation: Observation) -> LossTable:
