@@ -20,7 +20,6 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers.trainer_utils import IntervalStrategy
 
 from amal_hf.arguments import AMALArguments
@@ -43,15 +42,12 @@ from amal_hf.mixture import Mixture, ids_of
 from amal_hf.open_teachers import distillations, open_teachers
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.precision import compute_dtype
+from amal_hf.publishing import PublishingTrainer
 from amal_hf.recorder import randomness
 from amal_hf.shapes import EXAMPLE_ID, Batch
-from amal_hf.state import load_state, save_state
+from amal_hf.state import STATE_NAME, load_state, save_state
 from amal_hf.student_inputs import StudentInputs
 from amal_hf.token_mixture import TokenMixture
-
-
-STATE_NAME = "amal.pt"
-"""File of a checkpoint that holds what the method has learned."""
 
 
 @dataclass
@@ -64,7 +60,7 @@ class _Window:
     prepared: list[Batch] = field(default_factory=list)
 
 
-class AMALTrainer(Trainer):
+class AMALTrainer(PublishingTrainer):
     """A drop-in for `transformers.Trainer` that mixes losses for each example.
 
     Takes everything `Trainer` takes, and:
