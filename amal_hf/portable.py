@@ -128,4 +128,6 @@ def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind in ("list", "tuple"):
         inner = [unpack(part, tensors) for part in content]
         return inner if kind == "list" else tuple(inner)
-    return tensors[content] if kind == "tensor" else tensors[content].numpy()
+    # Of their own again: what was read from one file shares memory, which `torch.save` refuses.
+    tensor = tensors[content].clone()
+    return tensor if kind == "tensor" else tensor.numpy()

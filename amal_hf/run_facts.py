@@ -1,20 +1,19 @@
 """What a trainer knows of its run, gathered for a model card."""
 
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import torch
 
 from amal_hf.card_check import is_repository
 from amal_hf.card_facts import CardDetails, RunFacts
 from amal_hf.data import find_text_columns
+from amal_hf.latency import hardware_name
 from amal_hf.losses import IGNORED
 from amal_hf.meta import Method
 from amal_hf.shapes import EXAMPLE_ID
@@ -66,7 +65,7 @@ def gather(trainer: Any, details: CardDetails) -> RunFacts:
     architecture = type(plain_model).__name__
     details = replace(details, tags=(*details.tags, *(getattr(model, "model_tags", None) or ())))
     common: dict[str, Any] = {
-        "repo_id": trainer.hub_model_id or folder.absolute().name,
+        "repo_id": trainer.hub_model_id or trainer.args.hub_model_id or folder.absolute().name,
         "details": details,
         "architecture": architecture,
         "task": details.tasks or next((tag for end, tag in TASKS.items() if architecture.endswith(end)), ""),
@@ -80,7 +79,7 @@ def gather(trainer: Any, details: CardDetails) -> RunFacts:
         "evaluation": _evaluation(trainer.state.log_history),
         "figures": [f"{FIGURES}/{file.name}" for file in sorted((folder / FIGURES).glob("*.[ps][nv]g"))],
         "versions": {"python": platform.python_version(), **_versions()},
-        "hardware": _hardware(trainer.args.device),
+        "hardware": hardware_name(trainer.args.device),
     }
     return RunFacts(**common, **(_mixing(trainer, details) if trainer.mixes else {}))
 
@@ -143,7 +142,8 @@ def _hyperparameters(trainer: Any) -> dict[str, Any]:
     elif not trainer.method.learns:
         own = {name: value for name, value in own.items() if not name.startswith("meta_")}
     given = {name: value for name, value in own.items() if value is not None and value is not False and value != -1}
-    return {**given, "optimizer": str(args.optim), "lr_scheduler_type": str(args.lr_scheduler_type)}
+    given.pop("num_train_epochs" if "max_steps" in given else "max_steps", None)
+    return {**given, "optimizer": args.optim.value, "lr_scheduler_type": args.lr_scheduler_type.value}
 
 
 def _evaluation(history: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -165,7 +165,7 @@ def _parts(method: Method) -> dict[str, Any]:
     unused = {"direction", "tangent"} if method.trajectory is not None else set()
     for entry in fields(method):
         value = getattr(method, entry.name)
-        if entry.name in {"name", "policy", "citation", *unused} or not value:
+        if entry.name in {"name", "policy", "citation", *unused} or value == entry.default or value is None:
             continue
         parts[entry.name] = value if isinstance(value, bool | int | float | str) else type(value).__name__
     return parts
@@ -205,11 +205,12 @@ def _class(rows: datasets.Dataset, label: int) -> str:
 
 
 def _versions() -> dict[str, str]:
-    loaded = {name: sys.modules.get(name) for name in LIBRARIES}
-    return {name: getattr(module, "__version__", None) or version(name) for name, module in loaded.items()}
+    return {name: version(name) for name in LIBRARIES if _is_installed(name)}
 
 
-def _hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+def _is_installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:  # a source tree on the path
+        return False
+    return True

@@ -13,7 +13,7 @@ PACKAGE = Path(amal_hf.__file__).parent
 
 LEVELS = [
     {"shapes"},
-    {"divergences", "tokens", "top_logits", "generators"},
+    {"divergences", "tokens", "top_logits", "generators", "card_facts"},
     {
         "losses",
         "directions",
@@ -32,7 +32,6 @@ LEVELS = [
         "translation",
         "demo_translation",
         "latency",
-        "card_facts",
         "card_check",
         "portable",
         "precision",
