@@ -23,8 +23,8 @@ def test_distil_bert(tmp_path, noise):
     command = [sys.executable, str(ROOT / "recipes" / "distil_bert.py"), "--smoke", "--output_dir", str(tmp_path)]
     output = subprocess.run([*command, "--label_noise", str(noise)], capture_output=True, text=True, check=True).stdout
     rows = json.loads((tmp_path / "results.json").read_text())
-    assert [row["name"] for row in rows] == ["teacher", "labels only", "fixed half and half", "amal"]
-    assert (tmp_path / "weights.png").stat().st_size > 10_000
+    assert [row["name"] for row in rows] == ["teacher", "labels only", "fixed, teacher 50%", "amal"]
+    assert (tmp_path / "figures" / "weights.png").stat().st_size > 10_000
     assert "'label'" in output.splitlines()[-1]
 
 
@@ -94,4 +94,4 @@ def test_denoise_rules(tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert [row["name"] for row in results["runs"]] == runs
     assert all(rule["weight"] > 0 for rule in results["rules"] if rule["coverage"] > 0)
-    assert (tmp_path / "rules.png").stat().st_size > 5_000
+    assert (tmp_path / "figures" / "rules.png").stat().st_size > 5_000
