@@ -53,8 +53,9 @@ from amal_hf import (
 from amal_hf.aggregation import label_model, majority_vote
 from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset, replace_column
 from amal_hf.demo import DEMO_DETAILS, TEACHER_ID, demo_teacher_path, docstring_corpus
+from amal_hf.intervals import bootstrap_interval
 from amal_hf.losses import IGNORED
-from amal_hf.metrics import bootstrap_interval, classification_metrics
+from amal_hf.metrics import classification_metrics
 from amal_hf.plots import plot_rule_weights
 from amal_hf.precision import has_fast_bf16
 from amal_hf.rules import Rule, RuleSummary, apply_rules, keyword_rule, summarise_rules

@@ -49,8 +49,9 @@ from amal_hf import (
 )
 from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset, split_dataset
 from amal_hf.demo import DEMO_DETAILS, TEACHER_ID, demo_teacher_path, docstring_corpus
+from amal_hf.intervals import bootstrap_interval
 from amal_hf.latency import hardware_name, measure_latency
-from amal_hf.metrics import bootstrap_interval, classification_metrics
+from amal_hf.metrics import classification_metrics
 from amal_hf.noise import flip_labels
 from amal_hf.plots import plot_weight_history
 from amal_hf.precision import has_fast_bf16

@@ -44,7 +44,8 @@ from amal_hf import (
 )
 from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset, split_dataset
 from amal_hf.demo import demo_teacher_path, docstring_corpus
-from amal_hf.metrics import auc, bootstrap_interval, classification_metrics
+from amal_hf.intervals import bootstrap_interval
+from amal_hf.metrics import auc, classification_metrics
 from amal_hf.noise import TRUE_LABEL, flip_by_instance, flip_labels, flip_to_background, make_imbalanced
 from amal_hf.precision import has_fast_bf16
 

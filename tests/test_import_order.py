@@ -13,7 +13,8 @@ PACKAGE = Path(amal_hf.__file__).parent
 
 LEVELS = [
     {"shapes"},
-    {"divergences", "tokens", "top_logits", "generators", "card_facts"},
+    {"divergences", "tokens", "top_logits", "generators", "card_facts", "intervals"},
+    {"scores"},
     {
         "losses",
         "directions",
