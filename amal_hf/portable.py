@@ -6,7 +6,7 @@ one that `trainer.train(resume_from_checkpoint=...)` goes on from, to the bit.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import safe_globals
 
 
@@ -31,6 +32,7 @@ def make_portable(folder: Path) -> None:
     Raises:
         TypeError: a state holds something that is neither a tensor nor plain data.
     """
+    _point_to_best(folder, lambda path: path.name)
     for file in sorted(path for path in folder.iterdir() if path.suffix in SAVED):
         with safe_globals():
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -78,7 +80,7 @@ def checkpoint_from_hub(
         FileExistsError: this step's checkpoint is here already.
     """
     fetched = Path(snapshot_download(repo_id, allow_patterns=f"{checkpoint}/*", revision=revision, token=token))
-    state = fetched / checkpoint / "trainer_state.json"
+    state = fetched / checkpoint / TRAINER_STATE_NAME
     if not state.is_file():
         raise FileNotFoundError(
             f"{repo_id} has no checkpoint in '{checkpoint}'. One is there after training with push_to_hub=True and "
@@ -92,8 +94,19 @@ def checkpoint_from_hub(
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.copytree(fetched / checkpoint, unfinished)
     make_resumable(unfinished)
+    _point_to_best(unfinished, lambda path: str(target.with_name(path.name)))
     unfinished.rename(target)
     return str(target)
+
+
+def _point_to_best(folder: Path, name: Callable[[Path], str]) -> None:
+    """Rewrite where the best checkpoint is: a path of one machine is of no use on another, and nobody's business."""
+    file = folder / TRAINER_STATE_NAME
+    state = json.loads(file.read_text()) if file.is_file() else {}
+    if state.get("best_model_checkpoint"):
+        state["best_model_checkpoint"] = name(Path(state["best_model_checkpoint"]))
+        file.unlink()  # it may be a link to the checkpoint's own
+        file.write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
 
 
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:

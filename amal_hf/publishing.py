@@ -153,6 +153,8 @@ class PublishingTrainer(Trainer):
             self.init_hf_repo(token, private)
         self._finish_current_push()
         folder, stage = Path(self.args.output_dir), Path(self.args.output_dir, "_push-0")
+        if self.is_world_process_zero():
+            shutil.rmtree(stage, ignore_errors=True)
         # All processes take part in saving; what is sent is what was saved, and nothing else of the folder.
         self.save_model(str(stage), _internal_call=True)
         if not self.is_world_process_zero():

@@ -240,6 +240,44 @@ def test_without_weights_a_published_checkpoint_is_refused(hub, tmp_path):
         checkpoint_from_hub("me/student", tmp_path / "there", checkpoint="checkpoint-9")
 
 
+def test_a_checkpoint_that_cannot_be_resumed_is_announced(hub, tmp_path, caplog):
+    """Whoever publishes checkpoints to go on from them learns at once what that takes."""
+    new_trainer(tmp_path, push_to_hub=True, hub_strategy="checkpoint")
+    assert "no run can go on from them" in caplog.text
+    caplog.clear()
+    new_trainer(tmp_path, push_to_hub=True, hub_strategy="checkpoint", hub_include_weights=True)
+    assert "no run can go on" not in caplog.text
+
+
+def test_no_path_of_this_machine_is_published(hub, tmp_path):
+    """Neither from where student and tokenizer came nor where the best checkpoint lies; a checkpoint that is fetched
+    points to where it would lie there.
+    """
+    tiny_bert().save_pretrained(tmp_path / "start")
+    tokenizer().save_pretrained(tmp_path / "start")
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+    args = toy_arguments(
+        tmp_path / "out",
+        push_to_hub=True,
+        hub_model_id="me/student",
+        hub_strategy="checkpoint",
+        save_strategy="steps",
+        **best,
+    )
+    student = AutoModelForSequenceClassification.from_pretrained(tmp_path / "start")
+    known = AutoTokenizer.from_pretrained(tmp_path / "start")
+    trainer = AMALTrainer(student, args, train_dataset=toy_rows(40), eval_dataset=toy_rows(8), processing_class=known)
+    trainer.train()
+    trainer.push_to_hub()
+    assert not [path for path, content in student_of(hub).items() if str(tmp_path).encode() in content]
+    assert str(tmp_path) in (tmp_path / "out" / "checkpoint-6" / "trainer_state.json").read_text()
+    fetched = checkpoint_from_hub("me/student", tmp_path / "there")
+    best = json.loads((tmp_path / "there" / "checkpoint-6" / "trainer_state.json").read_text())[
+        "best_model_checkpoint"
+    ]
+    assert best.startswith(str(tmp_path / "there")) and fetched.startswith(str(tmp_path / "there"))
+
+
 # ---- what goes wrong ----
 
 
