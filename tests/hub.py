@@ -69,6 +69,7 @@ class Hub(ThreadingHTTPServer):
         self.requests = []
         self.received = []
         self.faults = []
+        self.lfs = True
 
     @property
     def endpoint(self):
@@ -145,7 +146,13 @@ class Handler(BaseHTTPRequestHandler):
         if repository is None:
             self._missing("RepoNotFound")
             return
-        self._json({"files": [_mode(file["path"], repository) for file in json.loads(body)["files"]]})
+        self._json({"files": [self._mode(file["path"], repository) for file in json.loads(body)["files"]]})
+
+    def _mode(self, path, repository):
+        """How a file is to come, and what is there of it."""
+        large = self.server.lfs and path.endswith(LFS)
+        mode = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+        return {**mode, "oid": _oid(path, repository[path])} if path in repository else mode
 
     def _batch(self, body, *_):
         self._json({"transfer": "basic", "objects": [self._action(wanted) for wanted in json.loads(body)["objects"]]})
@@ -283,13 +290,6 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
-
-
-def _mode(path, repository):
-    """How a file is to come, and what is there of it."""
-    large = path.endswith(LFS)
-    mode = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
-    return {**mode, "oid": _oid(path, repository[path])} if path in repository else mode
 
 
 def _oid(path, content):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import VOCABULARY, tiny_bert, toy_arguments, toy_rows
 from hub import TOKEN, Fault, connect, running_hub
+from huggingface_hub import constants
 from huggingface_hub.utils import _http
 from test_teachers import tokenizer
 from transformers import (
@@ -113,6 +114,18 @@ def test_large_files_take_their_own_way(hub, tmp_path):
     hub.requests.clear()
     trainer.push_to_hub()
     assert not any(line.startswith("PUT") or "/commit/" in line for line in hub.requests)
+
+
+@pytest.mark.parametrize("fault", [None, "/preupload/", "/commit/"])
+def test_the_newer_upload_of_the_client(hub, monkeypatch, tmp_path, fault):
+    """Where hf-xet is installed the client uploads in another way; what arrives is the same, errors or not."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    hub.lfs = False  # its own storage is not rebuilt here
+    trainer = new_trainer(tmp_path, push_to_hub=True)
+    hub.faults += [Fault(fault, times=2)] if fault else []
+    trainer.push_to_hub()
+    assert set(student_of(hub)) == PUBLISHED
+    assert student_of(hub)["model.safetensors"] == (tmp_path / "model.safetensors").read_bytes()
 
 
 def test_nothing_else_of_the_folder_is_sent(hub, tmp_path):
