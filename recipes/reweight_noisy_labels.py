@@ -183,7 +183,7 @@ def run(
     print(f"\n{name}: {len(train)} rows")
     set_seed(bench.args.seed)
     args = copy.copy(bench.args)
-    published = name == bench.recipe.methods[0]
+    published = name in bench.recipe.methods[:1]
     args.push_to_hub = args.push_to_hub and published
     # All runs take as many steps as one over the noisy rows.
     steps = -(-len(bench.data["train"]) // args.train_batch_size)

@@ -220,7 +220,9 @@ def test_strategies(hub, tmp_path, strategy, folders):
         student if strategy != "end" else set()
     )
     assert set(student_of(hub)) == expected
+    hub.requests.clear()
     trainer.push_to_hub()
+    assert sum("/preupload/" in line for line in hub.requests) == 1  # checkpoints have arrived
     assert set(student_of(hub)) == expected | PUBLISHED
     assert not [path for path in student_of(hub) if path.endswith((".bin", ".pt", ".pth"))]
     assert not list(tmp_path.glob("_push-*"))
