@@ -152,6 +152,7 @@ class PublishingTrainer(Trainer):
         if self.hub_model_id is None:
             self.init_hf_repo(token, private)
         self._finish_current_push()
+        token, revision = token or self.args.hub_token, revision or self.args.hub_revision
         folder, stage = Path(self.args.output_dir), Path(self.args.output_dir, "_push-0")
         if self.is_world_process_zero():
             shutil.rmtree(stage, ignore_errors=True)
@@ -163,11 +164,11 @@ class PublishingTrainer(Trainer):
         try:
             self.create_model_card(**told)
             self._add_to_student(stage)
+            for missing in list(self._missing.values()):
+                self._send_again(missing, token, revision)
         except BaseException:
             shutil.rmtree(stage)
             raise
-        for push in list(self._missing.values()):
-            self._send_again(push, token, revision)
         push = Push(stage, "", commit_message, weights=self.example_weights() if self._shows_weights() else None)
         if blocking:
             return self._send(push, token, revision)
@@ -192,7 +193,9 @@ class PublishingTrainer(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         for push in pushes:
             staged = replace(push, stage=self._staged(source, whole=push.path_in_repo != ""))
-            self._under_way.append((staged, self._api.run_as_future(self._send, staged)))
+            # The token is taken now: while the next checkpoint is written, the arguments have none.
+            job = self._api.run_as_future(self._send, staged, self.args.hub_token, self.args.hub_revision)
+            self._under_way.append((staged, job))
 
     def _progress_message(self) -> str:
         by_epoch = self.args.save_strategy == SaveStrategy.EPOCH
@@ -232,12 +235,11 @@ class PublishingTrainer(Trainer):
             self._send(replace(push, stage=self._staged(push.source, whole=True)), token, revision)
         del self._missing[push.path_in_repo]
 
-    def _send(self, push: Push, token: str | None = None, revision: str | None = None) -> CommitInfo:
+    def _send(self, push: Push, token: str | None, revision: str | None) -> CommitInfo:
         """Upload a staged folder, and remove it."""
-        token = token or self.args.hub_token
         try:
             make_portable(push.stage)
-            done = self._upload(push, token, revision or self.args.hub_revision)
+            done = self._upload(push, token, revision)
             if push.weights is not None:
                 push.weights.push_to_hub(weights_name(self.hub_model_id), token=token, private=self._private)
         except Exception as error:
