@@ -4,6 +4,7 @@ Rendering is a pure function of the facts (`card_facts.py`) and of the template 
 card can be made again from the JSON that is kept with it, byte for byte.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import PurePosixPath
@@ -146,7 +147,7 @@ def _cell(text: str) -> str:
 
 def _quoted(text: str) -> str:
     """A string of Python that cannot end the block of code that it stands in."""
-    return repr(text).replace("`", "\\x60")
+    return json.dumps(text, ensure_ascii=False).replace("`", "\\u0060")
 
 
 def _caption(figure: str) -> str:

@@ -81,6 +81,9 @@ def test_calibration_error_by_hand():
     score = CalibrationError().compute(predictions=probabilities, references=[0, 0, 0])
     assert score == {"calibration_error": pytest.approx((2 * 0.4 + 0.4) / 3)}
     assert CalibrationError().compute(predictions=np.eye(3), references=[0, 1, 2]) == {"calibration_error": 0.0}
+    # Full confidence is in the last bin, beside 0.95: |1 + 0.95 - 1| / 2.
+    last = CalibrationError().compute(predictions=[[1.0, 0.0], [0.95, 0.05]], references=[1, 0])
+    assert last == {"calibration_error": pytest.approx(0.475)}
 
 
 @pytest.mark.parametrize("metric", [Accuracy, MacroF1, MatthewsCorrelation, CalibrationError])
