@@ -76,7 +76,8 @@ class CardDetails:
         language: ISO 639 codes of the text.
         license: of the student, as SPDX id. It has to honour those of teacher and data.
         tags: more tags.
-        finetuned_from: Hub id of the checkpoint the student started from; taken from its configuration by default.
+        finetuned_from: Hub id of the checkpoint the student started from; taken from its configuration by default. A
+            path is left out, here and under `teachers`.
         tasks: the pipeline tag, where the student's class does not tell.
         dataset_tags: Hub ids of the training data.
         dataset: the training data in words.
@@ -126,7 +127,8 @@ class RunFacts:
         task: pipeline tag; empty if unknown.
         library: `library_name` on the Hub.
         base_model: Hub id of the checkpoint it started from; empty if unknown.
-        teachers: names of the teachers.
+        teachers: names of the teachers, as far as they may be published.
+        distilled: whether there were any.
         parameters: of the student.
         labels: its classes; empty for students that write text.
         losses: name and description of each.
@@ -152,6 +154,7 @@ class RunFacts:
     library: str = "transformers"
     base_model: str = ""
     teachers: list[str] = field(default_factory=list)
+    distilled: bool = False
     parameters: int = 0
     labels: list[str] = field(default_factory=list)
     losses: list[dict[str, str]] = field(default_factory=list)

@@ -46,7 +46,7 @@ def metadata(facts: Mapping[str, Any]) -> ModelCardData:
     The teacher has a key of its own: among base models it would read as one that was merged.
     """
     details = facts["details"]
-    distilled = ["distillation"] if facts["teachers"] else []
+    distilled = ["distillation"] if facts["distilled"] else []
     results = _results(facts)
     own: dict[str, Any] = {
         "base_model_relation": "finetune" if facts["base_model"] else None,

@@ -87,6 +87,17 @@ _PROSE = re.compile(r"(?!.*--)[A-Z][A-Za-z ,;:'\"()\-/]*\.")
 _WORDS = range(7, 41)
 
 
+def data_details(source: str | None) -> CardDetails:
+    """What a card says of the data that a recipe read.
+
+    Args:
+        source: `None` for this corpus, a Hub id, or a file or folder, of which only the name is told.
+    """
+    if source is None:
+        return DEMO_DETAILS
+    return CardDetails(dataset=Path(source).name) if Path(source).exists() else CardDetails(dataset_tags=(source,))
+
+
 def demo_teacher_path() -> Path:
     """The folder of the all-MiniLM-L6-v2 teacher, for `from_pretrained`.
 

@@ -63,7 +63,12 @@ def gather(trainer: Any, details: CardDetails) -> RunFacts:
     plain_model = model.get_base_model() if hasattr(model, "get_base_model") else model
     folder = Path(trainer.args.output_dir)
     architecture = type(plain_model).__name__
-    details = replace(details, tags=(*details.tags, *(getattr(model, "model_tags", None) or ())))
+    details = replace(
+        details,
+        tags=(*details.tags, *(getattr(model, "model_tags", None) or ())),
+        finetuned_from=_no_path(details.finetuned_from),
+        teachers=tuple(filter(None, map(_no_path, details.teachers))),
+    )
     common: dict[str, Any] = {
         "repo_id": trainer.hub_model_id or trainer.args.hub_model_id or folder.absolute().name,
         "details": details,
@@ -93,6 +98,7 @@ def _mixing(trainer: Any, details: CardDetails) -> dict[str, Any]:
     lowest, highest = _extremes(table, trainer.train_dataset, details.shown_examples)
     return {
         "teachers": list(details.teachers) or teachers,
+        "distilled": bool(mixture.distillations),
         "losses": [{"name": loss.name, "what": loss.describe()} for loss in mixture.losses],
         "method": _parts(method),
         "learned": method.learns,
@@ -115,10 +121,13 @@ def _name_of(distillation: Any) -> Any:
 
 
 def _hub_name(name: Any) -> str:
-    """A name that may be published: that of a repository, never a path of this machine."""
-    if not isinstance(name, str) or not name or name.startswith((".", "/", "~")) or Path(name).exists():
-        return ""
-    return name if is_repository(name) else ""
+    """A repository's name, or nothing."""
+    return _no_path(name) if isinstance(name, str) and is_repository(name) else ""
+
+
+def _no_path(name: str) -> str:
+    """The name, unless it is a path of this machine, which is nobody's business."""
+    return "" if name.startswith((".", "/", "~")) or Path(name).exists() else name
 
 
 def _labels(model: Any) -> list[str]:

@@ -52,7 +52,7 @@ from amal_hf import (
 )
 from amal_hf.aggregation import label_model, majority_vote
 from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset, replace_column
-from amal_hf.demo import DEMO_DETAILS, TEACHER_ID, demo_teacher_path, docstring_corpus
+from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
 from amal_hf.intervals import bootstrap_interval
 from amal_hf.losses import IGNORED
 from amal_hf.metrics import classification_metrics
@@ -377,10 +377,9 @@ def card_details(bench: Bench, rows: list[dict[str, Any]]) -> CardDetails:
         Contender(row["name"], row["test"], row["test_interval"], train_seconds=row["seconds"]) for row in rows
     )
     source = bench.recipe.dataset
-    details = DEMO_DETAILS if source is None else CardDetails(dataset=Path(source).name)
-    data = "docstring sentences" if source is None else details.dataset
+    data = "docstring sentences" if source is None else Path(source).name
     comparison = Comparison(contenders, "amal", dataset=data)
-    return replace(details, finetuned_from=bench.recipe.model or TEACHER_ID, comparison=comparison)
+    return replace(data_details(source), finetuned_from=bench.recipe.model or TEACHER_ID, comparison=comparison)
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -48,7 +48,7 @@ from amal_hf import (
     student_from_teacher,
 )
 from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset, split_dataset
-from amal_hf.demo import DEMO_DETAILS, TEACHER_ID, demo_teacher_path, docstring_corpus
+from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
 from amal_hf.intervals import bootstrap_interval
 from amal_hf.latency import hardware_name, measure_latency
 from amal_hf.metrics import classification_metrics
@@ -352,11 +352,9 @@ def card_details(recipe: RecipeArguments, rows: list[dict[str, Any]]) -> CardDet
         Contender(row["name"], row["test"], row["test_interval"], **{name: row[name] for name in measured})
         for row in rows
     )
-    default = recipe.dataset is None
-    details = DEMO_DETAILS if default else CardDetails(dataset=Path(recipe.dataset or "").name)
-    data = "docstring sentences" if default else details.dataset
+    data = "docstring sentences" if recipe.dataset is None else Path(recipe.dataset).name
     return replace(
-        details,
+        data_details(recipe.dataset),
         finetuned_from=recipe.student or recipe.teacher or TEACHER_ID,
         teachers=(recipe.teacher or TEACHER_ID,),
         comparison=Comparison(contenders, rows[-1]["name"], dataset=data, hardware=hardware_name()),

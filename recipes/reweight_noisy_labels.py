@@ -47,7 +47,7 @@ from amal_hf import (
     student_from_teacher,
 )
 from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset, split_dataset
-from amal_hf.demo import DEMO_DETAILS, TEACHER_ID, demo_teacher_path, docstring_corpus
+from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
 from amal_hf.intervals import bootstrap_interval
 from amal_hf.metrics import auc, classification_metrics
 from amal_hf.noise import TRUE_LABEL, flip_by_instance, flip_labels, flip_to_background, make_imbalanced
@@ -255,12 +255,12 @@ def card_details(bench: Bench, rows: list[dict[str, Any]]) -> CardDetails:
     contenders = tuple(
         Contender(row["name"], row["test"], row["test_interval"], train_seconds=row["seconds"]) for row in rows
     )
-    details = DEMO_DETAILS if recipe.dataset is None else CardDetails(dataset=Path(recipe.dataset).name)
-    data = "docstring sentences" if recipe.dataset is None else details.dataset
+    data = "docstring sentences" if recipe.dataset is None else Path(recipe.dataset).name
+    details = data_details(recipe.dataset)
     return replace(
         details,
         finetuned_from=recipe.model or TEACHER_ID,
-        dataset=f"{details.dataset}; the training labels were spoilt ({recipe.noise}, {recipe.rate:g})",
+        dataset=f"{details.dataset or data}; the training labels were spoilt ({recipe.noise}, {recipe.rate:g})",
         comparison=Comparison(contenders, recipe.methods[0], dataset=data),
     )
 

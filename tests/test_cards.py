@@ -146,8 +146,12 @@ def test_no_path_of_this_machine_gets_out(tmp_path, monkeypatch):
     student = tiny_bert().from_pretrained(str(tmp_path / "runs" / "start"))
     trained_on = {"losses": [CrossEntropy(), Distillation("runs/start")]}
     args = toy_arguments(tmp_path / "out", max_steps=1)
-    AMALTrainer(student, args, train_dataset=toy_rows(8), **trained_on).create_model_card()
+    AMALTrainer(student, args, train_dataset=toy_rows(8), **trained_on).create_model_card(
+        finetuned_from="runs/start", teachers=[str(tmp_path / "runs" / "start")]
+    )
     assert str(tmp_path) not in card_of(tmp_path / "out")
+    check_card(card_of(tmp_path / "out"))
+    assert "- distillation" in card_of(tmp_path / "out")
     facts = (tmp_path / "out" / "card.json").read_text()
     assert str(tmp_path) not in facts and "runs/start" not in facts
 
