@@ -202,13 +202,14 @@ def _extremes(table: datasets.Dataset, rows: Any, count: int) -> tuple[list[dict
         row = rows[number]
         text = " / ".join(str(row[column]) for column in columns)
         label = row.get("label", row.get("labels"))
-        entry = {"id": str(table[number][EXAMPLE_ID]), "weight": float(weights[number]), "text": text[:_TEXT_SHOWN]}
-        return entry if not isinstance(label, int) or label == IGNORED else {**entry, "label": _class(rows, label)}
+        known = "" if label is None or label == IGNORED else _class(rows, label)
+        weight = float(weights[number])
+        return {"id": str(table[number][EXAMPLE_ID]), "weight": weight, "label": known, "text": text[:_TEXT_SHOWN]}
 
     return [shown(int(n)) for n in order[:count]], [shown(int(n)) for n in order[::-1][:count]]
 
 
-def _class(rows: datasets.Dataset, label: int) -> str:
+def _class(rows: datasets.Dataset, label: Any) -> str:
     feature = rows.features.get("label")
     return feature.int2str(label) if isinstance(feature, datasets.ClassLabel) else str(label)
 

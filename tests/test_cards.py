@@ -64,16 +64,15 @@ def texts(count, seed=0):
 
 
 def trained(folder, **given):
-    mixing = {"losses": [CrossEntropy(), Distillation(tiny_bert(1))], "method": amal(), "meta_dataset": texts(12, 2)}
-    args = toy_arguments(folder, eval_strategy="steps", eval_steps=3)
-    trainer = AMALTrainer(
-        tiny_bert(),
-        args,
-        compute_metrics=classification_metrics,
-        train_dataset=texts(40),
-        eval_dataset=texts(8, 1),
-        **{**mixing, **given},
-    )
+    usual = {
+        "args": toy_arguments(folder, eval_strategy="steps", eval_steps=3),
+        "train_dataset": texts(40),
+        "eval_dataset": texts(8, 1),
+        "meta_dataset": texts(12, 2),
+        "losses": [CrossEntropy(), Distillation(tiny_bert(1))],
+        "method": amal(),
+    }
+    trainer = AMALTrainer(tiny_bert(), compute_metrics=classification_metrics, **{**usual, **given})
     trainer.train()
     return trainer
 
@@ -126,6 +125,18 @@ def test_examples_are_shown_on_request(tmp_path):
     assert facts["lowest"][0]["weight"] <= facts["highest"][0]["weight"]
     assert facts["lowest"][0]["label"] in {"a", "b", "c"}
     assert "&lt;script>" in card and "<script>" not in card and "\\| \\`x\\`" in card
+
+
+def test_sets_that_the_trainer_does_not_hold(tmp_path):
+    """Rows that were scored without being its evaluation set, and rows without a label, leave their places empty."""
+    rows = texts(40).remove_columns("label").add_column("labels", [-100] * 20 + [1] * 20)
+    trainer = trained(tmp_path, train_dataset=rows, eval_dataset=None, args=toy_arguments(tmp_path))
+    trainer.evaluate(texts(8, 1))
+    trainer.create_model_card(shown_examples=9)
+    check_card(card_of(tmp_path), tmp_path)
+    assert "The last evaluation in training: loss" in card_of(tmp_path)
+    labels = {entry["label"] for entry in json.loads((tmp_path / "card.json").read_text())["lowest"]}
+    assert labels <= {"", "1"}
 
 
 def test_what_is_not_known_is_left_out(tmp_path):
