@@ -5,6 +5,7 @@ from amal_hf.batch_policies.batch_policy import BatchPolicy
 from amal_hf.batch_policies.label_blend import LabelBlend
 from amal_hf.batch_policies.token_mask import AttentionMask, TokenMask
 from amal_hf.cage import Cage, split_rules
+from amal_hf.card_facts import CardDetails, Comparison, Contender
 from amal_hf.checkpoints import last_checkpoint
 from amal_hf.commentary import Commentary
 from amal_hf.directions import AdamDirection, Direction, NeumannDirection, SGDDirection
@@ -34,6 +35,7 @@ from amal_hf.policies.policy import Policy
 from amal_hf.policies.rectified_slopes import RectifiedSlopes
 from amal_hf.policies.shared_weights import SharedWeights
 from amal_hf.policies.state_network import StateNetwork
+from amal_hf.portable import checkpoint_from_hub
 from amal_hf.rewinds import Reversal, Snapshots
 from amal_hf.rule_losses import RuleLosses
 from amal_hf.seq2seq import AMALSeq2SeqTrainer
@@ -54,9 +56,12 @@ __all__ = [
     "AttentionMask",
     "BatchPolicy",
     "Cage",
+    "CardDetails",
     "ClassProportional",
     "Commentary",
     "CommentaryNetwork",
+    "Comparison",
+    "Contender",
     "Convex",
     "ConvexOrNone",
     "CrossEntropy",
@@ -98,6 +103,7 @@ __all__ = [
     "TwiceSigmoid",
     "amal",
     "amal_as_published",
+    "checkpoint_from_hub",
     "clamp",
     "commentaries",
     "convex",

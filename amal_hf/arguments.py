@@ -49,6 +49,13 @@ class AMALArguments(TrainingArguments):
             "at every step."
         },
     )
+    hub_include_weights: bool = field(
+        default=False,
+        metadata={
+            "help": "Publish what the method has learned and the weight of every training example too. They tell "
+            "about the training data; without them no run can be resumed from the Hub."
+        },
+    )
 
     weights_dir: str | None = field(
         default=None,

@@ -74,6 +74,11 @@ def check_trainer(trainer: Any, learns: bool) -> None:
         _check_tokens(trainer)
     if learns:
         _check_meta_step(trainer)
+        if args.push_to_hub and "checkpoint" in args.hub_strategy and not args.hub_include_weights:
+            logger.warning(
+                "Checkpoints will be published without what the method learns, and no run can go on from them. "
+                "AMALArguments(hub_include_weights=True) publishes it."
+            )
 
 
 def _check_tokens(trainer: Any) -> None:

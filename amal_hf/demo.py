@@ -27,6 +27,7 @@ from typing import TypeAlias
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from amal_hf.card_facts import CardDetails
 from amal_hf.data import normalise_text, split_dataset
 
 
@@ -41,6 +42,18 @@ TEACHER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 
 CORPUS_ROWS: Mapping[str, int] = MappingProxyType({"train": 2500, "meta": 300, "validation": 300, "test": 1000})
 """The rows of each split of `docstring_corpus`."""
+
+DEMO_DETAILS = CardDetails(
+    language=("en",),
+    license="apache-2.0",
+    finetuned_from=TEACHER_ID,
+    dataset="sentences from docstrings of installed packages, to be told apart by package",
+    teacher_license="Apache-2.0",
+    data_license="those of the packages (BSD-3-Clause, MIT, Apache-2.0)",
+    limits=("It shows a method. Nobody needs to know which package a sentence was written for.",),
+    example="Returns True if the graph is directed, False otherwise.",
+)
+"""What is to be said on the card of a student that was trained on this corpus, from this teacher's layers."""
 
 MASK = "[NAME]"
 """What stands in the corpus where a package was named."""
@@ -72,6 +85,17 @@ _MARKUP = re.compile(r":[a-z:]+:`~?(?:[\w.]*\.)?([^`<]*)[^`]*`|`+([^`]*)`+|\*\*?
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 _PROSE = re.compile(r"(?!.*--)[A-Z][A-Za-z ,;:'\"()\-/]*\.")
 _WORDS = range(7, 41)
+
+
+def data_details(source: str | None) -> CardDetails:
+    """What a card says of the data that a recipe read.
+
+    Args:
+        source: `None` for this corpus, a Hub id, or a file or folder, of which only the name is told.
+    """
+    if source is None:
+        return DEMO_DETAILS
+    return CardDetails(dataset=Path(source).name) if Path(source).exists() else CardDetails(dataset_tags=(source,))
 
 
 def demo_teacher_path() -> Path:

@@ -11,6 +11,14 @@ from amal_hf.tokens import token_means
 from amal_hf.top_logits import TopK, TopLogits, merged
 
 
+CITATION = """@misc{hinton2015distilling,
+  title = {Distilling the Knowledge in a Neural Network},
+  author = {Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
+  year = {2015},
+  eprint = {1503.02531},
+}"""
+
+
 class Distillation(Loss):
     """How far the student is from a teacher's soft targets (Hinton et al. 2015, arXiv:1503.02531).
 
@@ -34,6 +42,8 @@ class Distillation(Loss):
     Raises:
         ValueError: a temperature that is not positive and finite, or a `top_k` below 1.
     """
+
+    citation = CITATION
 
     def __init__(
         self,
@@ -59,6 +69,12 @@ class Distillation(Loss):
         self.top = None if top_k is None else TopK(top_k, temperature)
         self.task = Task()
         self.teacher: Teacher = _not_opened
+
+    def describe(self) -> str:
+        """Divergence, temperature and, if not all logits are kept, how many."""
+        divergence = getattr(self.divergence, "__name__", type(self.divergence).__name__)
+        kept = "" if self.top is None else f", top {self.top.k}"
+        return f"Distillation, {divergence}, temperature {self.temperature:g}{kept}"
 
     @property
     def logits_key(self) -> str:

@@ -1,5 +1,6 @@
-"""How long a classifier takes for a sentence, tokenisation included."""
+"""How long a classifier takes for a sentence, tokenisation included, and on what."""
 
+import platform
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -43,6 +44,13 @@ def measure_latency(
     ]
     low, high = np.percentile(milliseconds[3:], [50, 95])
     return Latency(float(low), float(high))
+
+
+def hardware_name(device: torch.device | str = "cpu") -> str:
+    """What a measurement was made on, for tables and cards."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def _take(texts: Sequence[str], batch_size: int, number: int) -> list[str]:

@@ -65,10 +65,12 @@ class Loss(ABC):
     Attributes:
         name: column name in logs and in `AMALTrainer.example_weights()`; unique within a run.
         columns: dataset columns that this loss reads beyond what the student's forward takes.
+        citation: BibTeX of the source.
     """
 
     name: str
     columns: tuple[str, ...] = ()
+    citation: str = ""
 
     def bind(self, task: Task) -> None:
         """Learn how the student's logits are read. Called once, before training."""
@@ -87,6 +89,10 @@ class Loss(ABC):
         """What depends on the batch alone (a teacher's logits); added to the batch before the student runs."""
         del batch
         return {}
+
+    def describe(self) -> str:
+        """What it is made with, for cards."""
+        return type(self).__name__
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,130 +1,129 @@
-"""Scores of classifiers, with the intervals that say how far to trust them.
-
-The scores are `evaluate.Metric` classes: they take lists, arrays or tensors, in one go or by `add_batch`, and need
-neither a download nor a cache file. All that is returned are plain Python floats, fit for JSON and cards.
-"""
+"""Scores of classifiers."""
 
 from typing import Any
 
-import evaluate
 import numpy as np
-from datasets import Features, Value
+from datasets import List, Value
 from numpy.typing import NDArray
 from transformers.trainer_utils import EvalPrediction
+
+from amal_hf.scores import Score
 
 
 IGNORED = -100
 """The label of positions that do not count, as in the losses of PyTorch."""
 
 
-class _ClassMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate carries no types
-    """A score of predicted classes against reference classes, kept in memory (no cache file, no lock)."""
+class Accuracy(Score):
+    """Share of the predicted classes that are the reference classes."""
 
-    def __init__(self) -> None:
-        super().__init__(keep_in_memory=True)
+    key = "accuracy"
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=type(self).__doc__ or "",
-            citation="",
-            features=Features({"predictions": Value("int64"), "references": Value("int64")}),
-        )
+    def score(self, predictions: NDArray[Any], references: NDArray[Any]) -> float:
+        """In [0, 1]."""
+        return float(np.mean(predictions == references))
 
 
-class Accuracy(_ClassMetric):
-    """Share of the predicted classes that are the reference classes: `{"accuracy": float}`."""
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return {"accuracy": _share_equal(predictions, references)}
-
-
-class MacroF1(_ClassMetric):
-    """Mean of the classes' F1, each class counting alike: `{"macro_f1": float}`.
-
-    The classes are those that occur among predictions or references. F1 = 2 TP / (2 TP + FP + FN).
-    """
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        predicted, wanted = np.asarray(predictions), np.asarray(references)
-        classes = np.union1d(predicted, wanted)[:, None]
-        hits = ((predicted == classes) & (wanted == classes)).sum(axis=1)
-        mentions = (predicted == classes).sum(axis=1) + (wanted == classes).sum(axis=1)
-        return {"macro_f1": float(np.mean(2 * hits / mentions))}
-
-
-class Agreement(_ClassMetric):
-    """Share of the student's classes (predictions) that its teacher (references) gives too: `{"agreement": float}`.
+class Agreement(Accuracy):
+    """Share of the student's classes (predictions) that its teacher (references) gives too.
 
     It says how faithful a student is, which is not how right it is.
     """
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        return {"agreement": _share_equal(predictions, references)}
+    key = "agreement"
 
 
-def classification_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy and macro F1 of logits; give it to a trainer as `compute_metrics`.
+class MacroF1(Score):
+    """Mean of the classes' F1, each class counting alike.
+
+    The classes are those that occur among predictions or references. F1 = 2 TP / (2 TP + FP + FN).
+    """
+
+    key = "macro_f1"
+
+    def score(self, predictions: NDArray[Any], references: NDArray[Any]) -> float:
+        """In [0, 1]."""
+        classes = np.union1d(predictions, references)[:, None]
+        hits = ((predictions == classes) & (references == classes)).sum(axis=1)
+        mentions = (predictions == classes).sum(axis=1) + (references == classes).sum(axis=1)
+        return float(np.mean(2 * hits / mentions))
+
+
+class MatthewsCorrelation(Score):
+    """Correlation of predicted and reference classes, which guessing the commonest class does not raise.
+
+    For several classes as in Gorodkin 2004; 0 where only one class is predicted or wanted.
+    """
+
+    key = "matthews_correlation"
+
+    def score(self, predictions: NDArray[Any], references: NDArray[Any]) -> float:
+        """In [-1, 1]."""
+        classes = np.union1d(predictions, references)[:, None]
+        guessed, wanted = (predictions == classes).sum(1), (references == classes).sum(1)
+        rows, hits = len(references), np.sum(predictions == references)
+        spread = float(rows**2 - np.sum(guessed**2)) * float(rows**2 - np.sum(wanted**2))
+        return float((hits * rows - guessed @ wanted) / np.sqrt(spread)) if spread else 0.0
+
+
+class CalibrationError(Score):
+    """How far confidence is from accuracy: expected calibration error (Guo et al. 2017, arXiv:1706.04599).
+
+    Predictions are probabilities of all classes. Rows are put into 15 bins of equal width by their highest
+    probability, as in the paper; the gaps between mean confidence and accuracy are averaged by the rows in each.
+    """
+
+    key = "calibration_error"
+    prediction = List(Value("float64"))
+    bins = 15
+
+    def score(self, predictions: NDArray[Any], references: NDArray[Any]) -> float:
+        """In [0, 1], 0 being best."""
+        confidence = predictions.max(1)
+        right = predictions.argmax(1) == references
+        bins = np.minimum((confidence * self.bins).astype(int), self.bins - 1)
+        gaps = np.bincount(bins, confidence, self.bins) - np.bincount(bins, right, self.bins)
+        return float(np.abs(gaps).sum() / len(references))
+
+
+def classification_metrics(
+    prediction: EvalPrediction, resamples: int = 0, teacher_logits: NDArray[Any] | None = None
+) -> dict[str, float]:
+    """Accuracy, macro F1, Matthews correlation and calibration error of logits: `compute_metrics` for a trainer.
+
+    With intervals, or against a teacher: `functools.partial(classification_metrics, resamples=1000)`.
 
     Args:
         prediction: logits (N, C) with classes (N,), or (N, T, C) with (N, T) where tokens are labelled. Of a tuple of
             outputs the first counts. Labels of -100 are left out, as are those of -1 (rows without a label).
+        resamples: of the rows, for an interval of each score; 0 for none.
+        teacher_logits: of the same shape, for the agreement with a teacher.
 
     Raises:
         ValueError: if the shapes do not belong together, or if no label is left.
     """
     outputs = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     logits, labels = np.asarray(outputs), np.asarray(prediction.label_ids)
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(
-            f"Logits should have the labels' shape and one dimension of classes more, but came as {logits.shape} for "
-            f"labels of {labels.shape}. For regression or several labels a text write your own compute_metrics."
-        )
+    _check_shapes(logits, labels, teacher_logits)
     counted = (labels != IGNORED) & (labels != -1)
     if not counted.any():
         raise ValueError(
             f"All {labels.size} labels are -100 or -1, so there is nothing to score. Evaluate labelled rows."
         )
-    predicted, wanted = logits.argmax(axis=-1)[counted], labels[counted]
+    chosen, wanted = logits[counted], labels[counted]
+    guessed = chosen.argmax(axis=-1)
+    scored: list[tuple[Score, Any, Any]] = [
+        (Accuracy(resamples), guessed, wanted),
+        (MacroF1(resamples), guessed, wanted),
+        (MatthewsCorrelation(resamples), guessed, wanted),
+        (CalibrationError(resamples), _softmax(chosen), wanted),
+    ]
+    if teacher_logits is not None:
+        scored.append((Agreement(resamples), guessed, np.asarray(teacher_logits)[counted].argmax(axis=-1)))
     scores: dict[str, float] = {}
-    for metric in (Accuracy(), MacroF1()):
-        scores |= metric.compute(predictions=predicted, references=wanted) or {}
+    for metric, predictions, references in scored:
+        scores |= metric.compute(predictions=predictions, references=references) or {}
     return scores
-
-
-def bootstrap_interval(
-    correct: NDArray[Any], seed: int, level: float = 0.95, samples: int = 2000
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean, such as an accuracy.
-
-    Args:
-        correct: (N,), one value an example; for an accuracy whether the example was right.
-        seed: the same seed resamples alike.
-        level: the share of the resampled means inside the interval.
-        samples: how many times the examples are drawn anew.
-
-    Raises:
-        ValueError: if there is no example or the values are not one-dimensional.
-    """
-    values = np.asarray(correct, dtype=np.float64)
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"Expected one value an example, of shape (N,) with N > 0, but the shape is {values.shape}.")
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(samples)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def paired_interval(
-    a: NDArray[Any], b: NDArray[Any], seed: int, level: float = 0.95, samples: int = 2000
-) -> tuple[float, float]:
-    """Bootstrap interval of mean(a) - mean(b) for two systems scored on the same examples, row by row.
-
-    It is much narrower than two intervals side by side suggest, since an example that is hard for one system is mostly
-    hard for the other. Arguments as in `bootstrap_interval`.
-    """
-    if np.shape(a) != np.shape(b):
-        raise ValueError(f"Both systems need scores on the same examples, but have {np.shape(a)} and {np.shape(b)}.")
-    return bootstrap_interval(np.subtract(a, b, dtype=np.float64), seed, level, samples)
 
 
 def auc(scores: NDArray[Any], positives: NDArray[Any]) -> float:
@@ -152,5 +151,19 @@ def auc(scores: NDArray[Any], positives: NDArray[Any]) -> float:
     return float(above / (count * (len(positive) - count)))
 
 
-def _share_equal(predictions: Any, references: Any) -> float:
-    return float(np.mean(np.asarray(predictions) == np.asarray(references)))
+def _check_shapes(logits: NDArray[Any], labels: NDArray[Any], teacher_logits: NDArray[Any] | None) -> None:
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"Logits should have the labels' shape and one dimension of classes more, but came as {logits.shape} for "
+            f"labels of {labels.shape}. For regression or several labels a text write your own compute_metrics."
+        )
+    if teacher_logits is not None and np.shape(teacher_logits) != logits.shape:
+        raise ValueError(
+            f"The teacher's logits have the shape {np.shape(teacher_logits)}, the student's {logits.shape}."
+        )
+
+
+def _softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    exponents = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    shares: NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
+    return shares

@@ -43,6 +43,10 @@ class RuleLosses(Loss):
         self.columns = (column,)
         self.task = Task()
 
+    def describe(self) -> str:
+        """How many rules."""
+        return f"RuleLosses, {len(self.rules)} rules"
+
     @property
     def names(self) -> tuple[str, ...]:
         """The rules, under the name of the loss."""

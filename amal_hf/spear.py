@@ -27,6 +27,16 @@ from amal_hf.rule_losses import votes_of
 from amal_hf.shapes import ABSTAIN, VOTES, Batch, LossTable, PerExample
 
 
+CITATION = """@inproceedings{maheshwari2021semi,
+  title = {Semi-Supervised Data Programming with Subset Selection},
+  author = {Maheshwari, Ayush and Chatterjee, Oishik and Killamsetty, Krishnateja and Ramakrishnan, Ganesh
+            and Iyer, Rishabh},
+  booktitle = {Findings of the Association for Computational Linguistics: ACL-IJCNLP},
+  year = {2021},
+  eprint = {2008.09887},
+}"""
+
+
 class Spear(JointLoss):
     """L2, L3 and L6 as columns; L4, L5 and the guide train the graphical model.
 
@@ -40,6 +50,8 @@ class Spear(JointLoss):
     Raises:
         ValueError: a learning rate that is not positive and finite.
     """
+
+    citation = CITATION
 
     def __init__(
         self,

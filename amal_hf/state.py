@@ -9,6 +9,9 @@ from typing import Any
 import torch
 
 
+STATE_NAME = "amal.pt"
+"""The file in a checkpoint."""
+
 IDENTITY = ("method", "losses", "examples", "weights_in_memory")
 """What must be the same in a checkpoint and in the run that resumes from it."""
 
@@ -29,8 +32,9 @@ def load_state(path: str, present: dict[str, Any]) -> dict[str, Any]:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"{path} is missing: the checkpoint was written without losses or method (or with save_only_model=True). "
-            "Resume with the arguments it was trained with, or start anew."
+            f"{path} is missing: the checkpoint was written without losses or method (or with save_only_model=True, "
+            "or published without hub_include_weights=True). Resume with the arguments it was trained with, or start "
+            "anew."
         )
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

@@ -45,19 +45,16 @@ from amal_hf.open_teachers import distillations, open_teachers
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.precision import compute_dtype
 from amal_hf.processes import process_count, total_count
+from amal_hf.publishing import PublishingTrainer
 from amal_hf.ragged import filled, fills_up, own_part, without_repeats
 from amal_hf.recorder import randomness
 from amal_hf.resumable import ResumableTrainer
 from amal_hf.shapes import EXAMPLE_ID, REPEATED, Batch
 from amal_hf.skipped_steps import SkippedSteps
-from amal_hf.state import load_state, save_state
+from amal_hf.state import STATE_NAME, load_state, save_state
 from amal_hf.student_inputs import StudentInputs
 from amal_hf.token_mixture import TokenMixture
 from amal_hf.weights import weights_dataset
-
-
-STATE_NAME = "amal.pt"
-"""File of a checkpoint that holds what the method has learned."""
 
 
 @dataclass
@@ -70,7 +67,7 @@ class _Window:
     prepared: list[Batch] = field(default_factory=list)
 
 
-class AMALTrainer(ResumableTrainer):
+class AMALTrainer(ResumableTrainer, PublishingTrainer):
     """A drop-in for `transformers.Trainer` that mixes losses for each example.
 
     Takes everything `Trainer` takes, and:

@@ -7,6 +7,7 @@
 1. Read rows with votes; split into few labelled rows, many unlabelled ones, a clean meta set, dev and test.
 2. Train the same student from each source of supervision, on the same budget; dev chooses among the checkpoints.
 3. Print a table, and what is known of every rule: how often it is right, and what weight it has learned. Draw both.
+4. Save the student of `amal` with its card; with --push_to_hub also publish it.
 """
 
 import copy
@@ -14,7 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ from transformers import (
 from amal_hf import (
     AMALArguments,
     AMALTrainer,
+    CardDetails,
+    Comparison,
+    Contender,
     ConvexOrNone,
     CrossEntropy,
     Loss,
@@ -48,9 +52,10 @@ from amal_hf import (
 )
 from amal_hf.aggregation import label_model, majority_vote
 from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset, replace_column
-from amal_hf.demo import demo_teacher_path, docstring_corpus
+from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
+from amal_hf.intervals import bootstrap_interval
 from amal_hf.losses import IGNORED
-from amal_hf.metrics import bootstrap_interval, classification_metrics
+from amal_hf.metrics import classification_metrics
 from amal_hf.plots import plot_rule_weights
 from amal_hf.precision import has_fast_bf16
 from amal_hf.rules import Rule, RuleSummary, apply_rules, keyword_rule, summarise_rules
@@ -183,21 +188,25 @@ def main() -> None:
     bench = load(recipe, args)
     rows = []
     weights: NDArray[Any] | None = None
+    student: AMALTrainer | None = None
     for name in recipe.runs:
         row, trainer = run(bench, name)
         rows.append(row)
         if name == "amal":
-            weights = rule_weights(bench, trainer)
+            weights, student = rule_weights(bench, trainer), trainer
     show(rows)
     summary = summarise(bench, weights)
     folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps({"runs": rows, "rules": summary}, indent=1) + "\n")
     if weights is not None:
         precision = np.array([entry["precision"] for entry in summary])
         learned = np.array([entry["weight"] for entry in summary])
-        plot_rule_weights(learned, precision, bench.rules, folder / "rules.png")
-    print(f"Saved in {folder}: results.json" + ("" if weights is None else ", rules.png"))
+        plot_rule_weights(learned, precision, bench.rules, folder / "figures" / "rules.png")
+    if student is not None:
+        student.create_model_card(card_details(bench, rows))
+        student.save_model(str(folder / "student"))  # with --push_to_hub this also publishes it
+    print(f"Saved in {folder}: results.json" + ("" if student is None else ", student/, README.md, figures/"))
 
 
 def parse(command_line: list[str]) -> tuple[RecipeArguments, DenoiseArguments]:
@@ -279,6 +288,7 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
     print(f"\n{name}: {len(rows)} rows")
     set_seed(bench.args.seed)
     args = copy.copy(bench.args)
+    args.push_to_hub = args.push_to_hub and name == "amal"
     # All runs take as many steps as one over all rows.
     args.max_steps = round(args.num_train_epochs * -(-len(bench.data["train"]) // args.train_batch_size))
     method = chosen.method() if chosen.method else None
@@ -394,6 +404,17 @@ def summarise(bench: Bench, weights: NDArray[Any] | None) -> list[dict[str, Any]
         cells = [line[name] for name in RuleSummary._fields[2:]]
         print(f"{line['name']:24}" + "".join(f"{cell:>12.2f}" for cell in cells))
     return lines
+
+
+def card_details(bench: Bench, rows: list[dict[str, Any]]) -> CardDetails:
+    """What the card of the student of `amal` cannot know by itself."""
+    contenders = tuple(
+        Contender(row["name"], row["test"], row["test_interval"], train_seconds=row["seconds"]) for row in rows
+    )
+    source = bench.recipe.dataset
+    data = "docstring sentences" if source is None else Path(source).name
+    comparison = Comparison(contenders, "amal", dataset=data)
+    return replace(data_details(source), finetuned_from=bench.recipe.model or TEACHER_ID, comparison=comparison)
 
 
 def show(rows: list[dict[str, Any]]) -> None:

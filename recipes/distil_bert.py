@@ -8,7 +8,7 @@
 1. Read the data; take a clean meta set (and dev and test sets, where there are none) out of the training set.
 2. Fine-tune the teacher, and keep its logits on the training set.
 3. Train the student three times on the same budget: labels only, a fixed half-and-half mixture, the learned mixture.
-4. Print a table, draw the learned weights, save the student.
+4. Print a table, draw the learned weights, save the student with its card; with --push_to_hub also publish it.
 """
 
 import copy
@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ from transformers import (
 from amal_hf import (
     AMALArguments,
     AMALTrainer,
+    CardDetails,
+    Comparison,
+    Contender,
     CrossEntropy,
     Distillation,
     ExampleTable,
@@ -45,9 +48,10 @@ from amal_hf import (
     student_from_teacher,
 )
 from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset, split_dataset
-from amal_hf.demo import demo_teacher_path, docstring_corpus
-from amal_hf.latency import measure_latency
-from amal_hf.metrics import bootstrap_interval, classification_metrics
+from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
+from amal_hf.intervals import bootstrap_interval
+from amal_hf.latency import hardware_name, measure_latency
+from amal_hf.metrics import classification_metrics
 from amal_hf.noise import flip_labels
 from amal_hf.plots import plot_weight_history
 from amal_hf.precision import has_fast_bf16
@@ -86,6 +90,10 @@ class RecipeArguments:
         metadata={"help": "Share of the training labels to make wrong, to see what learned mixing is for."},
     )
     method: str = field(default="amal", metadata={"help": "How weights are learned.", "choices": list(METHODS)})
+    fixed_shares: list[float] = field(
+        default_factory=lambda: [0.5],
+        metadata={"help": "Shares of the teacher in fixed mixtures, each of them a student to compare with."},
+    )
     temperature: float = field(default=2.0, metadata={"help": "Softness of the teacher's targets."})
     meta_rows: int = field(
         default=300, metadata={"help": "Clean rows taken out of the training set for the meta set."}
@@ -146,14 +154,14 @@ def main() -> None:
         run = train_student(name, weights, method, recipe, args, data, tokenizer)
         rows.append(scores(run, teacher, data))
     show(rows)
-    save(run, rows, args, data)
+    save(run, rows, recipe, args, data)
 
 
 def mixtures(recipe: RecipeArguments) -> list[tuple[str, list[float], Method | None]]:
     """The students: name, weights of (labels, teacher) to start from, and how these are learned."""
     return [
         ("labels only", [1.0, 0.0], None),
-        ("fixed half and half", [0.5, 0.5], None),
+        *((f"fixed, teacher {share:.0%}", [1 - share, share], None) for share in recipe.fixed_shares),
         (recipe.method, [0.5, 0.5], METHODS[recipe.method]()),
     ]
 
@@ -303,8 +311,9 @@ def scores(run: Run, teacher: Run, data: DatasetDict) -> dict[str, Any]:
         "test_interval": bootstrap_interval(right, seed=0),
         "agreement": float((run.guesses == teacher.guesses).mean()),
         "parameters": model.num_parameters(),
-        "ms_batch_1": measure_latency(model, tokenizer, texts, 1).p50,
-        "ms_batch_32": measure_latency(model, tokenizer, texts, 32, batches=8).p50,
+        "megabytes": model.get_memory_footprint() / 1e6,
+        "ms_batch_1": measure_latency(model, tokenizer, texts, 1),
+        "ms_batch_32": measure_latency(model, tokenizer, texts, 32, batches=8),
         "train_seconds": run.seconds,
     }
 
@@ -329,25 +338,43 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{low:.1%} - {high:.1%}",
             f"{row['agreement']:.1%}",
             f"{row['parameters'] / 1e6:.1f} M",
-            f"{row['ms_batch_1']:.1f}",
-            f"{row['ms_batch_32']:.1f}",
+            f"{row['ms_batch_1'][0]:.1f}",
+            f"{row['ms_batch_32'][0]:.1f}",
             f"{row['train_seconds']:.0f}",
         )
         print(f"{row['name']:20}" + "".join(f"{cell:>15}" for cell in cells))
 
 
-def save(run: Run, rows: list[dict[str, Any]], args: DistilArguments, data: DatasetDict) -> None:
-    """The student with the learned mixture, its weights for every example, a figure and the table's numbers."""
+def card_details(recipe: RecipeArguments, rows: list[dict[str, Any]]) -> CardDetails:
+    """What the student's card cannot know by itself: the table, and what is known of the data."""
+    measured = ("parameters", "megabytes", "ms_batch_1", "ms_batch_32", "train_seconds")
+    contenders = tuple(
+        Contender(row["name"], row["test"], row["test_interval"], **{name: row[name] for name in measured})
+        for row in rows
+    )
+    data = "docstring sentences" if recipe.dataset is None else Path(recipe.dataset).name
+    return replace(
+        data_details(recipe.dataset),
+        finetuned_from=recipe.student or recipe.teacher or TEACHER_ID,
+        teachers=(recipe.teacher or TEACHER_ID,),
+        comparison=Comparison(contenders, rows[-1]["name"], dataset=data, hardware=hardware_name()),
+    )
+
+
+def save(
+    run: Run, rows: list[dict[str, Any]], recipe: RecipeArguments, args: DistilArguments, data: DatasetDict
+) -> None:
+    """The student with the learned mixture, its card, its weights for every example, a figure and the numbers."""
     folder = Path(args.output_dir)
-    run.trainer.save_model(str(folder / "student"))
+    (folder / "figures").mkdir(exist_ok=True)
     run.trainer.example_weights().to_csv(folder / "example_weights.csv")
-    plot_weight_history(run.trainer.state.log_history, folder / "weights.png")
+    plot_weight_history(run.trainer.state.log_history, folder / "figures" / "weights.png")
     (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    if args.push_to_hub:
-        run.trainer.push_to_hub()
+    run.trainer.create_model_card(card_details(recipe, rows))
+    run.trainer.save_model(str(folder / "student"))  # with --push_to_hub this also publishes it
     classify = pipeline("text-classification", str(folder / "student"))
     text = data["test"][0][find_text_columns(data["test"].column_names)[0]]
-    print(f"\nSaved in {folder}: student/, weights.png, example_weights.csv, results.json")
+    print(f"\nSaved in {folder}: student/, README.md, figures/, example_weights.csv, results.json")
     print(f'pipeline("text-classification", "{folder}/student")({text!r})\n  -> {classify(text)[0]}')
 
 

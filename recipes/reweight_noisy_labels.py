@@ -9,6 +9,7 @@
 2. Train the same student without weights, with every method, and with every control, on the same budget. Two controls
    use the clean rows for what they are: training examples.
 3. Print a table: accuracy, and how well the weights tell wrong labels from right ones.
+4. Save the student of the first method with its card; with --push_to_hub also publish it.
 """
 
 import copy
@@ -16,7 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from transformers import (
 from amal_hf import (
     AMALArguments,
     AMALTrainer,
+    CardDetails,
+    Comparison,
+    Contender,
     CrossEntropy,
     Method,
     RandomRectified,
@@ -43,8 +47,9 @@ from amal_hf import (
     student_from_teacher,
 )
 from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset, split_dataset
-from amal_hf.demo import demo_teacher_path, docstring_corpus
-from amal_hf.metrics import auc, bootstrap_interval, classification_metrics
+from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
+from amal_hf.intervals import bootstrap_interval
+from amal_hf.metrics import auc, classification_metrics
 from amal_hf.noise import TRUE_LABEL, flip_by_instance, flip_labels, flip_to_background, make_imbalanced
 from amal_hf.precision import has_fast_bf16
 
@@ -109,6 +114,7 @@ class Bench:
     args: ReweightArguments
     data: DatasetDict
     tokenizer: PreTrainedTokenizerBase
+    student: AMALTrainer | None = None
 
 
 def main() -> None:
@@ -128,6 +134,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     show(rows)
+    if bench.student is not None:
+        bench.student.create_model_card(card_details(bench, rows))
+        bench.student.save_model(str(folder / "student"))  # with --push_to_hub this also publishes it
 
 
 def parse(command_line: list[str]) -> tuple[RecipeArguments, ReweightArguments]:
@@ -174,6 +183,8 @@ def run(
     print(f"\n{name}: {len(train)} rows")
     set_seed(bench.args.seed)
     args = copy.copy(bench.args)
+    published = name in bench.recipe.methods[:1]
+    args.push_to_hub = args.push_to_hub and published
     # All runs take as many steps as one over the noisy rows.
     steps = -(-len(bench.data["train"]) // args.train_batch_size)
     args.max_steps = round(args.num_train_epochs * steps)
@@ -187,6 +198,7 @@ def run(
         trainer = new_trainer(bench, trainer.model, args, then, None)
         trainer.train()
     seconds = time.perf_counter() - started
+    bench.student = trainer if published else bench.student
     output = trainer.predict(bench.data["test"])
     right = np.asarray(output.predictions).argmax(-1) == output.label_ids
     return {
@@ -235,6 +247,22 @@ def weight_auc(trainer: AMALTrainer, train: Dataset) -> float | None:
     weights = np.array(trainer.example_weights()["labels"])
     seen = np.isfinite(weights)
     return auc(weights[seen], right[seen])
+
+
+def card_details(bench: Bench, rows: list[dict[str, Any]]) -> CardDetails:
+    """What the card of the first method's student cannot know by itself."""
+    recipe = bench.recipe
+    contenders = tuple(
+        Contender(row["name"], row["test"], row["test_interval"], train_seconds=row["seconds"]) for row in rows
+    )
+    data = "docstring sentences" if recipe.dataset is None else Path(recipe.dataset).name
+    details = data_details(recipe.dataset)
+    return replace(
+        details,
+        finetuned_from=recipe.model or TEACHER_ID,
+        dataset=f"{details.dataset or data}; the training labels were spoilt ({recipe.noise}, {recipe.rate:g})",
+        comparison=Comparison(contenders, recipe.methods[0], dataset=data),
+    )
 
 
 def show(rows: list[dict[str, Any]]) -> None:

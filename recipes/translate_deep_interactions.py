@@ -8,6 +8,7 @@
 2. Exchange the targets of some of the training pairs among each other.
 3. Train an encoder-decoder from scratch twice on the same budget: all pairs alike, and with learned weights.
 4. Print BLEU (with sacrebleu installed), exact matches, and how well the weights tell wrong pairs from right ones.
+5. Save the second student with its card; with --push_to_hub also publish it.
 """
 
 import copy
@@ -37,6 +38,9 @@ from transformers import (
 from amal_hf import (
     AMALSeq2SeqArguments,
     AMALSeq2SeqTrainer,
+    CardDetails,
+    Comparison,
+    Contender,
     CrossEntropy,
     LossNetwork,
     MeanOne,
@@ -110,7 +114,7 @@ def main() -> None:
         trainer, seconds = train(name, method, recipe, args, data, tokenizer)
         rows.append(scores(name, trainer, seconds, data, wrong))
     show(rows)
-    save(trainer, rows, args)
+    save(trainer, rows, recipe, args)
 
 
 def parse(command_line: list[str]) -> tuple[RecipeArguments, TranslateArguments]:
@@ -229,9 +233,11 @@ def train(
     """Train one student; both start from the same weights and see the same batches."""
     print(f"\n{name}: {args.num_train_epochs:g} epochs")
     set_seed(args.seed)
+    own = copy.copy(args)
+    own.push_to_hub = args.push_to_hub and method is not None
     trainer = AMALSeq2SeqTrainer(
         model=new_student(tokenizer, recipe),
-        args=copy.copy(args),
+        args=own,
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         meta_dataset=data["meta"],
@@ -277,13 +283,31 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(f"{row['name']:20}" + "".join(f"{cell:>12}" for cell in cells))
 
 
-def save(trainer: AMALSeq2SeqTrainer, rows: list[dict[str, Any]], args: TranslateArguments) -> None:
-    """The student with learned weights, the weight of every pair, and the table's numbers."""
+def card_details(recipe: RecipeArguments, rows: list[dict[str, Any]]) -> CardDetails:
+    """What the student's card cannot know by itself."""
+    contenders = tuple(Contender(row["name"], row["exact_match"], train_seconds=row["train_seconds"]) for row in rows)
+    own = recipe.dataset is None
+    data = "numbers, dates, times and prices in words, made by amal_hf" if own else Path(recipe.dataset or "").name
+    return CardDetails(
+        language=(recipe.source, recipe.target),
+        tasks="translation",
+        license="apache-2.0" if own else "",
+        dataset=f"{data}; {recipe.shuffled:.0%} of the training pairs were given a wrong target",
+        data_license="Apache-2.0" if own else "",
+        comparison=Comparison(contenders, rows[-1]["name"], metric="exact_match", dataset=data),
+    )
+
+
+def save(
+    trainer: AMALSeq2SeqTrainer, rows: list[dict[str, Any]], recipe: RecipeArguments, args: TranslateArguments
+) -> None:
+    """The student with learned weights, its card, the weight of every pair, and the table's numbers."""
     folder = Path(args.output_dir)
-    trainer.save_model(str(folder / "student"))
+    trainer.create_model_card(card_details(recipe, rows))
+    trainer.save_model(str(folder / "student"))  # with --push_to_hub this also publishes it
     trainer.example_weights().to_csv(folder / "example_weights.csv")
     (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    print(f"\nSaved in {folder}: student/, example_weights.csv, results.json")
+    print(f"\nSaved in {folder}: student/, README.md, example_weights.csv, results.json")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ PACKAGE = Path(amal_hf.__file__).parent
 
 LEVELS = [
     {"shapes"},
-    {"divergences", "tokens", "top_logits", "generators", "processes"},
+    {"divergences", "tokens", "top_logits", "generators", "processes", "card_facts", "intervals", "checkpoints"},
+    {"scores"},
     {
         "losses",
         "directions",
@@ -32,6 +33,8 @@ LEVELS = [
         "translation",
         "demo_translation",
         "latency",
+        "card_check",
+        "portable",
         "precision",
         "sharded",
         "ragged",
@@ -63,6 +66,7 @@ LEVELS = [
         "batch_policies.batch_policy",
         "batch_policies.label_blend",
         "batch_policies.token_mask",
+        "cards",
     },
     {"rewinds", "adjoints", "spear", "weak_splits", "open_teachers"},
     {"trajectories"},
@@ -74,8 +78,8 @@ LEVELS = [
         "logs",
     },
     {"recorder", "student_inputs", "token_mixture"},
-    {"learner", "methods", "arguments", "commentary", "skipped_steps", "checkpoints", "memory", "weights"},
-    {"checks", "resumable"},
+    {"learner", "methods", "arguments", "commentary", "skipped_steps", "memory", "weights", "run_facts"},
+    {"checks", "resumable", "publishing"},
     {"trainer"},
     {"seq2seq"},
 ]

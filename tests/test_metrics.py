@@ -1,20 +1,22 @@
-"""Scores and their intervals."""
+"""Scores of classifiers."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from transformers import EvalPrediction
 
+from amal_hf.intervals import score_interval
 from amal_hf.metrics import (
     Accuracy,
     Agreement,
+    CalibrationError,
     MacroF1,
+    MatthewsCorrelation,
     auc,
-    bootstrap_interval,
     classification_metrics,
-    paired_interval,
 )
 
 
@@ -25,8 +27,14 @@ def one_hot(classes, count=3):
 
 @pytest.mark.parametrize(
     ("metric", "name", "expected"),
-    # By hand: classes 0, 1, 2 have F1 of 2/3, 2/4 and 0; class 2 is only predicted.
-    [(Accuracy, "accuracy", 2 / 4), (Agreement, "agreement", 2 / 4), (MacroF1, "macro_f1", (2 / 3 + 2 / 4 + 0) / 3)],
+    [
+        (Accuracy, "accuracy", 2 / 4),
+        (Agreement, "agreement", 2 / 4),
+        # By hand: classes 0, 1, 2 have F1 of 2/3, 2/4 and 0; class 2 is only predicted.
+        (MacroF1, "macro_f1", (2 / 3 + 2 / 4 + 0) / 3),
+        # (2 * 4 - (1 * 2 + 2 * 2)) / sqrt((16 - 6) (16 - 8))
+        (MatthewsCorrelation, "matthews_correlation", 2 / 80**0.5),
+    ],
 )
 def test_scores_by_hand(metric, name, expected):
     """Scores equal the textbook, whatever holds the classes and however they come in, as plain floats for JSON."""
@@ -45,7 +53,7 @@ def test_classification_metrics_of_texts():
     """A trainer's logits give both scores; a tuple of outputs is read by its first, as models return it."""
     outputs = (one_hot([0, 1, 1, 2]), "hidden states")
     scores = classification_metrics(EvalPrediction(outputs, np.array([0, 0, 1, 1])))
-    assert scores == {"accuracy": 0.5, "macro_f1": pytest.approx((2 / 3 + 2 / 4) / 3)}
+    assert (scores["accuracy"], scores["macro_f1"]) == (0.5, pytest.approx((2 / 3 + 2 / 4) / 3))
     assert json.loads(json.dumps(scores)) == scores
 
 
@@ -54,7 +62,65 @@ def test_classification_metrics_leave_out_ignored_tokens():
     logits = one_hot([[0, 1, 2], [2, 2, 0]])
     labels = np.array([[0, 0, -100], [2, -100, -1]])
     scores = classification_metrics(EvalPrediction(logits, labels))
-    assert scores == {"accuracy": pytest.approx(2 / 3), "macro_f1": pytest.approx((2 / 3 + 0 + 1) / 3)}
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 0 + 1) / 3)
+
+
+def test_matthews_correlation_of_two_classes():
+    """For two classes it is the textbook's correlation; a constant guess has none."""
+    rng = np.random.default_rng(0)
+    guessed, wanted = rng.integers(0, 2, 200), rng.integers(0, 2, 200)
+    score = MatthewsCorrelation().compute(predictions=guessed, references=wanted)["matthews_correlation"]
+    assert score == pytest.approx(np.corrcoef(guessed, wanted)[0, 1])
+    assert MatthewsCorrelation().compute(predictions=[1, 1], references=[0, 1]) == {"matthews_correlation": 0.0}
+
+
+def test_calibration_error_by_hand():
+    """Two rows of confidence 0.9, one of them right, miss by 0.4; one of 0.6 that is right by 0.4 too."""
+    probabilities = [[0.9, 0.1], [0.1, 0.9], [0.6, 0.4]]
+    score = CalibrationError().compute(predictions=probabilities, references=[0, 0, 0])
+    assert score == {"calibration_error": pytest.approx((2 * 0.4 + 0.4) / 3)}
+    assert CalibrationError().compute(predictions=np.eye(3), references=[0, 1, 2]) == {"calibration_error": 0.0}
+    # Full confidence is in the last bin, beside 0.95: |1 + 0.95 - 1| / 2.
+    last = CalibrationError().compute(predictions=[[1.0, 0.0], [0.95, 0.05]], references=[1, 0])
+    assert last == {"calibration_error": pytest.approx(0.475)}
+
+
+@pytest.mark.parametrize("metric", [Accuracy, MacroF1, MatthewsCorrelation, CalibrationError])
+def test_scores_carry_intervals(metric):
+    """Asked for, every score brings the interval of its own bootstrap, which holds it, as plain floats."""
+    rng = np.random.default_rng(0)
+    wanted = rng.integers(0, 3, 300)
+    guessed = np.where(rng.random(300) < 0.7, wanted, rng.integers(0, 3, 300))
+    given = one_hot(guessed) * 0.7 + 0.1 if metric is CalibrationError else guessed
+    found = metric(resamples=200).compute(predictions=given, references=wanted)
+    value, low, high = found.values()
+    assert low < value < high and all(type(number) is float for number in found.values())
+    assert (low, high) == score_interval(metric().score, (np.asarray(given), wanted), seed=0, samples=200)
+    assert list(found) == [metric.key, f"{metric.key}_low", f"{metric.key}_high"]
+
+
+def test_differences_are_paired():
+    """On the same rows a small gain is told from none, where two intervals side by side overlap."""
+    rng = np.random.default_rng(0)
+    wanted = rng.integers(0, 3, 400)
+    theirs = np.where(np.arange(400) < 300, wanted, (wanted + 1) % 3)
+    ours = np.where(np.arange(400) < 316, wanted, (wanted + 1) % 3)
+    gain = MacroF1().difference(ours, theirs, wanted, samples=300)
+    assert 0 < gain.low < gain.value < gain.high
+    apart = [MacroF1(resamples=300).compute(predictions=some, references=wanted) for some in (theirs, ours)]
+    assert apart[0]["macro_f1_high"] > apart[1]["macro_f1_low"]
+    with pytest.raises(ValueError, match="columns of one length"):
+        MacroF1().difference(ours, theirs[:-1], wanted)
+
+
+def test_against_a_teacher():
+    """A trainer's metrics take intervals and a teacher's logits, and refuse those of other rows."""
+    prediction = EvalPrediction(one_hot([0, 1, 1, 2]), np.array([0, 0, 1, 1]))
+    scores = partial(classification_metrics, resamples=50, teacher_logits=one_hot([0, 1, 1, 1]))(prediction)
+    assert scores["agreement"] == 0.75 and scores["agreement_low"] <= 0.75 <= scores["agreement_high"]
+    with pytest.raises(ValueError, match="teacher's logits have the shape"):
+        classification_metrics(prediction, teacher_logits=one_hot([0, 1]))
 
 
 @pytest.mark.parametrize(
@@ -68,34 +134,6 @@ def test_classification_metrics_refuse_other_tasks(logits, labels, message):
     """Labels that do not fit or are all absent are refused: a score of 0 or NaN would pass for a result."""
     with pytest.raises(ValueError, match=message):
         classification_metrics(EvalPrediction(logits, labels))
-
-
-def test_bootstrap_interval_has_the_binomial_width():
-    """For an accuracy the interval is that of the normal approximation, and it narrows with the level."""
-    correct = np.arange(1000) < 800
-    low, high = bootstrap_interval(correct, seed=0)
-    error = 1.96 * np.sqrt(0.8 * 0.2 / 1000)
-    assert (low, high) == (pytest.approx(0.8 - error, abs=0.004), pytest.approx(0.8 + error, abs=0.004))
-    assert type(low) is float and (low, high) == bootstrap_interval(correct, seed=0)
-    narrow = bootstrap_interval(correct, seed=0, level=0.5)
-    assert low < narrow[0] < 0.8 < narrow[1] < high
-
-
-def test_paired_interval_uses_the_pairs():
-    """Two systems that fail on the same examples are told apart where unpaired intervals overlap."""
-    better, worse = np.arange(500) < 400, np.arange(500) < 385
-    low, high = paired_interval(better, worse, seed=0)
-    assert 0 < low < 0.03 < high
-    assert bootstrap_interval(worse, seed=0)[1] > bootstrap_interval(better, seed=0)[0]
-    with pytest.raises(ValueError, match="same examples"):
-        paired_interval(better, worse[:-1], seed=0)
-
-
-@pytest.mark.parametrize("values", [np.array([]), np.zeros((3, 2))])
-def test_bootstrap_needs_one_value_an_example(values):
-    """An empty or two-dimensional array is refused, since its mean would be no score of examples."""
-    with pytest.raises(ValueError, match="one value an example"):
-        bootstrap_interval(values, seed=0)
 
 
 def test_auc_counts_pairs():

@@ -1,13 +1,16 @@
 """Recipes run from end to end."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hub import TOKEN, client_environment, running_hub
 
+from amal_hf.card_check import check_card
 from amal_hf.demo_translation import translation_corpus
 
 
@@ -23,9 +26,40 @@ def test_distil_bert(tmp_path, noise):
     command = [sys.executable, str(ROOT / "recipes" / "distil_bert.py"), "--smoke", "--output_dir", str(tmp_path)]
     output = subprocess.run([*command, "--label_noise", str(noise)], capture_output=True, text=True, check=True).stdout
     rows = json.loads((tmp_path / "results.json").read_text())
-    assert [row["name"] for row in rows] == ["teacher", "labels only", "fixed half and half", "amal"]
-    assert (tmp_path / "weights.png").stat().st_size > 10_000
+    assert [row["name"] for row in rows] == ["teacher", "labels only", "fixed, teacher 50%", "amal"]
+    assert (tmp_path / "figures" / "weights.png").stat().st_size > 10_000
     assert "'label'" in output.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_published_from_the_command_line(tmp_path):
+    """Two flags publish student, card and figures; the teacher, its cache and the weights stay, as does the token."""
+    with running_hub() as hub:
+        environment = {**os.environ, **client_environment(hub, tmp_path / "home"), "HF_TOKEN": ""}
+        flags = ["--smoke", "--push_to_hub", "--hub_model_id", "me/student", "--hub_token", TOKEN]
+        command = [
+            sys.executable,
+            str(ROOT / "recipes" / "distil_bert.py"),
+            *flags,
+            "--output_dir",
+            str(tmp_path / "out"),
+        ]
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        student = hub.repositories["models/me/student"]
+        assert not any(TOKEN.encode() in content for content in hub.received)
+    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "card.json"}
+    assert set(student) == names | {"figures/weights.png"}
+    card = student["README.md"].decode()
+    check_card(card)
+    for said in (
+        "base_model: sentence-transformers/all-MiniLM-L6-v2",
+        "| **amal** |",
+        "me/student",
+        "ms, one at a time",
+    ):
+        assert said in card
+    kept = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert not any(TOKEN.encode() in file.read_bytes() for file in kept)
 
 
 @pytest.mark.slow
@@ -94,4 +128,4 @@ def test_denoise_rules(tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert [row["name"] for row in results["runs"]] == runs
     assert all(rule["weight"] > 0 for rule in results["rules"] if rule["coverage"] > 0)
-    assert (tmp_path / "rules.png").stat().st_size > 5_000
+    assert (tmp_path / "figures" / "rules.png").stat().st_size > 5_000

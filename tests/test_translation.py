@@ -10,7 +10,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from amal_hf import translation_metrics
 from amal_hf.demo_translation import english_number, german_number, translation_corpus
-from amal_hf.translation import exact_match
+from amal_hf.translation import Bleu, exact_match
 
 
 def word_tokenizer():
@@ -76,3 +76,18 @@ def test_the_corpus_is_a_function_of_its_seed():
     assert corpus["en"][:] != translation_corpus(300, seed=2)["en"][:]
     with pytest.raises(ValueError, match="from 1 to 20000"):
         translation_corpus(0)
+
+
+def test_bleu_carries_an_interval():
+    """Resampled sentences give the interval of BLEU that a table needs."""
+    pytest.importorskip("sacrebleu")
+    wanted = [
+        "ein mann läuft durch den wald",
+        "der hund schläft auf dem sofa heute",
+        "wir gehen am abend ins kino",
+    ] * 5
+    written = [*wanted[:10], *(text.replace("den", "dem").replace("heute", "nicht") for text in wanted[10:])]
+    found = Bleu(resamples=50).compute(predictions=written, references=wanted)
+    assert found["bleu_low"] <= found["bleu"] <= found["bleu_high"] <= 100.001
+    gain = Bleu().difference(wanted, written, wanted, samples=50)
+    assert gain.value == pytest.approx(100 - found["bleu"])

@@ -1,0 +1,226 @@
+"""What a trainer knows of its run, gathered for a model card."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from amal_hf.card_check import is_repository
+from amal_hf.card_facts import CardDetails, RunFacts
+from amal_hf.data import find_text_columns
+from amal_hf.latency import hardware_name
+from amal_hf.losses import IGNORED
+from amal_hf.meta import Method
+from amal_hf.shapes import EXAMPLE_ID
+
+
+TASKS = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+}
+"""Pipeline tags by the end of a model class. What an encoder-decoder is for, its class does not tell."""
+
+HYPERPARAMETERS = (
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "seed",
+    "bf16",
+    "fp16",
+    "loss_weights",
+    "meta_interval",
+    "meta_batch_size",
+    "meta_warmup_steps",
+    "meta_learning_rate",
+    "meta_seed",
+)
+"""Arguments that a run is repeated with; those at `None`, `False` or -1 are left out."""
+
+LIBRARIES = ("amal_hf", "torch", "transformers", "datasets", "accelerate", "tokenizers")
+
+FIGURES = "figures"
+"""Folder in `output_dir` of the pictures that a card shows."""
+
+_TEXT_SHOWN = 200  # characters
+
+
+def gather(trainer: Any, details: CardDetails) -> RunFacts:
+    """The facts of an `AMALTrainer`'s run, whether or not it mixed losses."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    plain_model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    folder = Path(trainer.args.output_dir)
+    architecture = type(plain_model).__name__
+    details = replace(
+        details,
+        tags=(*details.tags, *(getattr(model, "model_tags", None) or ())),
+        finetuned_from=_no_path(details.finetuned_from),
+        teachers=tuple(filter(None, map(_no_path, details.teachers))),
+    )
+    common: dict[str, Any] = {
+        "repo_id": trainer.hub_model_id or trainer.args.hub_model_id or folder.absolute().name,
+        "details": details,
+        "architecture": architecture,
+        "task": details.tasks or next((tag for end, tag in TASKS.items() if architecture.endswith(end)), ""),
+        "library": "transformers" if plain_model is model else "peft",
+        "base_model": details.finetuned_from or _hub_name(plain_model.config._name_or_path),
+        "parameters": plain_model.num_parameters(),
+        "labels": _labels(plain_model),
+        "rows": _rows(trainer),
+        "hyperparameters": _hyperparameters(trainer),
+        "steps": trainer.state.global_step,
+        "evaluation": _evaluation(trainer.state.log_history),
+        "figures": [f"{FIGURES}/{file.name}" for file in sorted((folder / FIGURES).glob("*.[ps][nv]g"))],
+        "versions": {"python": platform.python_version(), **_versions()},
+        "hardware": hardware_name(trainer.args.device),
+    }
+    return RunFacts(**common, **(_mixing(trainer, details) if trainer.mixes else {}))
+
+
+def _mixing(trainer: Any, details: CardDetails) -> dict[str, Any]:
+    """What is only known where losses were mixed."""
+    mixture, method = trainer.mixture, trainer.method
+    teachers = [_hub_name(source) for source in map(_name_of, mixture.distillations) if _hub_name(source)]
+    shown = trainer.hub_model_id and trainer.args.hub_include_weights
+    table = trainer.example_weights()
+    lowest, highest = _extremes(table, trainer.train_dataset, details.shown_examples)
+    return {
+        "teachers": list(details.teachers) or teachers,
+        "distilled": bool(mixture.distillations),
+        "losses": [{"name": loss.name, "what": loss.describe()} for loss in mixture.losses],
+        "method": _parts(method),
+        "learned": method.learns,
+        "weights": [entry for name in table.column_names[1:] if (entry := _summary(name, table))],
+        "lowest": lowest,
+        "highest": highest,
+        "weights_dataset": weights_name(trainer.hub_model_id) if shown else "",
+        "citations": list(dict.fromkeys(filter(None, [method.citation, *(loss.citation for loss in mixture.losses)]))),
+    }
+
+
+def weights_name(repo_id: str) -> str:
+    """The repository of the weights of every example, beside that of the student."""
+    return f"{repo_id}-weights"
+
+
+def _name_of(distillation: Any) -> Any:
+    source = distillation.source
+    return source if isinstance(source, str) else getattr(getattr(source, "config", None), "_name_or_path", "")
+
+
+def _hub_name(name: Any) -> str:
+    """A repository's name, or nothing."""
+    return _no_path(name) if isinstance(name, str) and is_repository(name) else ""
+
+
+def _no_path(name: str) -> str:
+    """The name, unless it is a path of this machine, which is nobody's business."""
+    return "" if name.startswith((".", "/", "~")) or Path(name).exists() else name
+
+
+def _labels(model: Any) -> list[str]:
+    if model.can_generate() or model.config.num_labels < 2:
+        return []
+    return [str(model.config.id2label[number]) for number in sorted(model.config.id2label)]
+
+
+def _rows(trainer: Any) -> dict[str, int]:
+    sets = {"training": trainer.train_dataset, "meta": getattr(trainer, "meta_dataset", None)}
+    if not isinstance(trainer.eval_dataset, dict):
+        sets["evaluation"] = trainer.eval_dataset
+    return {name: len(rows) for name, rows in sets.items() if hasattr(rows, "__len__")}
+
+
+def _hyperparameters(trainer: Any) -> dict[str, Any]:
+    args = trainer.args
+    own = {name: getattr(args, name, None) for name in HYPERPARAMETERS}
+    if not trainer.mixes:
+        own = {name: value for name, value in own.items() if not name.startswith(("meta_", "loss_weights"))}
+    elif not trainer.method.learns:
+        own = {name: value for name, value in own.items() if not name.startswith("meta_")}
+    given = {name: value for name, value in own.items() if value is not None and value is not False and value != -1}
+    given.pop("num_train_epochs" if "max_steps" in given else "max_steps", None)
+    return {**given, "optimizer": args.optim.value, "lr_scheduler_type": args.lr_scheduler_type.value}
+
+
+def _evaluation(history: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The scores of the last evaluation, without its timing."""
+    last: dict[str, Any] = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
+    timing = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time")
+    return {
+        name.removeprefix("eval_"): float(value)
+        for name, value in last.items()
+        if name.startswith("eval_") and name not in timing and np.isfinite(value)
+    }
+
+
+def _parts(method: Method) -> dict[str, Any]:
+    """A method's choices in words, as far as they were made."""
+    parts: dict[str, Any] = {"name": method.name, "weights": method.policy.describe()}
+    if not method.learns:
+        return parts
+    unused = {"direction", "tangent"} if method.trajectory is not None else set()
+    for entry in fields(method):
+        value = getattr(method, entry.name)
+        if entry.name in {"name", "policy", "citation", *unused} or value == entry.default or value is None:
+            continue
+        parts[entry.name] = value if isinstance(value, bool | int | float | str) else type(value).__name__
+    return parts
+
+
+def _summary(name: str, table: datasets.Dataset) -> dict[str, Any] | None:
+    weights = np.array(table[name][:], dtype=np.float64)
+    weights = weights[np.isfinite(weights)]
+    if not len(weights):
+        return None
+    low, high = np.quantile(weights, [0.05, 0.95])
+    return {"loss": name, "mean": float(weights.mean()), "p05": float(low), "p95": float(high)}
+
+
+def _extremes(table: datasets.Dataset, rows: Any, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The examples with the lowest and the highest weight of the first loss, with their text."""
+    if not count or not isinstance(rows, datasets.Dataset):
+        return [], []
+    loss = table.column_names[1]
+    weights = np.array(table[loss][:], dtype=np.float64)
+    order = np.argsort(weights)[: np.isfinite(weights).sum()]
+    columns = find_text_columns(rows.column_names)
+
+    def shown(number: int) -> dict[str, Any]:
+        row = rows[number]
+        text = " / ".join(str(row[column]) for column in columns)
+        label = row.get("label", row.get("labels"))
+        known = "" if label is None or label == IGNORED else _class(rows, label)
+        weight = float(weights[number])
+        return {"id": str(table[number][EXAMPLE_ID]), "weight": weight, "label": known, "text": text[:_TEXT_SHOWN]}
+
+    return [shown(int(n)) for n in order[:count]], [shown(int(n)) for n in order[::-1][:count]]
+
+
+def _class(rows: datasets.Dataset, label: Any) -> str:
+    feature = rows.features.get("label")
+    return feature.int2str(label) if isinstance(feature, datasets.ClassLabel) else str(label)
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES if _is_installed(name)}
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:  # a source tree on the path
+        return False
+    return True

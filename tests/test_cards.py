@@ -1,0 +1,292 @@
+"""Model cards: what they say, that they can be made again, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import tiny_bert, toy_arguments, toy_rows
+from datasets import ClassLabel
+from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
+from transformers import TrainingArguments
+
+from amal_hf import (
+    AMALTrainer,
+    Cage,
+    CardDetails,
+    Comparison,
+    Contender,
+    CrossEntropy,
+    Distillation,
+    Spear,
+    amal,
+)
+from amal_hf.card_check import check_card
+from amal_hf.card_facts import RunFacts
+from amal_hf.cards import render_card
+from amal_hf.metrics import classification_metrics
+
+
+CARDS = sorted((Path(__file__).parents[1] / "model_cards").glob("*/card.json"))
+
+COMPARISON = Comparison(
+    (
+        Contender("teacher", 0.91234, (0.9, 0.92), 3, 22_700_000, 90.9, (6.1, 7.0), (2.2, 3.1), 58.0),
+        Contender("labels only", 0.87, (0.85, 0.89), 3, 15_600_000, 62.4, (3.1, 3.5), (1.2, 1.9), 20.0),
+        Contender("amal", 0.9, (0.88, 0.92), 3, 15_600_000, 62.4, (3.1, 3.5), (1.2, 1.9), 30.0),
+    ),
+    student="amal",
+    dataset="questions",
+    hardware="x86_64 CPU, 2 threads",
+)
+
+DETAILS = CardDetails(
+    language=("en",),
+    license="apache-2.0",
+    finetuned_from="me/start",
+    teachers=("me/teacher",),
+    teacher_license="MIT",
+    dataset="questions",
+    dataset_tags=("me/questions",),
+    data_license="CC-BY-4.0",
+    comparison=COMPARISON,
+    co2_grams=1.5,
+    co2_source="CodeCarbon",
+)
+
+
+def texts(count, seed=0):
+    rows = (
+        toy_rows(count, seed).rename_column("labels", "label").cast_column("label", ClassLabel(names=["a", "b", "c"]))
+    )
+    return rows.add_column("text", [f"number {number} <script>alert(1)</script> | `x`" for number in range(count)])
+
+
+def trained(folder, **given):
+    usual = {
+        "args": toy_arguments(folder, eval_strategy="steps", eval_steps=3),
+        "train_dataset": texts(40),
+        "eval_dataset": texts(8, 1),
+        "meta_dataset": texts(12, 2),
+        "losses": [CrossEntropy(), Distillation(tiny_bert(1))],
+        "method": amal(),
+    }
+    trainer = AMALTrainer(tiny_bert(), compute_metrics=classification_metrics, **{**usual, **given})
+    trainer.train()
+    return trainer
+
+
+def card_of(folder):
+    return (folder / "README.md").read_text()
+
+
+# ---- what it says ----
+
+
+def test_a_full_card(tmp_path):
+    """Metadata and text say what the run was, what it was compared with, and whom to cite; and it is valid."""
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "weight_history.png").write_bytes(b"picture")
+    trained(tmp_path).create_model_card(DETAILS)
+    card = ModelCard(card_of(tmp_path))
+    data = card.data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == ("me/start", "finetune")
+    assert data["teacher_model"] == ["me/teacher"] and "distillation" in data["tags"]
+    assert data["datasets"] == ["me/questions"] and data["metrics"] == ["accuracy"]
+    assert data["co2_eq_emissions"]["emissions"] == 1.5
+    assert data["pipeline_tag"] == "text-classification" and data["library_name"] == "transformers"
+    (result,) = data["model-index"][0]["results"]
+    assert result["metrics"] == [{"type": "accuracy", "value": 0.9}] and result["dataset"]["type"] == "me/questions"
+    for said in (
+        "| teacher | 0.912 (0.9 to 0.92) | 3 | 22.7 M | 90.9 | 6.1 / 7 | 2.2 / 3.1 | 58 |",
+        "| **amal** | 0.9 (0.88 to 0.92)",
+        "on x86_64 CPU, 2 threads",
+        "![weight history](figures/weight_history.png)",
+        "- loss `teacher`: Distillation, forward_kl, temperature 2",
+        "- weights: LossNetwork, hidden 32, Convex",
+        "- rows: 40 for training, 12 for meta, 8 for evaluation",
+        "learning_rate 0.001",
+        "licence of the data: CC-BY-4.0",
+        "1.5 g of CO2 (CodeCarbon)",
+        "Adaptive Mixing of Auxiliary Losses",
+        "Distilling the Knowledge",
+    ):
+        assert said in card.text
+    assert "number 0" not in card.text  # training data
+
+
+def test_examples_are_shown_on_request(tmp_path):
+    """The examples of extreme weight appear with id, label and text, and nothing in a text acts as markup."""
+    trained(tmp_path).create_model_card(shown_examples=2)
+    card = card_of(tmp_path)
+    facts = json.loads((tmp_path / "card.json").read_text())
+    assert len(facts["lowest"]) == len(facts["highest"]) == 2
+    assert facts["lowest"][0]["weight"] <= facts["highest"][0]["weight"]
+    assert facts["lowest"][0]["label"] in {"a", "b", "c"}
+    assert "&lt;script>" in card and "<script>" not in card and "\\| \\`x\\`" in card
+
+
+def test_sets_that_the_trainer_does_not_hold(tmp_path):
+    """Rows that were scored without being its evaluation set, and rows without a label, leave their places empty."""
+    rows = texts(40).remove_columns("label").add_column("labels", [-100] * 20 + [1] * 20)
+    trainer = trained(tmp_path, train_dataset=rows, eval_dataset=None, args=toy_arguments(tmp_path))
+    trainer.evaluate(texts(8, 1))
+    trainer.create_model_card(shown_examples=9)
+    check_card(card_of(tmp_path), tmp_path)
+    assert "The last evaluation in training: loss" in card_of(tmp_path)
+    labels = {entry["label"] for entry in json.loads((tmp_path / "card.json").read_text())["lowest"]}
+    assert labels <= {"", "1"}
+
+
+def test_what_is_not_known_is_left_out(tmp_path):
+    """A trainer with nothing switched on, and nothing told, still makes a valid card without an empty place."""
+    args = TrainingArguments(str(tmp_path), max_steps=1, use_cpu=True)
+    AMALTrainer(tiny_bert(), args, train_dataset=toy_rows(8)).create_model_card()
+    card = card_of(tmp_path)
+    check_card(card, tmp_path)
+    assert "base_model" not in card and "licence" not in card and "What was learned" not in card
+
+
+def test_no_path_of_this_machine_gets_out(tmp_path, monkeypatch):
+    """A student and a teacher that were read from folders are not named by these, though a folder's name may look
+    like that of a repository.
+    """
+    monkeypatch.chdir(tmp_path)
+    tiny_bert().save_pretrained("runs/start")
+    student = tiny_bert().from_pretrained(str(tmp_path / "runs" / "start"))
+    trained_on = {"losses": [CrossEntropy(), Distillation("runs/start")]}
+    args = toy_arguments(tmp_path / "out", max_steps=1)
+    AMALTrainer(student, args, train_dataset=toy_rows(8), **trained_on).create_model_card(
+        finetuned_from="runs/start", teachers=[str(tmp_path / "runs" / "start")]
+    )
+    assert str(tmp_path) not in card_of(tmp_path / "out")
+    check_card(card_of(tmp_path / "out"))
+    assert "- distillation" in card_of(tmp_path / "out")
+    facts = (tmp_path / "out" / "card.json").read_text()
+    assert str(tmp_path) not in facts and "runs/start" not in facts
+
+
+def test_arguments_of_stock_scripts(tmp_path):
+    """Scripts written for `Trainer.create_model_card` work, strings for lists and lists for strings included."""
+    trainer = trained(tmp_path)
+    trainer.create_model_card(
+        language="en",
+        tags="mine",
+        tasks=["text-classification"],
+        dataset_tags="glue",
+        dataset="GLUE SST2",
+        dataset_args="sst2",
+    )
+    data = ModelCard(card_of(tmp_path)).data.to_dict()
+    assert data["language"] == ["en"] and data["datasets"] == ["glue"] and "mine" in data["tags"]
+    assert data["model-index"][0]["results"][0]["dataset"]["config"] == "sst2"
+    with pytest.raises(TypeError, match="licence"):
+        trainer.create_model_card(licence="mit")
+
+
+def test_sources_of_all_losses_are_cited(tmp_path):
+    """Each loss brings its own; one that occurs twice stands there once."""
+    cage = Spear(Cage([0, 1], 3))
+    assert "Semi-Supervised Data Programming" in cage.citation
+    mixing = {"losses": [CrossEntropy(), Distillation(tiny_bert(1)), Distillation(tiny_bert(2), name="second")]}
+    trained(tmp_path, **mixing).create_model_card()
+    assert card_of(tmp_path).count("hinton2015distilling") == 1
+
+
+def test_students_with_adapters(tmp_path):
+    """The Hub is told that the files are an adapter's, and the class is that of the model within."""
+    student = get_peft_model(tiny_bert(), LoraConfig(task_type="SEQ_CLS", r=2))
+    AMALTrainer(
+        student, toy_arguments(tmp_path), train_dataset=toy_rows(8), losses=[CrossEntropy()]
+    ).create_model_card()
+    data = ModelCard(card_of(tmp_path)).data.to_dict()
+    assert data["library_name"] == "peft" and data["pipeline_tag"] == "text-classification"
+
+
+def test_a_comparison_names_its_student():
+    """A table in which no row is the student's would bold nothing and score nothing."""
+    with pytest.raises(ValueError, match="must be the name of one row; the rows are"):
+        replace(COMPARISON, student="ours")
+
+
+# ---- that it can be made again ----
+
+
+def test_rendering_is_a_function_of_the_facts(tmp_path):
+    """The JSON beside a card gives the same card, byte for byte."""
+    trained(tmp_path).create_model_card(DETAILS)
+    facts = json.loads((tmp_path / "card.json").read_text())
+    assert str(render_card(facts)) == card_of(tmp_path)
+
+
+@pytest.mark.parametrize("facts", CARDS, ids=lambda file: file.parent.name)
+def test_cards_that_are_checked_in(facts):
+    """No number in `model_cards/` was written by hand: each card is what its JSON gives, and is valid."""
+    card = (facts.parent / "README.md").read_text(encoding="utf-8")
+    assert str(render_card(json.loads(facts.read_text(encoding="utf-8")))) == card
+    check_card(card, facts.parent)
+    results = json.loads((facts.parent / "results.json").read_text())
+    rows = results if isinstance(results, list) else results["runs"]
+    told = json.loads(facts.read_text())["details"]["comparison"]["rows"]
+    assert [(row["name"], row["test"]) for row in rows] == [(row["name"], row["value"]) for row in told]
+
+
+def test_a_name_that_is_missing_is_an_error():
+    """A template that asks for what the facts do not have fails instead of leaving a hole."""
+    facts = RunFacts("me/student", CardDetails(), "BertModel").plain()
+    del facts["steps"]
+    with pytest.raises(Exception, match="'steps' is undefined"):
+        render_card(facts)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_are_finite(value):
+    """A score that is no number is refused before it is written."""
+    details = replace(DETAILS, comparison=replace(COMPARISON, rows=(Contender("amal", value),)))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        RunFacts("me/student", details, "BertModel").plain()
+
+
+# ---- what is refused ----
+
+
+def valid():
+    return str(
+        render_card(RunFacts("me/student", DETAILS, "BertForX", "text-classification", base_model="me/start").plain())
+    )
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("---\n", "", "does not begin with a block of metadata"),
+        ("license: apache-2.0", "license: Apache 2.0", "license: 'Apache 2.0' is no licence id"),
+        ("- en\n", "- English\n", "language: 'English' is no ISO 639 code"),
+        ("base_model: me/start", "base_model: me/start/x", "base_model: 'me/start/x' is no repository"),
+        ("relation: finetune", "relation: distill", "base_model_relation: 'distill' must be one of"),
+        ("- me/questions", "- my questions", "datasets: 'my questions' is no repository"),
+        (
+            "pipeline_tag: text-classification",
+            "pipeline_tag: Text Classification",
+            "pipeline_tag: 'Text Classification'",
+        ),
+        ("value: 0.9\n", "value: high\n", "the value of accuracy is 'high', not a number"),
+        ("value: 0.9\n", "value: .nan\n", "value is nan; leave out what was not measured"),
+        ("value: 0.9\n", "value: !!python/object/apply:os.getcwd []\n", "its metadata cannot be read"),
+        ("      name: questions\n", "", "its metadata cannot be read"),
+        ("emissions: 1.5", "emissions: some", "co2_eq_emissions: 'some' is no number of grams"),
+        ("## Limits\n", "## Uses\n\n## Limits\n", "the section 'Uses' is empty"),
+        ("## Limits\n", "## Limits\n\nMore information needed\n", "it says 'More information needed'"),
+        ("## Limits\n", "## Limits\n\n![weights](figures/weights.png)\n", "it shows 'figures/weights.png'"),
+        ("## Limits\n", "## Limits\n\nLog in with hf_abcdefghijklmnopqrst.\n", "looks like an access token"),
+        ("## Limits\n", "## Limits\n\n```\n", "a block of code has no end"),
+    ],
+)
+def test_what_would_not_stand(tmp_path, right, wrong, message):
+    """Each flaw is named; the card without it passes."""
+    check_card(valid(), tmp_path)
+    assert right in valid()
+    with pytest.raises(ValueError, match="not fit to be published") as refused:
+        check_card(valid().replace(right, wrong, 1), tmp_path)
+    assert message in str(refused.value) and "abcdefghij" not in str(refused.value)

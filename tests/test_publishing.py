@@ -1,0 +1,408 @@
+"""From a trainer to a hub and back, with the real client and a hub on the loopback interface."""
+
+import json
+import logging
+import re
+from concurrent.futures import Future
+
+import datasets
+import pytest
+import torch
+from conftest import VOCABULARY, tiny_bert, toy_arguments, toy_rows
+from hub import TOKEN, Fault, connect, running_hub
+from huggingface_hub import constants
+from huggingface_hub.utils import _http
+from test_teachers import tokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+    set_seed,
+)
+
+from amal_hf import (
+    AMALSeq2SeqArguments,
+    AMALSeq2SeqTrainer,
+    AMALTrainer,
+    CardDetails,
+    CrossEntropy,
+    Distillation,
+    ExampleTable,
+    Frozen,
+    Method,
+    amal,
+    checkpoint_from_hub,
+)
+from amal_hf.card_check import check_card
+
+
+PUBLISHED = {"README.md", "card.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+"""What a person gets, and nothing else."""
+
+RESUMED = {
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "trainer_state.json",
+    *(f"{name}.{ending}" for name in ("optimizer", "rng_state") for ending in ("json", "safetensors")),
+    "scheduler.json",
+}
+"""A checkpoint as it is published."""
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub that this process talks to, and a client that does not wait between its attempts."""
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+    with running_hub() as running:
+        connect(running, monkeypatch, tmp_path / "home")
+        yield running
+
+
+def new_trainer(folder, method=None, **options):
+    rows = toy_rows(40).add_column("text", [f"question {number}" for number in range(40)])
+    return AMALTrainer(
+        tiny_bert(),
+        toy_arguments(folder, hub_model_id="me/student", **options),
+        train_dataset=rows,
+        eval_dataset=toy_rows(8, seed=1),
+        meta_dataset=toy_rows(12, seed=2),
+        processing_class=tokenizer(),
+        losses=[CrossEntropy(), Distillation(tiny_bert(1))],
+        method=method or amal(),
+    )
+
+
+def student_of(hub):
+    return hub.repositories["models/me/student"]
+
+
+# ---- the way there and back ----
+
+
+def test_the_whole_path(hub, tmp_path):
+    """What was distilled and pushed answers the same where it is read back, its card is valid, its snippet runs, and
+    no byte of the token was sent or written anywhere.
+    """
+    trainer = new_trainer(tmp_path / "out", push_to_hub=True, hub_token=TOKEN)
+    trainer.train()
+    trainer.push_to_hub(language="en", license="apache-2.0", example="question")
+    assert set(student_of(hub)) == PUBLISHED
+    read = AutoModelForSequenceClassification.from_pretrained("me/student")
+    assert all(torch.equal(value, read.state_dict()[name]) for name, value in trainer.model.state_dict().items())
+    assert AutoTokenizer.from_pretrained("me/student").get_vocab() == tokenizer().get_vocab()
+    answers = pipeline("text-classification", "me/student")("some question")
+    assert answers == pipeline("text-classification", trainer.model.eval(), tokenizer=tokenizer())("some question")
+    card = student_of(hub)["README.md"].decode()
+    check_card(card)
+    exec(re.search("```python\n(.*?)```", card, re.DOTALL)[1], {})
+    assert not any(TOKEN.encode() in content for content in hub.received)
+    assert not any(TOKEN.encode() in file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file())
+    assert trainer.args.hub_token == TOKEN
+
+
+def test_large_files_take_their_own_way(hub, tmp_path):
+    """Weights go out as LFS objects; a second push of the same student sends nothing again."""
+    trainer = new_trainer(tmp_path, push_to_hub=True)
+    trainer.push_to_hub()
+    assert sum(line.startswith("PUT /lfs/") for line in hub.requests) == 1
+    hub.requests.clear()
+    trainer.push_to_hub()
+    assert not any(line.startswith("PUT") or "/commit/" in line for line in hub.requests)
+
+
+@pytest.mark.parametrize("fault", [None, "/preupload/", "/commit/"])
+def test_the_newer_upload_of_the_client(hub, monkeypatch, tmp_path, fault):
+    """Where hf-xet is installed the client uploads in another way; what arrives is the same, errors or not."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    hub.lfs = False  # its own storage is not rebuilt here
+    trainer = new_trainer(tmp_path, push_to_hub=True)
+    hub.faults += [Fault(fault, times=2)] if fault else []
+    trainer.push_to_hub()
+    assert set(student_of(hub)) == PUBLISHED
+    assert student_of(hub)["model.safetensors"] == (tmp_path / "model.safetensors").read_bytes()
+
+
+def test_nothing_else_of_the_folder_is_sent(hub, tmp_path):
+    """A teacher, a cache or a table of weights that lies in the output folder stays at home, and figures go along."""
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "example_weights.csv").write_text("id,weight\n")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "weights.png").write_bytes(b"picture")
+    new_trainer(tmp_path, push_to_hub=True).push_to_hub()
+    assert set(student_of(hub)) == PUBLISHED | {"figures/weights.png"}
+    assert "(figures/weights.png)" in student_of(hub)["README.md"].decode()
+    assert not list(tmp_path.glob("_push-*"))
+
+
+def test_without_losses_it_is_as_safe(hub, tmp_path):
+    """A trainer with nothing switched on, given plain arguments, publishes no pickle and no token either."""
+    args = TrainingArguments(
+        str(tmp_path), push_to_hub=True, hub_model_id="me/student", hub_token=TOKEN, max_steps=2, use_cpu=True
+    )
+    trainer = AMALTrainer(tiny_bert(), args, train_dataset=toy_rows(16), processing_class=tokenizer())
+    trainer.train()
+    trainer.push_to_hub(dataset="toys")
+    assert set(student_of(hub)) == PUBLISHED
+    assert not any(TOKEN.encode() in content for content in hub.received)
+    args.hub_token = TOKEN
+    Trainer(tiny_bert(), args, train_dataset=toy_rows(16))._save(str(tmp_path / "stock"))
+    assert TOKEN.encode() in (tmp_path / "stock" / "training_args.bin").read_bytes()  # what this guards against
+
+
+def test_students_that_write_text(hub, tmp_path):
+    """The trainer of encoder-decoders publishes the same way, with a snippet that generates."""
+    set_seed(0)
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 32}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+    student = BartForConditionalGeneration(
+        BartConfig(vocab_size=VOCABULARY, forced_eos_token_id=None, **sizes, **heads, **tokens)
+    )
+    args = AMALSeq2SeqArguments(str(tmp_path), push_to_hub=True, hub_model_id="me/student", use_cpu=True)
+    trainer = AMALSeq2SeqTrainer(student, args, train_dataset=toy_rows(8), processing_class=tokenizer())
+    trainer.push_to_hub(tasks="translation", example="question")
+    assert {"generation_config.json", "model.safetensors"} < set(student_of(hub))
+    exec(re.search("```python\n(.*?)```", student_of(hub)["README.md"].decode(), re.DOTALL)[1], {})
+
+
+def test_weights_are_published_on_request_only(hub, tmp_path):
+    """The policy and a dataset of every example's weights, keyed by id, come back as they were; by default neither
+    goes out.
+    """
+    trainer = new_trainer(tmp_path, push_to_hub=True, hub_include_weights=True, hub_private_repo=True)
+    trainer.train()
+    trainer.push_to_hub()
+    assert set(student_of(hub)) == PUBLISHED | {"weights/policy.safetensors"}
+    assert "me/student-weights" in student_of(hub)["README.md"].decode()
+    assert hub.repositories["datasets/me/student-weights"].private
+    there = datasets.load_dataset("me/student-weights", split="train", cache_dir=str(tmp_path / "cache"))
+    assert there.column_names == ["example_id", "labels", "teacher"]
+    for name in there.column_names:
+        kept, read = (torch.tensor(table[name][:]) for table in (trainer.example_weights(), there))
+        assert torch.equal(kept.nan_to_num(-1), read.nan_to_num(-1))
+    file = tmp_path / "policy.safetensors"
+    file.write_bytes(student_of(hub)["weights/policy.safetensors"])
+    frozen = Method("reused", Frozen(amal().policy, file))
+    new_trainer(tmp_path / "again", frozen).train()
+
+
+# ---- strategies ----
+
+
+def run_with(folder, strategy, method=None, **options):
+    saving = {"save_strategy": "steps", "save_steps": 2, "hub_always_push": True, **options}
+    trainer = new_trainer(folder, method, push_to_hub=True, hub_strategy=strategy, **saving)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("strategy", "folders"),
+    [
+        ("end", set()),
+        ("every_save", set()),
+        ("checkpoint", {"last-checkpoint"}),
+        ("all_checkpoints", {"checkpoint-2", "checkpoint-4", "checkpoint-6"}),
+    ],
+)
+def test_strategies(hub, tmp_path, strategy, folders):
+    """Every strategy sends what it says while training, without pickles, and `push_to_hub` completes it."""
+    trainer = run_with(tmp_path, strategy)
+    student = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    expected = {f"{folder}/{name}" for folder in folders for name in RESUMED} | (
+        student if strategy != "end" else set()
+    )
+    assert set(student_of(hub)) == expected
+    hub.requests.clear()
+    trainer.push_to_hub()
+    assert sum("/preupload/" in line for line in hub.requests) == 1  # checkpoints have arrived
+    assert set(student_of(hub)) == expected | PUBLISHED
+    assert not [path for path in student_of(hub) if path.endswith((".bin", ".pt", ".pth"))]
+    assert not list(tmp_path.glob("_push-*"))
+
+
+@pytest.mark.parametrize("method", [amal, lambda: amal(ExampleTable())], ids=["network", "table"])
+def test_a_run_goes_on_from_the_hub(hub, tmp_path, method):
+    """On a machine that has nothing but the script, a run that goes on from step 4 ends as the one that went through,
+    to the bit.
+    """
+    whole = run_with(tmp_path / "here", "all_checkpoints", method(), hub_include_weights=True)
+    folder = checkpoint_from_hub("me/student", tmp_path / "there", checkpoint="checkpoint-4")
+    assert folder == str(tmp_path / "there" / "checkpoint-4")
+    with pytest.raises(FileExistsError, match="checkpoint-4 is here already"):
+        checkpoint_from_hub("me/student", tmp_path / "there", checkpoint="checkpoint-4")
+    resumed = new_trainer(tmp_path / "there", method())
+    resumed.train(resume_from_checkpoint=folder)
+    assert resumed.state.global_step == 6
+    pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_without_weights_a_published_checkpoint_is_refused(hub, tmp_path):
+    """Learned weights were not published, so that the run cannot go on; this is said before a step is taken."""
+    run_with(tmp_path / "here", "checkpoint")
+    folder = checkpoint_from_hub("me/student", tmp_path / "there")
+    with pytest.raises(FileNotFoundError, match="published without hub_include_weights=True"):
+        new_trainer(tmp_path / "there").train(resume_from_checkpoint=folder)
+    with pytest.raises(FileNotFoundError, match="me/student has no checkpoint in 'checkpoint-9'"):
+        checkpoint_from_hub("me/student", tmp_path / "there", checkpoint="checkpoint-9")
+
+
+def test_the_token_is_there_while_checkpoints_are_written(hub, monkeypatch, tmp_path):
+    """A push in the background keeps its token, though the arguments lose it for as long as they are written."""
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    trainer = new_trainer(tmp_path, push_to_hub=True, hub_token=TOKEN, hub_strategy="every_save")
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "config.json").write_text("{}")
+    monkeypatch.setattr(trainer._api, "run_as_future", lambda send, *given: late.append((send, given)) or Future())
+    late = []
+    trainer._push_from_checkpoint(str(tmp_path / "checkpoint-1"))
+    trainer.args.hub_token = None
+    for send, given in late:
+        send(*given)
+    assert set(student_of(hub)) == {"config.json"}
+
+
+def test_a_checkpoint_that_cannot_be_resumed_is_announced(hub, tmp_path, caplog):
+    """Whoever publishes checkpoints to go on from them learns at once what that takes."""
+    new_trainer(tmp_path, push_to_hub=True, hub_strategy="checkpoint")
+    assert "no run can go on from them" in caplog.text
+    caplog.clear()
+    new_trainer(tmp_path, push_to_hub=True, hub_strategy="checkpoint", hub_include_weights=True)
+    assert "no run can go on" not in caplog.text
+
+
+def test_no_path_of_this_machine_is_published(hub, tmp_path):
+    """Neither from where student and tokenizer came nor where the best checkpoint lies; a checkpoint that is fetched
+    points to where it would lie there.
+    """
+    tiny_bert().save_pretrained(tmp_path / "start")
+    tokenizer().save_pretrained(tmp_path / "start")
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+    args = toy_arguments(
+        tmp_path / "out",
+        push_to_hub=True,
+        hub_model_id="me/student",
+        hub_strategy="checkpoint",
+        save_strategy="steps",
+        **best,
+    )
+    student = AutoModelForSequenceClassification.from_pretrained(tmp_path / "start")
+    known = AutoTokenizer.from_pretrained(tmp_path / "start")
+    trainer = AMALTrainer(student, args, train_dataset=toy_rows(40), eval_dataset=toy_rows(8), processing_class=known)
+    trainer.train()
+    trainer.push_to_hub()
+    assert not [path for path, content in student_of(hub).items() if str(tmp_path).encode() in content]
+    assert str(tmp_path) in (tmp_path / "out" / "checkpoint-6" / "trainer_state.json").read_text()
+    fetched = checkpoint_from_hub("me/student", tmp_path / "there")
+    best = json.loads((tmp_path / "there" / "checkpoint-6" / "trainer_state.json").read_text())[
+        "best_model_checkpoint"
+    ]
+    assert best.startswith(str(tmp_path / "there")) and fetched.startswith(str(tmp_path / "there"))
+
+
+# ---- what goes wrong ----
+
+
+def test_a_wrong_token_is_refused_at_once(hub, tmp_path):
+    """A run that could not be pushed does not begin."""
+    with pytest.raises(OSError, match="401") as failed:
+        new_trainer(tmp_path, push_to_hub=True, hub_token="hf_wrong")
+    assert "Invalid credentials" in str(failed.value) and "hf_wrong" not in str(failed.value)
+
+
+def test_private_repositories(hub, monkeypatch, tmp_path):
+    """A private student is created so, and nobody reads it without the token."""
+    new_trainer(tmp_path).push_to_hub(private=True)
+    assert student_of(hub).private
+    AutoModelForSequenceClassification.from_pretrained("me/student")
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    with pytest.raises(OSError, match="me/student"):
+        AutoModelForSequenceClassification.from_pretrained("me/student", cache_dir=tmp_path / "cache")
+
+
+def test_a_repository_that_exists_is_kept(hub, tmp_path):
+    """Files that others put there stay; the student's are replaced."""
+    new_trainer(tmp_path / "first", push_to_hub=True)
+    student_of(hub).update({"notes.txt": b"ours", "config.json": b"{}"})
+    new_trainer(tmp_path / "second", push_to_hub=True).push_to_hub()
+    assert student_of(hub)["notes.txt"] == b"ours"
+    assert json.loads(student_of(hub)["config.json"])["model_type"] == "bert"
+
+
+@pytest.mark.parametrize("line", ["/preupload/", "/info/lfs", "PUT /lfs/", "/lfs/verify", "/commit/"])
+def test_a_server_that_fails_twice(hub, tmp_path, line):
+    """Two errors of the server at any step of a push are overcome."""
+    trainer = new_trainer(tmp_path, push_to_hub=True)
+    hub.faults.append(Fault(line, times=2))
+    trainer.push_to_hub()
+    assert set(student_of(hub)) == PUBLISHED and len(student_of(hub).messages) == 1
+    assert hub.faults[0].times == 0
+
+
+def test_a_connection_that_is_cut(hub, tmp_path):
+    """An upload that breaks off in the middle is sent again, and what arrives is whole."""
+    trainer = new_trainer(tmp_path, push_to_hub=True)
+    hub.faults.append(Fault("PUT /lfs/", status=0))
+    trainer.push_to_hub()
+    assert student_of(hub)["model.safetensors"] == (tmp_path / "model.safetensors").read_bytes()
+
+
+def test_a_push_that_fails_says_where_everything_is(hub, tmp_path):
+    """After a failure the student is on disk, and the next push sends what is missing, not what is there."""
+    trainer = new_trainer(tmp_path, push_to_hub=True)
+    hub.faults.append(Fault("/commit/", status=403))
+    with pytest.raises(OSError, match="403") as failed:
+        trainer.push_to_hub()
+    assert (
+        f"the files are in {tmp_path}, and `trainer.push_to_hub()` sends what is missing" in failed.value.__notes__[0]
+    )
+    AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert not list(tmp_path.glob("_push-*"))
+    hub.requests.clear()
+    trainer.push_to_hub()
+    assert set(student_of(hub)) == PUBLISHED
+    assert not any(line.startswith("PUT") for line in hub.requests)  # the weights had arrived
+
+
+def test_a_background_push_that_fails_is_reported(hub, tmp_path, caplog):
+    """The end of training names the push that failed and why; `push_to_hub` brings the checkpoint that is missing."""
+    hub.faults.append(Fault("/commit/", status=403, times=99))
+    with caplog.at_level(logging.ERROR, "amal_hf.publishing"):
+        trainer = run_with(tmp_path, "checkpoint", save_steps=6)
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "'Training in progress, step 6'",
+        "'Training in progress, step 6, checkpoint'",
+    ]
+    assert "403" in caplog.text and "This did not get to me/student. Nothing is lost" in caplog.text
+    assert TOKEN not in caplog.text
+    assert (tmp_path / "checkpoint-6" / "optimizer.pt").is_file() and not student_of(hub)
+    hub.faults.clear()
+    trainer.push_to_hub()
+    assert {f"last-checkpoint/{name}" for name in RESUMED} | PUBLISHED == set(student_of(hub))
+
+
+def test_a_push_in_the_background(hub, tmp_path):
+    """`blocking=False` gives a future, and the folder may change meanwhile."""
+    trainer = new_trainer(tmp_path, push_to_hub=True)
+    pushing = trainer.push_to_hub(blocking=False)
+    assert isinstance(pushing, Future)
+    (tmp_path / "model.safetensors").write_bytes(b"changed")
+    assert "me/student" in pushing.result(timeout=60).commit_url
+    assert student_of(hub)["model.safetensors"] != b"changed"
+
+
+def test_a_card_that_the_hub_would_refuse_is_not_sent(hub, tmp_path):
+    """What is wrong with it is said, all at once, and the student is on disk."""
+    trainer = new_trainer(tmp_path, push_to_hub=True)
+    with pytest.raises(ValueError, match="language: 'English' is no ISO 639 code.*\n.*license: 'Apache 2.0' is no"):
+        trainer.push_to_hub(details=CardDetails(language=("English",), license="Apache 2.0"))
+    assert (tmp_path / "model.safetensors").is_file() and not student_of(hub)
+    assert not list(tmp_path.glob("_push-*"))
