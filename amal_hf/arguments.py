@@ -1,6 +1,7 @@
 """Options of a run, on top of those of `transformers.TrainingArguments`."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
@@ -45,6 +46,27 @@ class AMALArguments(TrainingArguments):
         metadata={
             "help": "Folder to keep teachers' logits in, so that each is computed once. Without it the teacher runs "
             "at every step."
+        },
+    )
+    write_figures: bool = field(
+        default=True,
+        metadata={
+            "help": "Draw what a method has learned into output_dir/figures at the end of training, if matplotlib is "
+            "installed."
+        },
+    )
+    write_report: bool = field(
+        default=False,
+        metadata={
+            "help": "Write output_dir/report.html at the end of training: a page to look through the training "
+            "examples by weight. It contains these examples."
+        },
+    )
+    trackio_static_space_id: str | None | Literal[False] = field(
+        default=False,
+        metadata={
+            "help": "Name of a Space on the Hub that shows a Trackio run; without it the run stays on this machine, "
+            "also when the student is pushed."
         },
     )
 

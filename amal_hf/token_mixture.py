@@ -102,3 +102,10 @@ class TokenMixture(Mixture):
     def remember(self, batch: Batch, weights: LossTable) -> None:
         """The mean weight of an example's tokens."""
         super().remember(batch, mean_by_example(weights, token_rows(batch, self.task)))
+
+    def note(self, outputs: Any, batch: Batch, losses: LossTable, present: Tensor | None) -> None:
+        """The losses of an example: those of its tokens, already divided by their number, summed."""
+        example = token_rows(batch, self.task).example
+        ids = ids_of(batch)
+        sums = losses.new_zeros(len(ids), losses.shape[1]).index_add(0, example, losses)
+        self.notes.write(ids, sums, None, outputs.logits.detach(), batch)
