@@ -37,9 +37,7 @@ class ExampleNotes(nn.Module):
         self.columns = [*losses, GUESS, STUDENT, *(f"teacher/{name}" for name in teachers)]
         self.store = RowStore(examples, torch.full((len(self.columns),), float("nan")))
 
-    def write(
-        self, ids: ExampleIds, losses: LossTable, present: Tensor | None, logits: Logits, batch: Batch
-    ) -> None:
+    def write(self, ids: ExampleIds, losses: LossTable, present: Tensor | None, logits: Logits, batch: Batch) -> None:
         """Take note of a micro-batch.
 
         Args:

@@ -57,7 +57,9 @@ def pictures(record: RunRecord) -> Iterator[Picture]:
     from amal_hf import plots
 
     if any(name.endswith("_p50") for entry in record.log_history for name in entry):
-        yield Picture("weights", plots.plot_weight_history(record.log_history), "The weights of each loss over training")
+        yield Picture(
+            "weights", plots.plot_weight_history(record.log_history), "The weights of each loss over training"
+        )
     seen = {name: np.isfinite(values).any() for name, values in record.weights.items()}
     weights = {name: values for name, values in record.weights.items() if seen[name]}
     if weights:
@@ -89,7 +91,7 @@ def _clean_and_flipped(record: RunRecord, weights: dict[str, Any]) -> Iterator[P
     if record.truth is None or record.labels is None:
         return
     known = (record.truth >= 0) & (record.labels >= 0)
-    known &= np.all([np.isfinite(values) for values in weights.values()], axis=0)
+    known &= np.any([np.isfinite(values) for values in weights.values()], axis=0)
     clean = record.truth[known] == record.labels[known]
     if len(clean) and not clean.all() and clean.any():
         figure = plots.plot_clean_against_flipped({name: values[known] for name, values in weights.items()}, clean)
@@ -106,7 +108,9 @@ def _rules(record: RunRecord) -> Iterator[Picture]:
     precision, weight = (np.array([getattr(entry, part) for entry in entries]) for part in ("precision", "weight"))
     if np.isfinite(precision + weight).any():
         figure = plots.plot_rule_weights(weight, precision, record.rules.names)
-        yield Picture("rules", figure, "The learned weight of every rule against the share of its votes that are right")
+        yield Picture(
+            "rules", figure, "The learned weight of every rule against the share of its votes that are right"
+        )
 
 
 def _changes(record: RunRecord) -> Iterator[Picture]:
@@ -116,7 +120,7 @@ def _changes(record: RunRecord) -> Iterator[Picture]:
         figure = plots.plot_blends(record.shares, record.classes)
         yield Picture("blends", figure, "The share of an example in its blends, by its label and its partner's")
     if record.masked:
-        figure = plots.plot_masks(*zip(*record.masked, strict=True))
+        figure = plots.plot_masks([text for text, _ in record.masked], [mask for _, mask in record.masked])
         yield Picture("masks", figure, "Texts; the darker a word, the more of it is kept")
 
 

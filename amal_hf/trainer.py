@@ -13,7 +13,7 @@ Evaluation is the plain task loss of `Trainer`. Without losses and method, every
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,10 +44,12 @@ from amal_hf.open_teachers import distillations, open_teachers
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.precision import compute_dtype
 from amal_hf.recorder import randomness
+from amal_hf.run_outputs import write_outputs, write_page
 from amal_hf.shapes import EXAMPLE_ID, Batch
 from amal_hf.state import load_state, save_state
 from amal_hf.student_inputs import StudentInputs
 from amal_hf.token_mixture import TokenMixture
+from amal_hf.weight_histograms import weight_histograms
 
 
 STATE_NAME = "amal.pt"
@@ -136,6 +138,8 @@ class AMALTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = False
         self._reset()
+        for callback in weight_histograms(self.callback_handler.callbacks, lambda: self._statistics.weights):
+            self.add_callback(callback)
 
     # ---- training ----
 
@@ -221,6 +225,15 @@ class AMALTrainer(Trainer):
         columns = dict(zip(self.mixture.names, table.cpu().T.numpy(), strict=True))
         return datasets.Dataset.from_dict({EXAMPLE_ID: given, **columns})
 
+    def write_report(self, path: str | None = None, results: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Write a page to look through the training examples by weight; see `report.py`. Returns its path.
+
+        Args:
+            path: `report.html` in the output folder by default.
+            results: rows of a table to show first.
+        """
+        return write_page(self, path, results)
+
     # ---- the meta step ----
 
     def _learn(self, learner: WeightLearner) -> None:
@@ -266,7 +279,10 @@ class AMALTrainer(Trainer):
         """`Trainer`'s, from the initial mixture: also in a second `train()`, a trial of a search, a smaller batch."""
         if self.mixes:
             self._reset()
-        return super()._inner_training_loop(*args, **kwargs)
+        output = super()._inner_training_loop(*args, **kwargs)
+        if self.mixes:
+            write_outputs(self)
+        return output
 
     def _reset(self) -> None:
         stream = is_stream(self.train_dataset) or self.train_dataset is None

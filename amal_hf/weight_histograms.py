@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 from transformers import TrainerCallback
-from transformers.integrations import TensorBoardCallback, TrackioCallback
+from transformers.integrations.integration_utils import TensorBoardCallback, TrackioCallback
 
 
 Weights: TypeAlias = Callable[[], Mapping[str, Tensor]]

@@ -1,7 +1,7 @@
 """Pictures of learned weights, one file a picture. Needs matplotlib (`pip install 'amal_hf[plots]'`).
 
-Not imported by `amal_hf` itself. Every function takes plain data, returns a matplotlib `Figure`, and writes it where it
-is given a path, whose suffix (.png, .pdf, .svg) decides the format.
+Not imported by `amal_hf` itself. Every function takes plain data, returns a matplotlib `Figure`, and writes it where
+it is given a path, whose suffix (.png, .pdf, .svg) decides the format.
 """
 
 from amal_hf.plots.accuracy_against_seconds import plot_accuracy_against_seconds

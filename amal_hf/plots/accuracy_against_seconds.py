@@ -42,8 +42,7 @@ def plot_accuracy_against_seconds(curves: Mapping[str, Curve], path: str | Path 
     axes = figure.subplots()
     for (name, curve), look in zip(curves.items(), looks(), strict=False):
         accuracies = 100 * np.asarray(curve.accuracies, dtype=np.float64)
-        line = {"color": look.colour, "linestyle": look.line, "marker": look.marker, "markersize": 6}
-        axes.plot(curve.seconds, accuracies, label=name, **line)
+        axes.plot(curve.seconds, accuracies, look.line, color=look.colour, marker=look.marker, label=name)
         if curve.interval is not None:
             ends = np.abs(100 * np.array(curve.interval) - accuracies[-1])[:, None]
             axes.errorbar(curve.seconds[-1], accuracies[-1], ends, color=look.colour, capsize=3)

@@ -23,7 +23,7 @@ def plot_clean_against_flipped(
     Each of the two histograms shows shares of its own group, so that groups of different size compare.
 
     Args:
-        weights: the learned weights of each loss, (N,) each.
+        weights: the learned weights of each loss, (N,) each; NaN for examples without it.
         clean: (N,) of bool, whether an example's label is right.
         path: the file to write, if any.
 
@@ -34,7 +34,8 @@ def plot_clean_against_flipped(
     _check_groups(weights, clean)
     figure, grid = panels(len(weights), 3.5, 3.2)
     for axes, (loss, values) in zip(grid, weights.items(), strict=True):
-        _overlay(axes, np.asarray(values, dtype=np.float64), clean)
+        known = np.isfinite(values)
+        _overlay(axes, np.asarray(values, dtype=np.float64)[known], clean[known])
         axes.set(title=loss, xlabel="learned weight")
     grid[0].set_ylabel("share of the group")
     return finished(figure, path, grid[-1])
@@ -52,8 +53,7 @@ def _overlay(axes: Axes, values: NDArray[np.float64], clean: NDArray[np.bool_]) 
     edges = np.histogram_bin_edges(values, bins=BINS)
     groups = (("clean label", clean, OKABE_ITO[0], "-", ""), ("flipped label", ~clean, OKABE_ITO[1], "--", "////"))
     for name, members, colour, style, hatch in groups:
-        count = int(members.sum())
-        common: dict[str, Any] = {"bins": edges, "weights": np.full(count, 1 / count), "color": colour}
+        shares = np.full(int(members.sum()), 1 / max(members.sum(), 1))
+        common: dict[str, Any] = {"bins": edges, "weights": shares, "color": colour}
         axes.hist(values[members], histtype="stepfilled", alpha=0.3, **common)
-        named = f"{name} ({count:,})"
-        axes.hist(values[members], histtype="step", linestyle=style, linewidth=1.5, hatch=hatch, label=named, **common)
+        axes.hist(values[members], histtype="step", linestyle=style, linewidth=1.5, hatch=hatch, label=name, **common)

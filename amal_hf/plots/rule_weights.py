@@ -12,7 +12,7 @@ from amal_hf.plots.style import OKABE_ITO, finished, short
 
 
 NAMED = 20
-"""Rules up to which each has its name beside its point."""
+"""Rules up to which each has a number beside its point; names would run over one another."""
 
 
 def plot_rule_weights(
@@ -23,7 +23,7 @@ def plot_rule_weights(
     Args:
         weights: (m,) mean weight where a rule votes.
         precisions: (m,) share of right votes; rules for which either is NaN are left out.
-        names: the m rules; written beside their points if there are at most 20.
+        names: the m rules. Up to 20 are numbered, the most believed first, with their names beside the picture.
         path: the file to write, if any.
 
     Raises:
@@ -35,19 +35,15 @@ def plot_rule_weights(
     shown = np.isfinite(weights) & np.isfinite(precisions)
     if not shown.any():
         raise ValueError("No rule has both a weight and a precision: there is nothing to draw.")
-    figure = Figure(figsize=(5, 4), layout="constrained")
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     axes.scatter(precisions[shown], weights[shown], color=OKABE_ITO[0])
-    for place in np.flatnonzero(shown).tolist() if len(names) <= NAMED else []:
-        # Towards the middle, so that no name leaves the picture.
-        right = precisions[place] > np.median(precisions[shown])
-        axes.annotate(
-            short(names)[place],
-            (precisions[place], weights[place]),
-            fontsize=7,
-            xytext=(-4 if right else 4, 2),
-            textcoords="offset points",
-            ha="right" if right else "left",
-        )
     axes.set(xlabel="share of right votes", ylabel="learned weight where it votes", ylim=(0, None))
+    if shown.sum() <= NAMED:
+        ranked = sorted(np.flatnonzero(shown).tolist(), key=lambda place: -weights[place])
+        for number, place in enumerate(ranked, 1):
+            point = (precisions[place], weights[place])
+            axes.annotate(str(number), point, fontsize=8, xytext=(4, 3), textcoords="offset points")
+        key = [f"{number}  {short(names)[place]}" for number, place in enumerate(ranked, 1)]
+        axes.annotate("\n".join(key), (1.03, 1), xycoords="axes fraction", fontsize=8, va="top", linespacing=1.5)
     return finished(figure, path)

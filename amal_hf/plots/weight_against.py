@@ -81,5 +81,4 @@ def _draw(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], look: Look
     places = [np.median(x[group]) for group in groups]
     low, middle, high = np.transpose([np.quantile(y[group], (0.25, 0.5, 0.75)) for group in groups])
     axes.fill_between(places, low, high, color=look.colour, alpha=0.3, linewidth=0, label="middle 50 %")
-    line = {"color": look.colour, "marker": look.marker, "markersize": 4, "linewidth": 1.8}
-    axes.plot(places, middle, label="median", **line)
+    axes.plot(places, middle, color=look.colour, marker=look.marker, markersize=4, linewidth=1.8, label="median")
