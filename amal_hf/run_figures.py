@@ -22,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 class Picture(NamedTuple):
-    """A figure, the name of its file, and what it shows in words."""
+    """A figure, the name of its file, and what it shows in words.
+
+    Those that show training texts lie in a folder of their own, `data`, which is not for publishing.
+    """
 
     name: str
     figure: "Figure"
@@ -39,10 +42,10 @@ def write_figures(record: RunRecord, folder: Path) -> list[Path]:
     if not can_draw():
         logger.warning("No figures are written: they need matplotlib (pip install 'amal_hf[plots]').")
         return []
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for picture in pictures(record):
         files.append(folder / f"{picture.name}.png")
+        files[-1].parent.mkdir(parents=True, exist_ok=True)
         picture.figure.savefig(files[-1], dpi=150)
     return files
 
@@ -121,7 +124,7 @@ def _changes(record: RunRecord) -> Iterator[Picture]:
         yield Picture("blends", figure, "The share of an example in its blends, by its label and its partner's")
     if record.masked:
         figure = plots.plot_masks([text for text, _ in record.masked], [mask for _, mask in record.masked])
-        yield Picture("masks", figure, "Texts; the darker a word, the more of it is kept")
+        yield Picture("data/masks", figure, "Texts; the darker a word, the more of it is kept")
 
 
 def _share_both(values: NDArray[Any], others: NDArray[Any]) -> bool:

@@ -4,7 +4,7 @@ Not imported by `amal_hf` itself. Every function takes plain data, returns a mat
 it is given a path, whose suffix (.png, .pdf, .svg) decides the format.
 """
 
-from amal_hf.plots.accuracy_against_seconds import plot_accuracy_against_seconds
+from amal_hf.plots.accuracy_against_seconds import Curve, plot_accuracy_against_seconds
 from amal_hf.plots.blends import plot_blends
 from amal_hf.plots.clean_against_flipped import plot_clean_against_flipped
 from amal_hf.plots.masks import plot_masks
@@ -16,6 +16,7 @@ from amal_hf.plots.weight_history import plot_weight_history
 
 __all__ = [
     "OKABE_ITO",
+    "Curve",
     "plot_accuracy_against_seconds",
     "plot_blends",
     "plot_clean_against_flipped",

@@ -182,6 +182,7 @@
       const box = element("input");
       box.type = "checkbox";
       box.checked = Boolean(value);
+      box.tabIndex = place === active ? 0 : -1;
       box.setAttribute("aria-label", `mark ${data.ids[row]}`);
       box.addEventListener("change", () => (marks[row] = box.checked ? 1 : 0));
       cell.append(box);
@@ -330,6 +331,8 @@
     clearTimeout(waiting);
     waiting = setTimeout(select, 60);
   });
+  // Before the first letter is typed, so that the first search is as quick as the next.
+  $("query").addEventListener("focus", haystack, { once: true });
   $("filters").addEventListener("reset", () => setTimeout(select));
   $("filters").addEventListener("submit", (event) => event.preventDefault());
   $("export").addEventListener("click", download);
