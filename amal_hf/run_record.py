@@ -48,7 +48,7 @@ class RunRecord:
         weights: `(N,)` of each loss; of a loss of several columns the mean of those that an example has.
         losses: `(N,)` their values when an example was last trained on.
         teachers: `(N,)` each teacher's probability of the label.
-        student: `(N,)` the student's probability of the label, when last trained on.
+        student: `(N,)` the student's probability of the label, when last trained on; NaN where unknown.
         guesses: `(N,)` the student's class then; NaN where unknown.
         classes: names of the classes; empty where examples are not of one class.
         labels: `(N,)` classes, -100 for none; `None` where examples are not of one class.
@@ -86,7 +86,7 @@ def record_of(trainer: Any) -> RunRecord:
     losses = {name: notes[f"loss/{name}"] for name in trainer.mixture.groups}
     changes = trainer.method.batch_policy
     labels = _classes_in(trainer.train_dataset, ("labels", "label"))
-    names = _class_names(trainer.model.config) if labels is not None else []
+    of_one_class = labels is not None or bool(np.isfinite(notes[GUESS]).any())
     return RunRecord(
         settings=settings_of(trainer),
         log_history=trainer.state.log_history,
@@ -94,11 +94,11 @@ def record_of(trainer: Any) -> RunRecord:
         weights=_by_loss(columns, trainer.mixture.groups),
         losses=losses,
         teachers={name.removeprefix("teacher/"): notes[name] for name in notes if name.startswith("teacher/")},
-        student=notes[STUDENT] if names else None,
-        guesses=notes[GUESS] if names else None,
-        classes=names,
+        student=notes[STUDENT],
+        guesses=notes[GUESS],
+        classes=_class_names(trainer.model.config) if of_one_class else [],
         labels=labels,
-        truth=_classes_in(trainer.train_dataset, (TRUE_LABEL,)) if names else None,
+        truth=_classes_in(trainer.train_dataset, (TRUE_LABEL,)),
         rules=rules,
         texts=texts_of(trainer.train_dataset, trainer.processing_class),
         shares=changes.shares().cpu().numpy() if isinstance(changes, LabelBlend) else None,
@@ -188,7 +188,7 @@ def _classes_in(rows: Any, names: Sequence[str]) -> NDArray[np.int64] | None:
     if not isinstance(rows, datasets.Dataset):
         return None
     column = next((name for name in names if name in rows.column_names), None)
-    if column is None or rows.features[column].dtype not in ("int64", "int32", "int8", "uint8", "int16"):
+    if column is None or not str(getattr(rows.features[column], "dtype", "")).startswith(("int", "uint")):
         return None
     values = np.asarray(rows.with_format("numpy")[column][:]).astype(np.int64)
     return np.where(values < 0, IGNORED, values)

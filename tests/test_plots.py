@@ -140,7 +140,7 @@ def test_rule_weights_show_every_rule_that_voted():
 
 
 def test_weights_against_agreement():
-    """Ten equal groups of examples by the teacher's probability, each with its median; gaps in the data are left out."""
+    """Ten equal groups by the teacher's probability, each with its median; gaps in the data are left out."""
     agreement = np.linspace(0, 1, 1000)
     weights = {"labels": agreement * 2, "teacher": np.where(agreement < 0.5, np.nan, 1.0)}
     figure = plots.plot_weight_against_agreement(weights, agreement)
