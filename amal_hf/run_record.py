@@ -85,7 +85,8 @@ def record_of(trainer: Any) -> RunRecord:
     notes = trainer.mixture.notes.of(trainer.mixture.record.contents()[0])
     losses = {name: notes[f"loss/{name}"] for name in trainer.mixture.groups}
     changes = trainer.method.batch_policy
-    labels = _classes_in(trainer.train_dataset, ("labels", "label"))
+    names = _class_names(trainer.model.config)
+    labels = _classes_in(trainer.train_dataset, ("labels", "label")) if names else None
     of_one_class = labels is not None or bool(np.isfinite(notes[GUESS]).any())
     return RunRecord(
         settings=settings_of(trainer),
@@ -96,7 +97,7 @@ def record_of(trainer: Any) -> RunRecord:
         teachers={name.removeprefix("teacher/"): notes[name] for name in notes if name.startswith("teacher/")},
         student=notes[STUDENT],
         guesses=notes[GUESS],
-        classes=_class_names(trainer.model.config) if of_one_class else [],
+        classes=names if of_one_class else [],
         labels=labels,
         truth=_classes_in(trainer.train_dataset, (TRUE_LABEL,)),
         rules=rules,

@@ -138,6 +138,7 @@ def new_trainer(
         warmup_steps=0.1,
         weight_decay=0.01,
         save_strategy="no",
+        write_figures=False,
         logging_steps=50,
         seed=seed,
         bf16=has_fast_bf16(),
@@ -188,6 +189,7 @@ def teacher_logits(data: DatasetDict, name: str, setting: str, seed: int) -> np.
             use_cpu=not torch.cuda.is_available(),
             warmup_steps=0.1,
             save_strategy="no",
+            write_figures=False,
             seed=seed,
             disable_tqdm=True,
         )

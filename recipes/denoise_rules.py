@@ -6,13 +6,13 @@
 
 1. Read rows with votes; split into few labelled rows, many unlabelled ones, a clean meta set, dev and test.
 2. Train the same student from each source of supervision, on the same budget; dev chooses among the checkpoints.
-3. Print a table, and what is known of every rule: how often it is right, and what weight it has learned. Draw both.
+3. Print a table, and what is known of every rule: how often it is right, and what weight it has learned.
+   Draw both, and write a page to look through the examples by weight and rule.
 """
 
 import copy
 import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,6 +145,7 @@ class DenoiseArguments(AMALArguments):
     load_best_model_at_end: bool = True
     metric_for_best_model: str | None = "accuracy"
     save_only_model: bool = True
+    write_figures: bool = False  # runs share a folder; the report has those of the learned mixture
     logging_steps: float = 25
     dataloader_pin_memory: bool = False
     bf16: bool = FAST_BF16
@@ -174,6 +175,7 @@ def main() -> None:
         rows.append(row)
         if name == "amal":
             weights = rule_weights(bench, trainer)
+            trainer.write_report(results=rows)
     show(rows)
     summary = summarise(bench, weights)
     folder = Path(args.output_dir)
@@ -183,7 +185,7 @@ def main() -> None:
         precision = np.array([entry["precision"] for entry in summary])
         learned = np.array([entry["weight"] for entry in summary])
         plot_rule_weights(learned, precision, bench.rules, folder / "rules.png")
-    print(f"Saved in {folder}: results.json" + ("" if weights is None else ", rules.png"))
+    print(f"Saved in {folder}: results.json" + ("" if weights is None else ", rules.png, report.html"))
 
 
 def parse(command_line: list[str]) -> tuple[RecipeArguments, DenoiseArguments]:
@@ -270,16 +272,14 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
     args.max_steps = round(args.num_train_epochs * -(-len(bench.data["train"]) // args.train_batch_size))
     method = chosen.method() if chosen.method else None
     losses = chosen.losses(bench.rules) if "train" in chosen.rows else [CrossEntropy()]
-    started = time.perf_counter()
     trainer = new_trainer(bench, new_student(bench), args, rows, losses, method)
-    trainer.train()
+    seconds = trainer.train().metrics["train_runtime"]
     if chosen.then_clean:
         last = concatenate_datasets([clean(bench.data["labelled"]), clean(bench.data["meta"])])
         args.max_steps = -(-5 * len(last) // args.train_batch_size)
         args.learning_rate = args.learning_rate / 4
         trainer = new_trainer(bench, trainer.model, args, last, [CrossEntropy()], None)
-        trainer.train()
-    seconds = time.perf_counter() - started
+        seconds += trainer.train().metrics["train_runtime"]
     output = trainer.predict(bench.data["test"])
     guess = np.asarray(output.predictions).argmax(-1)
     truth = np.asarray(output.label_ids)

@@ -8,13 +8,12 @@
 1. Read the data; take a clean meta set (and dev and test sets, where there are none) out of the training set.
 2. Fine-tune the teacher, and keep its logits on the training set.
 3. Train the student three times on the same budget: labels only, a fixed half-and-half mixture, the learned mixture.
-4. Print a table, draw the learned weights, save the student.
+4. Print a table, save the student, and a report to look through the training examples by their weights.
 """
 
 import copy
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +48,7 @@ from amal_hf.demo import demo_teacher_path, docstring_corpus
 from amal_hf.latency import measure_latency
 from amal_hf.metrics import bootstrap_interval, classification_metrics
 from amal_hf.noise import flip_labels
-from amal_hf.plots import plot_weight_history
+from amal_hf.plots import Curve, plot_accuracy_against_seconds
 from amal_hf.precision import has_fast_bf16
 
 
@@ -283,11 +282,9 @@ def new_trainer(
 
 
 def train(name: str, trainer: AMALTrainer) -> Run:
-    """Train, and take the time."""
+    """Train; the time is that of training alone, without the figures at its end."""
     print(f"\n{name}: {trainer.args.num_train_epochs:g} epochs")
-    started = time.perf_counter()
-    trainer.train()
-    return Run(name, trainer, time.perf_counter() - started)
+    return Run(name, trainer, trainer.train().metrics["train_runtime"])
 
 
 def scores(run: Run, teacher: Run, data: DatasetDict) -> dict[str, Any]:
@@ -337,17 +334,20 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def save(run: Run, rows: list[dict[str, Any]], args: DistilArguments, data: DatasetDict) -> None:
-    """The student with the learned mixture, its weights for every example, a figure and the table's numbers."""
+    """The student with the learned mixture, its weights for every example, the table's numbers, and a report."""
     folder = Path(args.output_dir)
+    (folder / "figures").mkdir(exist_ok=True)
     run.trainer.save_model(str(folder / "student"))
     run.trainer.example_weights().to_csv(folder / "example_weights.csv")
-    plot_weight_history(run.trainer.state.log_history, folder / "weights.png")
+    curves = {row["name"]: Curve([row["train_seconds"]], [row["test"]], row["test_interval"]) for row in rows[1:]}
+    plot_accuracy_against_seconds(curves, folder / "figures" / "accuracy.png")
     (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     if args.push_to_hub:
         run.trainer.push_to_hub()
+    run.trainer.write_report(results=rows)
     classify = pipeline("text-classification", str(folder / "student"))
     text = data["test"][0][find_text_columns(data["test"].column_names)[0]]
-    print(f"\nSaved in {folder}: student/, weights.png, example_weights.csv, results.json")
+    print(f"\nSaved in {folder}: student/, figures/, report.html, example_weights.csv, results.json")
     print(f'pipeline("text-classification", "{folder}/student")({text!r})\n  -> {classify(text)[0]}')
 
 
