@@ -189,7 +189,6 @@ def teacher_logits(data: DatasetDict, name: str, setting: str, seed: int) -> np.
             use_cpu=not torch.cuda.is_available(),
             warmup_steps=0.1,
             save_strategy="no",
-            write_figures=False,
             seed=seed,
             disable_tqdm=True,
         )

@@ -44,7 +44,12 @@ def test_weight_history_shows_every_loss():
         np.testing.assert_allclose(bands, [[middle - 0.2, middle + 0.15], [middle - 0.1, middle + 0.1]])
         assert axes.get_xlabel() == "training step"
     assert figure.axes[0].get_ylabel() == "weight"
-    assert figure.axes[0].get_legend() is not None
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "middle 80 %",
+        "middle 50 %",
+        "median",
+        "mean",
+    ]
 
 
 def test_methods_differ_in_more_than_colour():
@@ -183,3 +188,19 @@ def test_accuracy_against_seconds():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("seconds of training", "accuracy (%)")
     with pytest.raises(ValueError, match="as many seconds"):
         plots.plot_accuracy_against_seconds({"a": plots.Curve([1, 2], [0.5])})
+
+
+def test_legends_stay_inside_narrow_figures():
+    """One loss alone makes a narrow picture, which must not cut off what its colours mean."""
+    entries = [{name: entry[name] for name in entry if "distillation" not in name} for entry in history()]
+    figure = plots.plot_weight_history(entries)
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1
+
+
+def test_long_names_keep_their_ends():
+    """Rules are often told apart by a number at the end of a long name."""
+    names = style.short([f"keyword_of_huggingface_hub_{number}" for number in (1, 2)], 20)
+    assert names[0] != names[1] and all(len(name) == 20 for name in names)
+    assert style.short(["short"]) == ["short"]

@@ -48,4 +48,4 @@ def plot_accuracy_against_seconds(curves: Mapping[str, Curve], path: str | Path 
             axes.errorbar(curve.seconds[-1], accuracies[-1], ends, color=look.colour, capsize=3)
     axes.set(xlabel="seconds of training", ylabel="accuracy (%)", xlim=(0, None))
     axes.grid(axis="y", linewidth=0.4, color="0.85")
-    return finished(figure, path, axes, loc="center left", bbox_to_anchor=(1, 0.5))
+    return finished(figure, path, axes, "outside right upper")

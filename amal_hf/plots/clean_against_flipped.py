@@ -38,7 +38,7 @@ def plot_clean_against_flipped(
         _overlay(axes, np.asarray(values, dtype=np.float64)[known], clean[known])
         axes.set(title=loss, xlabel="learned weight")
     grid[0].set_ylabel("share of the group")
-    return finished(figure, path, grid[-1])
+    return finished(figure, path, grid[0])
 
 
 def _check_groups(weights: Mapping[str, NDArray[Any]], clean: NDArray[np.bool_]) -> None:

@@ -6,7 +6,7 @@ Figures are built as objects, without pyplot, so that neither the backend nor an
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -49,17 +49,30 @@ def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]
     return figure, grid[:count]
 
 
-def finished(figure: Figure, path: str | Path | None, legend: Axes | None = None, **options: Any) -> Figure:
-    """Take the frame away on the sides that carry no scale, add a legend, write the file if there is a path."""
+def finished(
+    figure: Figure, path: str | Path | None, legend: Axes | None = None, place: str = "outside lower center"
+) -> Figure:
+    """Take the frame away on the sides that carry no scale, add a legend, write the file if there is a path.
+
+    Args:
+        figure: as drawn.
+        path: of the file, if any.
+        legend: a panel with everything that the legend is to name.
+        place: outside the panels, so that it never covers what they show.
+    """
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     if legend is not None:
-        legend.legend(frameon=False, **options)
+        handles, names = legend.get_legend_handles_labels()
+        beside = 2 if figure.get_figwidth() < 5 else len(names)
+        columns = beside if place.endswith("center") else 1
+        figure.legend(handles, names, loc=place, ncols=columns, frameon=False, fontsize="small")
     if path is not None:
         figure.savefig(path, dpi=200)
     return figure
 
 
 def short(names: Sequence[str], length: int = 24) -> list[str]:
-    """Names cut where they would run over their neighbours."""
-    return [name if len(name) <= length else f"{name[: length - 1]}…" for name in names]
+    """Names with their middle left out where they would run over their neighbours; their ends tell them apart."""
+    half = length // 2
+    return [name if len(name) <= length else f"{name[:half]}…{name[1 - half :]}" for name in names]

@@ -70,7 +70,7 @@ def _against(
         _draw(axes, x[known], y[known], look)
         axes.set(title=loss, xlabel=xlabel)
     grid[0].set(ylabel="learned weight", ylim=(0, None))
-    return finished(figure, path, grid[-1], fontsize=7, loc="best")
+    return finished(figure, path, grid[0])
 
 
 def _draw(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], look: Look) -> None:

@@ -41,7 +41,7 @@ def plot_weight_history(log_history: Sequence[Mapping[str, Any]], path: str | Pa
         _draw(axes, [entry for entry in log_history if f"weight_{loss}_p50" in entry], loss, look)
         axes.set(title=loss, xlabel="training step")
     grid[0].set(ylabel="weight", ylim=(0, None))
-    return finished(figure, path, grid[0], fontsize=7, loc="best")
+    return finished(figure, path, grid[0])
 
 
 def _draw(axes: Axes, entries: Sequence[Mapping[str, Any]], loss: str, look: Look) -> None:
