@@ -8,7 +8,7 @@ from typing import Any
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.report import write_report
 from amal_hf.run_figures import write_figures
-from amal_hf.run_record import record_of
+from amal_hf.run_record import record_of, texts_of
 
 
 logger = logging.getLogger(__name__)
@@ -33,4 +33,6 @@ def write_outputs(trainer: Any) -> None:
 def write_page(trainer: Any, path: str | None = None, results: Sequence[Mapping[str, Any]] = ()) -> str:
     """The report page of a trainer; returns its path."""
     target = Path(trainer.args.output_dir) / "report.html" if path is None else Path(path)
-    return str(write_report(record_of(trainer), target, results))
+    record = record_of(trainer)
+    record.texts = texts_of(trainer.train_dataset, trainer.processing_class)
+    return str(write_report(record, target, results))

@@ -54,7 +54,7 @@ class RunRecord:
         labels: `(N,)` classes, -100 for none; `None` where examples are not of one class.
         truth: `(N,)` the true classes, where the data knows them in a column `true_label`.
         rules: of the first `RuleLosses`, if any.
-        texts: `(N,)` columns of text by name.
+        texts: `(N,)` columns of text by name; only read for the report page.
         shares: `(C, C)`, λ of a `LabelBlend`.
         masked: a few texts as tokens, and what a `TokenMask` keeps of each.
     """
@@ -78,7 +78,7 @@ class RunRecord:
 
 @torch.no_grad()
 def record_of(trainer: Any) -> RunRecord:
-    """The record of a trainer that has trained with losses or a method."""
+    """The record of a trainer that has trained with losses or a method; without the texts, which are many."""
     table = trainer.example_weights().with_format("numpy")
     columns = np.column_stack([table[name][:] for name in trainer.mixture.names]).astype(np.float32)
     rules = rules_of(trainer, columns)
@@ -101,7 +101,6 @@ def record_of(trainer: Any) -> RunRecord:
         labels=labels,
         truth=_classes_in(trainer.train_dataset, (TRUE_LABEL,)),
         rules=rules,
-        texts=texts_of(trainer.train_dataset, trainer.processing_class),
         shares=changes.shares().cpu().numpy() if isinstance(changes, LabelBlend) else None,
         masked=_masked(changes, trainer) if isinstance(changes, TokenMask) else [],
     )

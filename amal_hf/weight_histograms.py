@@ -35,6 +35,8 @@ class TensorBoardHistograms(TrainerCallback):
 class TrackioHistograms(TrainerCallback):
     """Logs `weights/{loss}` to the run that `TrackioCallback` has begun.
 
+    Trackio counts calls of `log` by itself; `train/global_step` is the step that scalars and histograms share.
+
     Args:
         weights: read whenever training logs.
     """
