@@ -6,7 +6,7 @@ Figures are built as objects, without pyplot, so that neither the backend nor an
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,6 +23,10 @@ PANEL_COLUMNS = 4
 
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+Place: TypeAlias = Literal["outside lower center", "outside right upper"]
+"""Of a legend: outside the panels, so that it never covers what they show."""
 
 
 class Look(NamedTuple):
@@ -50,7 +54,7 @@ def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]
 
 
 def finished(
-    figure: Figure, path: str | Path | None, legend: Axes | None = None, place: str = "outside lower center"
+    figure: Figure, path: str | Path | None, legend: Axes | None = None, place: Place = "outside lower center"
 ) -> Figure:
     """Take the frame away on the sides that carry no scale, add a legend, write the file if there is a path.
 
@@ -58,14 +62,14 @@ def finished(
         figure: as drawn.
         path: of the file, if any.
         legend: a panel with everything that the legend is to name.
-        place: outside the panels, so that it never covers what they show.
+        place: of the legend.
     """
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     if legend is not None:
         handles, names = legend.get_legend_handles_labels()
         beside = 2 if figure.get_figwidth() < 5 else len(names)
-        columns = beside if place.endswith("center") else 1
+        columns = beside if place == "outside lower center" else 1
         figure.legend(handles, names, loc=place, ncols=columns, frameon=False, fontsize="small")
     if path is not None:
         figure.savefig(path, dpi=200)
