@@ -45,7 +45,7 @@ def write_report(record: RunRecord, path: str | Path, results: Sequence[Mapping[
         .render(
             title=f"{record.settings.get('method', 'A run')} on {len(record.ids):,} examples",
             settings={name: shown(value) for name, value in record.settings.items()},
-            columns=list(dict.fromkeys(name for row in results for name in row)),
+            columns=list(dict.fromkeys(name for row in results for name, value in row.items() if shown(value))),
             results=[{name: shown(value) for name, value in row.items()} for row in results],
             figures=[(picture.caption, _as_url(picture)) for picture in drawn],
             rules=rule_table(record),

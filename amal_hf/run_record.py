@@ -45,7 +45,8 @@ class RunRecord:
         settings: what was run, as words and numbers, by name.
         log_history: `trainer.state.log_history`.
         ids: of the examples, the user's own where there are any.
-        weights: `(N,)` of each loss; of a loss of several columns the mean of those that an example has.
+        weights: `(N,)` of each loss; of a loss of several columns the mean of those that an example has; NaN where it
+            has none, or was never trained on.
         losses: `(N,)` their values when an example was last trained on.
         teachers: `(N,)` each teacher's probability of the label.
         student: `(N,)` the student's probability of the label, when last trained on; NaN where unknown.
@@ -92,7 +93,7 @@ def record_of(trainer: Any) -> RunRecord:
         settings=settings_of(trainer),
         log_history=trainer.state.log_history,
         ids=table.with_format(None)["example_id"][:],
-        weights=_by_loss(columns, trainer.mixture.groups),
+        weights=_where_present(_by_loss(columns, trainer.mixture.groups), losses),
         losses=losses,
         teachers={name.removeprefix("teacher/"): notes[name] for name in notes if name.startswith("teacher/")},
         student=notes[STUDENT],
@@ -112,7 +113,11 @@ def settings_of(trainer: Any) -> dict[str, str | int | float]:
     last: dict[str, Any] = {}
     for entry in trainer.state.log_history:
         last |= entry
-    scores = {name: last[name] for name in last if name.startswith("eval_") and not name.endswith("_per_second")}
+    scores = {
+        name: last[name]
+        for name in last
+        if name.startswith("eval_") and not name.endswith(("_per_second", "_runtime"))
+    }
     return {
         "method": method.name,
         "policy": type(method.policy).__name__,
@@ -169,6 +174,17 @@ def _by_loss(columns: NDArray[np.float32], groups: dict[str, int]) -> dict[str, 
     table = torch.from_numpy(columns)
     means = group_means(table, table.isfinite(), list(groups.values())).numpy()
     return dict(zip(groups, means.T, strict=True))
+
+
+def _where_present(
+    weights: dict[str, NDArray[np.float32]], losses: dict[str, NDArray[np.float32]]
+) -> dict[str, NDArray[np.float32]]:
+    """NaN where an example was found not to have a loss, such as one without a label: a weight of 0 means nothing."""
+    noted = {name: np.isfinite(values) for name, values in losses.items()}
+    return {
+        name: np.where(noted[name], values, np.float32("nan")) if noted[name].any() else values
+        for name, values in weights.items()
+    }
 
 
 def _masked(mask: TokenMask, trainer: Any) -> list[tuple[list[str], list[float]]]:

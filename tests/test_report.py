@@ -88,7 +88,7 @@ def test_columns_hold_the_run():
 def test_bad_rules_come_first():
     """The table of rules begins with the least believed, which here are the least right."""
     table = rule_table(toy_record())
-    assert [row["name"] for row in table] == ["rule_0", "rule_1", "rule_2", "rule_3"]
+    assert [row["name"] for row in table] == ["rule_1", "rule_3", "rule_0", "rule_2"]
     precision = [float(row["precision"]) for row in table]
     assert precision == sorted(precision)
 

@@ -101,6 +101,16 @@ def test_losses_and_guesses_are_those_of_training(tmp_path):
     assert set(record.guesses) <= {0, 1, 2}
 
 
+def test_an_example_without_a_label_has_no_weight_of_it(tmp_path):
+    """It would otherwise lead the list of the lowest weights, with which nothing is wrong."""
+    rows = rows_with_all().to_dict()
+    rows["labels"] = [-100 if i % 4 == 0 else label for i, label in enumerate(rows["labels"])]
+    losses = [CrossEntropy(), RuleLosses(["a", "b"])]
+    record = record_of(trained(tmp_path, losses=losses, train=datasets.Dataset.from_dict(rows)))
+    np.testing.assert_array_equal(np.isnan(record.weights["labels"]), np.arange(24) % 4 == 0)
+    assert np.isfinite(record.weights["rules"]).all()
+
+
 def test_a_resumed_run_has_the_whole_record(tmp_path):
     """Notes and quantiles from before an interruption are there after it, as in an uninterrupted run."""
     options = {"save_strategy": "steps", "save_steps": 3, "logging_steps": 1, "max_steps": 6}
