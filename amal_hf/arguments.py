@@ -1,6 +1,7 @@
 """Options of a run, on top of those of `transformers.TrainingArguments`."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
@@ -56,12 +57,32 @@ class AMALArguments(TrainingArguments):
             "about the training data; without them no run can be resumed from the Hub."
         },
     )
-
     weights_dir: str | None = field(
         default=None,
         metadata={
             "help": "Folder to keep the examples' weights in while training, as a file instead of in memory. By "
             "default only more than 16 million numbers (examples x losses) are a file, among the temporary ones."
+        },
+    )
+    write_figures: bool = field(
+        default=True,
+        metadata={
+            "help": "Draw what a method has learned into output_dir/figures at the end of training, if matplotlib is "
+            "installed."
+        },
+    )
+    write_report: bool = field(
+        default=False,
+        metadata={
+            "help": "Write output_dir/report.html at the end of training: a page to look through the training "
+            "examples by weight. It contains these examples."
+        },
+    )
+    trackio_static_space_id: str | None | Literal[False] = field(
+        default=False,
+        metadata={
+            "help": "Name of a Space on the Hub that shows a Trackio run; without it the run stays on this machine, "
+            "also when the student is pushed."
         },
     )
 

@@ -1,6 +1,7 @@
 """What is logged of losses and weights: collected on the device, computed when something is logged."""
 
 import logging
+import re
 
 import torch
 from torch import Tensor
@@ -11,9 +12,12 @@ from amal_hf.processes import totals
 
 logger = logging.getLogger(__name__)
 
+PERCENTILES = (10, 25, 50, 75, 90)
+"""Of the weights, enough to draw how they spread; they are kept in `log_history`, and so through a resumed run."""
+
 
 class MixtureStatistics:
-    """The losses' means, and the weights' mean, 10th and 90th percentile and share at zero.
+    """The losses' means, and the weights' mean, percentiles (10, 25, 50, 75, 90) and share at zero.
 
     With learned weights also the meta loss, and counts of skipped examples and steps. Tensors are only kept while
     training, so that the device is never waited for between two logs.
@@ -24,6 +28,9 @@ class MixtureStatistics:
 
     Args:
         groups: names of the losses, and how many columns each has.
+
+    Attributes:
+        weights: of each loss, those that the last `flush` was about, `(n,)`; for histograms.
     """
 
     def __init__(self, groups: dict[str, int]) -> None:
@@ -34,6 +41,7 @@ class MixtureStatistics:
         self._meta: list[Tensor] = []
         self._skipped: list[Tensor] = []
         self._skipped_steps = 0
+        self.weights: dict[str, Tensor] = {}
 
     def add(self, weighed: Weighed) -> None:
         """Take note of a micro-batch."""
@@ -77,9 +85,14 @@ class MixtureStatistics:
         present = torch.cat(self._present) if self._present else torch.ones_like(losses, dtype=torch.bool)
         counts = list(self.groups.values())
         logs: dict[str, float | None] = {}
+        self.weights = {}
         for name, *parts in zip(self.groups, *(t.split(counts, 1) for t in (losses, weights, present)), strict=True):
-            loss, weight = parts[0][parts[2]], parts[1][parts[2]]
-            logs |= {f"loss_{name}": loss.mean().item(), **_summary(name, weight)} if len(loss) else _nothing(name)
+            key, loss, weight = log_key(name), parts[0][parts[2]], parts[1][parts[2]]
+            if len(loss):
+                self.weights[key] = weight
+                logs |= {f"loss_{key}": loss.mean().item(), **_summary(key, weight)}
+            else:
+                logs |= _nothing(key)
         return _over_processes(logs, losses.device)
 
 
@@ -96,12 +109,16 @@ def _nothing(name: str) -> dict[str, None]:
     return dict.fromkeys([f"loss_{name}", *_summary(name, torch.zeros(1))])
 
 
+def log_key(name: str) -> str:
+    """A loss's name as trackers take it: MLflow refuses what is not a letter, a digit or one of `_-./` and blanks."""
+    return re.sub(r"[^A-Za-z0-9_\-./ ]", "_", name)
+
+
 def _summary(name: str, weight: Tensor) -> dict[str, float]:
     ranked = weight.sort().values  # torch.quantile refuses more than 16 million values
-    low, high = (ranked[round(share * (len(ranked) - 1))].item() for share in (0.1, 0.9))
+    places = {percent: round(percent / 100 * (len(ranked) - 1)) for percent in PERCENTILES}
     return {
         f"weight_{name}_mean": weight.mean().item(),
-        f"weight_{name}_p10": low,
-        f"weight_{name}_p90": high,
+        **{f"weight_{name}_p{percent}": ranked[place].item() for percent, place in places.items()},
         f"weight_{name}_zero": (weight < 1e-3).float().mean().item(),
     }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from amal_hf.distillation import Distillation
+from amal_hf.example_notes import ExampleNotes
 from amal_hf.losses import IGNORED, CrossEntropy, CustomLoss, JointLoss, Loss, Task
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, as_mixture, weights_of
 from amal_hf.policies.store import RowStore
@@ -114,6 +115,7 @@ class Mixture:
             loss.reset()
         self.policy.reset(Sizes(len(self.names), len(self.distillations), examples, labels, states, folder), initial)
         self.record = self.policy.rows() or RowStore(examples, torch.full((len(self.names),), float("nan")), folder)
+        self.notes = ExampleNotes(examples, self.groups, {loss.name: loss.logits_key for loss in self.distillations})
         self._used: list[tuple[ExampleIds, LossTable]] = []
 
     def prepare(self, batch: Batch) -> dict[str, Any]:
@@ -142,12 +144,15 @@ class Mixture:
         return torch.stack([share[:, None] * self._table(outputs, batch) for batch, share in targets]).sum(0)
 
     def weigh(self, outputs: Any, batch: Batch, progress: float, targets: Targets | None = None) -> Weighed:
-        """The weighed loss of one micro-batch; remembers the weights that were used."""
+        """The weighed loss of one micro-batch; remembers the weights that were used, and what was seen."""
         losses, features = self.evaluate(outputs, batch, targets)
         observation = Observation(self.ids(batch), torch.nan_to_num(features), progress, self.present_of([batch]))
         weights = weights_of(self.policy, observation)
         if EXAMPLE_ID in batch and self.record is not self.policy.rows():
             self.remember(batch, weights)
+        # What a student makes of a changed example says nothing of the example.
+        if EXAMPLE_ID in batch and targets is None:
+            self.note(outputs, batch, losses.detach(), observation.present)
         total = (weights * losses).sum()
         for loss in self.joint:
             total = total + kept(loss.own_objective(batch), batch).sum()
@@ -160,6 +165,11 @@ class Mixture:
     def remember(self, batch: Batch, weights: LossTable) -> None:
         """Keep the weights that were used, `(B, K)`, until the step is over."""
         self._used.append((ids_of(batch), weights))
+
+    def note(self, outputs: Any, batch: Batch, losses: LossTable, present: Tensor | None) -> None:
+        """Keep what was seen of the examples, for whoever looks at the run."""
+        judged = kept(self.notes.judge(outputs.logits.detach(), batch), batch)
+        self.notes.write(ids_of(batch), losses, present, judged)
 
     def finish_step(self) -> None:
         """An optimizer step of the student is over: every process records the weights that all have used."""
@@ -195,7 +205,8 @@ class Mixture:
         """All that was learned and recorded."""
         own = {} if self.record is self.policy.rows() else self.record.state_dict()
         inner = {loss.name: loss.state_dict() for loss in self.joint}
-        return {"policy": self.policy.state_dict(), "record": own, "losses": inner}
+        notes = self.notes.state_dict()
+        return {"policy": self.policy.state_dict(), "record": own, "notes": notes, "losses": inner}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict` into a mixture that was `reset` for the same losses and data."""
@@ -204,6 +215,7 @@ class Mixture:
             loss.load_state_dict(state["losses"][loss.name])
         if state["record"]:
             self.record.load_state_dict(state["record"])
+        self.notes.load_state_dict(state["notes"])
 
 
 def hidden_states(outputs: Any, batch: Batch) -> tuple[Tensor, ...]:

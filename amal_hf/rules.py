@@ -238,7 +238,7 @@ def summarise_rules(
 def _summary(votes: NDArray[Any], j: int, name: str, truth: NDArray[Any], learned: NDArray[np.float64]) -> RuleSummary:
     own, others = votes[:, j], np.delete(votes, j, 1)
     fired, known = own != ABSTAIN, (own != ABSTAIN) & (truth >= 0)
-    voted = others != ABSTAIN
+    voted, used = others != ABSTAIN, learned[fired & np.isfinite(learned)]
     return RuleSummary(
         name=name,
         classes=[int(label) for label in np.unique(own[fired])],
@@ -246,7 +246,7 @@ def _summary(votes: NDArray[Any], j: int, name: str, truth: NDArray[Any], learne
         overlap=float((fired & voted.any(1)).mean()),
         conflict=float((fired & (voted & (others != own[:, None])).any(1)).mean()),
         precision=float((own[known] == truth[known]).mean()) if known.any() else float("nan"),
-        weight=float(learned[fired].mean()) if fired.any() else float("nan"),
+        weight=float(used.mean()) if len(used) else float("nan"),
     )
 
 

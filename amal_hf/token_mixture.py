@@ -104,3 +104,9 @@ class TokenMixture(Mixture):
     def remember(self, batch: Batch, weights: LossTable) -> None:
         """The mean weight of an example's tokens."""
         super().remember(batch, kept(mean_by_example(weights, token_rows(batch, self.task)), batch))
+
+    def note(self, outputs: Any, batch: Batch, losses: LossTable, present: Tensor | None) -> None:
+        """The losses of an example: those of its tokens, already divided by their number, summed."""
+        example = token_rows(batch, self.task).example
+        sums = losses.new_zeros(len(all_ids_of(batch)), losses.shape[1]).index_add(0, example, losses)
+        super().note(outputs, batch, kept(sums, batch), None)

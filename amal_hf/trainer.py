@@ -13,7 +13,7 @@ Evaluation is the plain task loss of `Trainer`. Without losses and method, every
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,11 +49,13 @@ from amal_hf.publishing import PublishingTrainer
 from amal_hf.ragged import filled, fills_up, own_part, without_repeats
 from amal_hf.recorder import randomness
 from amal_hf.resumable import ResumableTrainer
+from amal_hf.run_outputs import write_outputs, write_page
 from amal_hf.shapes import EXAMPLE_ID, REPEATED, Batch
 from amal_hf.skipped_steps import SkippedSteps
 from amal_hf.state import STATE_NAME, load_state, save_state
 from amal_hf.student_inputs import StudentInputs
 from amal_hf.token_mixture import TokenMixture
+from amal_hf.weight_histograms import weight_histograms
 from amal_hf.weights import weights_dataset
 
 
@@ -140,6 +142,8 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = False
         self._reset()
+        for callback in weight_histograms(self.callback_handler.callbacks, lambda: self._statistics.weights):
+            self.add_callback(callback)
 
     # ---- training ----
 
@@ -233,6 +237,17 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
             )
         return weights_dataset(self.mixture.record, self.mixture.names, self._given_ids, self.args.weights_dir)
 
+    def write_report(self, path: str | None = None, results: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Write a page to look through the training examples by weight; see `report.py`. Returns its path.
+
+        Args:
+            path: `report.html` in the output folder by default.
+            results: rows of a table to show first.
+        """
+        return write_page(self, path, results)
+
+    # ---- the meta step ----
+
     def _learn(self, learner: WeightLearner) -> None:
         """Let the weights learn, if it is time to."""
         warmup = self.args.get_meta_warmup_steps(self.state.max_steps)
@@ -282,7 +297,10 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         """`Trainer`'s, from the initial mixture: also in a second `train()`, a trial of a search, a smaller batch."""
         if self.mixes:
             self._reset()
-        return super()._inner_training_loop(*args, **kwargs)
+        output = super()._inner_training_loop(*args, **kwargs)
+        if self.mixes:
+            write_outputs(self)
+        return output
 
     def _reset(self) -> None:
         stream = is_stream(self.train_dataset) or self.train_dataset is None

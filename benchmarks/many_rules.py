@@ -107,6 +107,7 @@ def train(rows: Dataset, rules: list[str] | None, steps: int, growth: Growth | N
             max_steps=steps,
             per_device_train_batch_size=32,
             save_strategy="no",
+            write_figures=False,
             logging_steps=100,
             disable_tqdm=True,
             use_cpu=True,

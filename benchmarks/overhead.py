@@ -165,6 +165,7 @@ def measure(name: str, length: int) -> dict[str, float]:
             num_train_epochs=2 * PAIRS,
             meta_interval=interval,
             save_strategy="no",
+            write_figures=False,
             logging_strategy="no",
             disable_tqdm=True,
             use_cpu=True,

@@ -159,6 +159,7 @@ def new_trainer(
         warmup_steps=0.1,
         weight_decay=0.01,
         save_strategy="no",
+        write_figures=False,
         logging_steps=50,
         seed=seed,
         bf16=has_fast_bf16(),

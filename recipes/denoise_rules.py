@@ -6,14 +6,14 @@
 
 1. Read rows with votes; split into few labelled rows, many unlabelled ones, a clean meta set, dev and test.
 2. Train the same student from each source of supervision, on the same budget; dev chooses among the checkpoints.
-3. Print a table, and what is known of every rule: how often it is right, and what weight it has learned. Draw both.
+3. Print a table, and what is known of every rule: how often it is right, and what weight it has learned.
+   Draw both, and write a page to look through the examples by weight and rule.
 4. Save the student of `amal` with its card; with --push_to_hub also publish it.
 """
 
 import copy
 import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -164,6 +164,7 @@ class DenoiseArguments(AMALArguments):
     load_best_model_at_end: bool = True
     metric_for_best_model: str | None = "accuracy"
     save_only_model: bool = True
+    write_figures: bool = False  # runs share a folder; the report has those of the learned mixture
     logging_steps: float = 25
     dataloader_pin_memory: bool = False
     bf16: bool = FAST_BF16
@@ -194,6 +195,7 @@ def main() -> None:
         rows.append(row)
         if name == "amal":
             weights, student = rule_weights(bench, trainer), trainer
+            trainer.write_report(results=rows)
     show(rows)
     summary = summarise(bench, weights)
     folder = Path(args.output_dir)
@@ -206,7 +208,8 @@ def main() -> None:
     if student is not None:
         student.create_model_card(card_details(bench, rows))
         student.save_model(str(folder / "student"))  # with --push_to_hub this also publishes it
-    print(f"Saved in {folder}: results.json" + ("" if student is None else ", student/, README.md, figures/"))
+    more = "" if student is None else ", student/, README.md, figures/, report.html"
+    print(f"Saved in {folder}: results.json{more}")
 
 
 def parse(command_line: list[str]) -> tuple[RecipeArguments, DenoiseArguments]:
@@ -293,15 +296,15 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
     args.max_steps = round(args.num_train_epochs * -(-len(bench.data["train"]) // args.train_batch_size))
     method = chosen.method() if chosen.method else None
     losses = chosen.losses(bench.rules) if "train" in chosen.rows else [CrossEntropy()]
-    started = time.perf_counter()
-    student = new_student(bench)
+    student, seconds = new_student(bench), 0.0
     if chosen.first_clean:
-        student = on_clean_rows(bench, student, epochs=10, learning_rate=args.learning_rate).model
+        trainer, seconds = on_clean_rows(bench, student, epochs=10, learning_rate=args.learning_rate)
+        student = trainer.model
     trainer = new_trainer(bench, student, args, rows, losses, method)
-    trainer.train()
+    seconds += trainer.train().metrics["train_runtime"]
     if chosen.then_clean:
-        trainer = on_clean_rows(bench, trainer.model, epochs=5, learning_rate=args.learning_rate / 4)
-    seconds = time.perf_counter() - started
+        trainer, more = on_clean_rows(bench, trainer.model, epochs=5, learning_rate=args.learning_rate / 4)
+        seconds += more
     output = trainer.predict(bench.data["test"])
     guess = np.asarray(output.predictions).argmax(-1)
     truth = np.asarray(output.label_ids)
@@ -328,15 +331,16 @@ def rows_of(bench: Bench, splits: tuple[str, ...]) -> Dataset:
     return concatenate_datasets(parts)
 
 
-def on_clean_rows(bench: Bench, student: PreTrainedModel, epochs: int, learning_rate: float) -> AMALTrainer:
-    """Train on the labelled and the meta rows alone."""
+def on_clean_rows(
+    bench: Bench, student: PreTrainedModel, epochs: int, learning_rate: float
+) -> tuple[AMALTrainer, float]:
+    """Train on the labelled and the meta rows alone; how many seconds it took."""
     rows = rows_of(bench, ("labelled", "meta"))
     args = copy.copy(bench.args)
     args.max_steps = -(-epochs * len(rows) // args.train_batch_size)
     args.learning_rate = learning_rate
     trainer = new_trainer(bench, student, args, rows, [CrossEntropy()], None)
-    trainer.train()
-    return trainer
+    return trainer, trainer.train().metrics["train_runtime"]
 
 
 def clean(rows: Dataset) -> Dataset:

@@ -8,13 +8,13 @@
 1. Read the data; take a clean meta set (and dev and test sets, where there are none) out of the training set.
 2. Fine-tune the teacher, and keep its logits on the training set.
 3. Train the student three times on the same budget: labels only, a fixed half-and-half mixture, the learned mixture.
-4. Print a table, draw the learned weights, save the student with its card; with --push_to_hub also publish it.
+4. Print a table, save the student with its card, and a report to look through the training examples by their weights;
+   with --push_to_hub also publish the student.
 """
 
 import copy
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,7 +53,7 @@ from amal_hf.intervals import bootstrap_interval
 from amal_hf.latency import hardware_name, measure_latency
 from amal_hf.metrics import classification_metrics
 from amal_hf.noise import flip_labels
-from amal_hf.plots import plot_weight_history
+from amal_hf.plots import Curve, plot_accuracy_against_seconds
 from amal_hf.precision import has_fast_bf16
 
 
@@ -291,11 +291,9 @@ def new_trainer(
 
 
 def train(name: str, trainer: AMALTrainer) -> Run:
-    """Train, and take the time."""
+    """Train; the time is that of training alone, without the figures at its end."""
     print(f"\n{name}: {trainer.args.num_train_epochs:g} epochs")
-    started = time.perf_counter()
-    trainer.train()
-    return Run(name, trainer, time.perf_counter() - started)
+    return Run(name, trainer, trainer.train().metrics["train_runtime"])
 
 
 def scores(run: Run, teacher: Run, data: DatasetDict) -> dict[str, Any]:
@@ -364,17 +362,19 @@ def card_details(recipe: RecipeArguments, rows: list[dict[str, Any]]) -> CardDet
 def save(
     run: Run, rows: list[dict[str, Any]], recipe: RecipeArguments, args: DistilArguments, data: DatasetDict
 ) -> None:
-    """The student with the learned mixture, its card, its weights for every example, a figure and the numbers."""
+    """The student with the learned mixture, its card and report, the weight of every example, figures and numbers."""
     folder = Path(args.output_dir)
     (folder / "figures").mkdir(exist_ok=True)
     run.trainer.example_weights().to_csv(folder / "example_weights.csv")
-    plot_weight_history(run.trainer.state.log_history, folder / "figures" / "weights.png")
+    curves = {row["name"]: Curve([row["train_seconds"]], [row["test"]], row["test_interval"]) for row in rows[1:]}
+    plot_accuracy_against_seconds(curves, folder / "figures" / "accuracy.png")
     (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    run.trainer.write_report(results=rows)
     run.trainer.create_model_card(card_details(recipe, rows))
     run.trainer.save_model(str(folder / "student"))  # with --push_to_hub this also publishes it
     classify = pipeline("text-classification", str(folder / "student"))
     text = data["test"][0][find_text_columns(data["test"].column_names)[0]]
-    print(f"\nSaved in {folder}: student/, README.md, figures/, example_weights.csv, results.json")
+    print(f"\nSaved in {folder}: student/, README.md, figures/, report.html, example_weights.csv, results.json")
     print(f'pipeline("text-classification", "{folder}/student")({text!r})\n  -> {classify(text)[0]}')
 
 

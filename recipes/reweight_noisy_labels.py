@@ -8,14 +8,14 @@
 1. Read the data; take a clean meta set out of the training set; spoil the labels of the rest.
 2. Train the same student without weights, with every method, and with every control, on the same budget. Two controls
    use the clean rows for what they are: training examples.
-3. Print a table: accuracy, and how well the weights tell wrong labels from right ones.
+3. Print a table: accuracy, and how well the weights tell wrong labels from right ones; a page to look through the
+   examples by weight for every method.
 4. Save the student of the first method with its card; with --push_to_hub also publish it.
 """
 
 import copy
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -101,6 +101,7 @@ class ReweightArguments(AMALArguments):
     warmup_steps: float = 0.1
     logging_steps: float = 10
     save_strategy: str = "no"
+    write_figures: bool = False  # runs share a folder; the reports have those of each method
     dataloader_pin_memory: bool = False
     bf16: bool = FAST_BF16
     use_cpu: bool = FAST_BF16 and not torch.cuda.is_available()  # `Trainer` wants to be told for bf16 on a CPU
@@ -137,6 +138,7 @@ def main() -> None:
     if bench.student is not None:
         bench.student.create_model_card(card_details(bench, rows))
         bench.student.save_model(str(folder / "student"))  # with --push_to_hub this also publishes it
+    print(f"Saved in {folder}: results.json, and a report on each method: {', '.join(recipe.methods)} (.html)")
 
 
 def parse(command_line: list[str]) -> tuple[RecipeArguments, ReweightArguments]:
@@ -188,16 +190,16 @@ def run(
     # All runs take as many steps as one over the noisy rows.
     steps = -(-len(bench.data["train"]) // args.train_batch_size)
     args.max_steps = round(args.num_train_epochs * steps)
-    started = time.perf_counter()
     trainer = new_trainer(bench, new_student(bench), args, train, method)
-    trainer.train()
+    seconds = trainer.train().metrics["train_runtime"]
     weights_auc = weight_auc(trainer, train) if method else None
+    if method:
+        trainer.write_report(f"{args.output_dir}/{name}.html")
     if then is not None:
         args.max_steps = -(-3 * len(then) // args.train_batch_size)
         args.learning_rate = args.learning_rate / 4
         trainer = new_trainer(bench, trainer.model, args, then, None)
-        trainer.train()
-    seconds = time.perf_counter() - started
+        seconds += trainer.train().metrics["train_runtime"]
     bench.student = trainer if published else bench.student
     output = trainer.predict(bench.data["test"])
     right = np.asarray(output.predictions).argmax(-1) == output.label_ids

@@ -15,7 +15,6 @@ import copy
 import importlib.util
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -250,9 +249,7 @@ def train(
         losses=[CrossEntropy()],
         method=method,
     )
-    started = time.perf_counter()
-    trainer.train()
-    return trainer, time.perf_counter() - started
+    return trainer, trainer.train().metrics["train_runtime"]
 
 
 def scores(

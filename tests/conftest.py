@@ -62,6 +62,7 @@ def toy_arguments(folder, **options) -> AMALArguments:
         "meta_batch_size": 8,
         "use_cpu": True,
         "dataloader_pin_memory": False,
+        "write_figures": False,  # seconds a run
     }
     return AMALArguments(output_dir=str(folder), **{**defaults, **options})
 

@@ -1,5 +1,7 @@
 """Logged statistics are those of all examples since the last log, as plain numbers."""
 
+import re
+
 import numpy as np
 import torch
 
@@ -22,12 +24,11 @@ def numpy_statistics(seen):
     losses, weights = (np.concatenate([b[field].float().numpy() for b in seen]) for field in (1, 2))
     expected = {}
     for k, name in enumerate(["labels", "teacher"]):
-        low, high = np.quantile(weights[:, k], [0.1, 0.9], method="nearest")
+        marks = np.quantile(weights[:, k], [0.1, 0.25, 0.5, 0.75, 0.9], method="nearest")
         expected |= {
             f"loss_{name}": losses[:, k].mean(),
             f"weight_{name}_mean": weights[:, k].mean(),
-            f"weight_{name}_p10": low,
-            f"weight_{name}_p90": high,
+            **{f"weight_{name}_p{p}": mark for p, mark in zip((10, 25, 50, 75, 90), marks, strict=True)},
             f"weight_{name}_zero": (weights[:, k] < 1e-3).mean(),
         }
     return expected
@@ -77,3 +78,25 @@ def test_skipped_examples_are_warned_of_with_their_number(caplog):
     statistics.add_meta(torch.tensor(0.5), torch.tensor(1))
     assert statistics.flush()["meta_skipped"] == 3.0
     assert "3 examples of meta steps" in caplog.text
+
+
+def test_names_are_fit_for_every_tracker():
+    """MLflow refuses a key with other characters and stops the run; a lambda's name, for one, has such."""
+    statistics = MixtureStatistics({"<lambda>": 1, "rules/a b-c.d": 1})
+    statistics.add(next(batches([3])))
+    logs = statistics.flush()
+    assert all(re.fullmatch(r"[A-Za-z0-9_\-./ ]+", key) for key in logs)
+    assert {"loss__lambda_", "weight_rules/a b-c.d_p50"} <= set(logs)
+
+
+def test_weights_of_the_last_flush_are_there_for_histograms():
+    """All weights since the log before, by loss, of the examples that have it; then those of the next."""
+    statistics = MixtureStatistics({"labels": 1, "teacher": 1})
+    for count in (4, 3):
+        seen = list(batches([count, 2]))
+        for weighed in seen:
+            statistics.add(weighed)
+        statistics.flush()
+        expected = torch.cat([weighed.weights for weighed in seen])
+        assert statistics.weights["teacher"].equal(expected[:, 1])
+        assert len(statistics.weights["labels"]) == count + 2

@@ -27,7 +27,8 @@ def test_distil_bert(tmp_path, noise):
     output = subprocess.run([*command, "--label_noise", str(noise)], capture_output=True, text=True, check=True).stdout
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [row["name"] for row in rows] == ["teacher", "labels only", "fixed, teacher 50%", "amal"]
-    assert (tmp_path / "figures" / "weights.png").stat().st_size > 10_000
+    assert {"weights.png", "accuracy.png"} <= {file.name for file in (tmp_path / "figures").iterdir()}
+    assert "fixed, teacher 50%" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "'label'" in output.splitlines()[-1]
 
 
@@ -129,3 +130,4 @@ def test_denoise_rules(tmp_path):
     assert [row["name"] for row in results["runs"]] == runs
     assert all(rule["weight"] > 0 for rule in results["rules"] if rule["coverage"] > 0)
     assert (tmp_path / "figures" / "rules.png").stat().st_size > 5_000
+    assert 'data-rule="' in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -1,0 +1,135 @@
+"""Pictures of a finished run, as far as its data allow."""
+
+import logging
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amal_hf.rules import summarise_rules
+from amal_hf.run_record import RunRecord
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+logger = logging.getLogger(__name__)
+
+
+class Picture(NamedTuple):
+    """A figure, the name of its file, and what it shows in words.
+
+    Those that show training texts lie in a folder of their own, `data`, which is not for publishing.
+    """
+
+    name: str
+    figure: "Figure"
+    caption: str
+
+
+def write_figures(record: RunRecord, folder: Path) -> list[Path]:
+    """Write all pictures as PNG; says so once where matplotlib is missing.
+
+    Args:
+        record: of the run.
+        folder: where; made if need be.
+    """
+    if not can_draw():
+        logger.warning("No figures are written: they need matplotlib (pip install 'amal_hf[plots]').")
+        return []
+    files = []
+    for picture in pictures(record):
+        files.append(folder / f"{picture.name}.png")
+        files[-1].parent.mkdir(parents=True, exist_ok=True)
+        picture.figure.savefig(files[-1], dpi=150)
+    return files
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def pictures(record: RunRecord) -> Iterator[Picture]:
+    """One after the other, as far as there is something to draw."""
+    from amal_hf import plots
+
+    if any(name.endswith("_p50") for entry in record.log_history for name in entry):
+        yield Picture(
+            "weights", plots.plot_weight_history(record.log_history), "The weights of each loss over training"
+        )
+    seen = {name: np.isfinite(values).any() for name, values in record.weights.items()}
+    weights = {name: values for name, values in record.weights.items() if seen[name]}
+    if weights:
+        yield from _against(record, weights)
+        yield from _clean_and_flipped(record, weights)
+    yield from _rules(record)
+    yield from _changes(record)
+
+
+def _against(record: RunRecord, weights: dict[str, Any]) -> Iterator[Picture]:
+    from amal_hf import plots
+
+    known = {name: values for name, values in weights.items() if _share_both(values, record.losses[name])}
+    if known:
+        losses = {name: record.losses[name] for name in known}
+        caption = "The weights of each loss against its value when an example was last trained on"
+        yield Picture("weight_against_loss", plots.plot_weight_against_loss(known, losses), caption)
+    for teacher, agreement in record.teachers.items():
+        known = {name: values for name, values in weights.items() if _share_both(values, agreement)}
+        if known:
+            figure = plots.plot_weight_against_agreement(known, agreement)
+            caption = f"The weights of each loss against the probability that {teacher} gives to the label"
+            yield Picture(f"weight_against_{_file_name(teacher)}", figure, caption)
+
+
+def _clean_and_flipped(record: RunRecord, weights: dict[str, Any]) -> Iterator[Picture]:
+    from amal_hf import plots
+
+    if record.truth is None or record.labels is None:
+        return
+    known = (record.truth >= 0) & (record.labels >= 0)
+    known &= np.any([np.isfinite(values) for values in weights.values()], axis=0)
+    clean = record.truth[known] == record.labels[known]
+    if len(clean) and not clean.all() and clean.any():
+        figure = plots.plot_clean_against_flipped({name: values[known] for name, values in weights.items()}, clean)
+        yield Picture("clean_against_flipped", figure, "The weights of examples whose label is right, and is wrong")
+
+
+def _rules(record: RunRecord) -> Iterator[Picture]:
+    from amal_hf import plots
+
+    truth = record.labels if record.truth is None else record.truth
+    if record.rules is None or truth is None:
+        return
+    entries = summarise_rules(record.rules.votes, record.rules.names, truth, record.rules.weights)
+    precision, weight = (np.array([getattr(entry, part) for entry in entries]) for part in ("precision", "weight"))
+    if np.isfinite(precision + weight).any():
+        figure = plots.plot_rule_weights(weight, precision, record.rules.names)
+        yield Picture(
+            "rules", figure, "The learned weight of every rule against the share of its votes that are right"
+        )
+
+
+def _changes(record: RunRecord) -> Iterator[Picture]:
+    from amal_hf import plots
+
+    if record.shares is not None:
+        figure = plots.plot_blends(record.shares, record.classes)
+        yield Picture("blends", figure, "The share of an example in its blends, by its label and its partner's")
+    if record.masked:
+        figure = plots.plot_masks([text for text, _ in record.masked], [mask for _, mask in record.masked])
+        yield Picture("data/masks", figure, "Texts; the darker a word, the more of it is kept")
+
+
+def _share_both(values: NDArray[Any], others: NDArray[Any]) -> bool:
+    return bool((np.isfinite(values) & np.isfinite(others)).any())
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]", "_", name)

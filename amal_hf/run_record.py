@@ -1,0 +1,221 @@
+"""A finished run as plain data: what pictures and the report page are made from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from amal_hf.batch_policies.label_blend import LabelBlend
+from amal_hf.batch_policies.token_mask import TokenMask
+from amal_hf.data import find_text_columns
+from amal_hf.example_notes import GUESS, STUDENT, group_means
+from amal_hf.losses import IGNORED
+from amal_hf.noise import TRUE_LABEL
+from amal_hf.rule_losses import RuleLosses
+
+
+SHOWN_TEXTS = 8
+"""Texts that are shown under a token mask."""
+
+
+@dataclass
+class Rules:
+    """What rules said of every example.
+
+    Attributes:
+        names: of the m rules.
+        votes: `(N, m)`, a class, or -1 for abstaining.
+        weights: `(N, m)`, learned; NaN where a rule abstained or the example was never trained on.
+    """
+
+    names: list[str]
+    votes: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+
+@dataclass
+class RunRecord:
+    """A run, as far as it is known; N training examples.
+
+    Attributes:
+        settings: what was run, as words and numbers, by name.
+        log_history: `trainer.state.log_history`.
+        ids: of the examples, the user's own where there are any.
+        weights: `(N,)` of each loss; of a loss of several columns the mean of those that an example has; NaN where it
+            has none, or was never trained on.
+        losses: `(N,)` their values when an example was last trained on.
+        teachers: `(N,)` each teacher's probability of the label.
+        student: `(N,)` the student's probability of the label, when last trained on; NaN where unknown.
+        guesses: `(N,)` the student's class then; NaN where unknown.
+        classes: names of the classes; empty where examples are not of one class.
+        labels: `(N,)` classes, -100 for none; `None` where examples are not of one class.
+        truth: `(N,)` the true classes, where the data knows them in a column `true_label`.
+        rules: of the first `RuleLosses`, if any.
+        texts: `(N,)` columns of text by name; only read for the report page.
+        shares: `(C, C)`, λ of a `LabelBlend`.
+        masked: a few texts as tokens, and what a `TokenMask` keeps of each.
+    """
+
+    settings: dict[str, str | int | float]
+    log_history: Sequence[Mapping[str, Any]]
+    ids: list[Any]
+    weights: dict[str, NDArray[np.float32]]
+    losses: dict[str, NDArray[np.float32]]
+    teachers: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    student: NDArray[np.float32] | None = None
+    guesses: NDArray[np.float32] | None = None
+    classes: list[str] = field(default_factory=list)
+    labels: NDArray[np.int64] | None = None
+    truth: NDArray[np.int64] | None = None
+    rules: Rules | None = None
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    shares: NDArray[np.float32] | None = None
+    masked: list[tuple[list[str], list[float]]] = field(default_factory=list)
+
+
+@torch.no_grad()
+def record_of(trainer: Any) -> RunRecord:
+    """The record of a trainer that has trained with losses or a method; without the texts, which are many."""
+    table = trainer.example_weights().with_format("numpy")
+    columns = np.column_stack([table[name][:] for name in trainer.mixture.names]).astype(np.float32)
+    rules = rules_of(trainer, columns)
+    notes = trainer.mixture.notes.of(trainer.mixture.record.contents()[0])
+    losses = {name: notes[f"loss/{name}"] for name in trainer.mixture.groups}
+    changes = trainer.method.batch_policy
+    names = _class_names(trainer.model.config)
+    labels = _classes_in(trainer.train_dataset, ("labels", "label")) if names else None
+    of_one_class = labels is not None or bool(np.isfinite(notes[GUESS]).any())
+    return RunRecord(
+        settings=settings_of(trainer),
+        log_history=trainer.state.log_history,
+        ids=table.with_format(None)["example_id"][:],
+        weights=_where_present(_by_loss(columns, trainer.mixture.groups), losses),
+        losses=losses,
+        teachers={name.removeprefix("teacher/"): notes[name] for name in notes if name.startswith("teacher/")},
+        student=notes[STUDENT],
+        guesses=notes[GUESS],
+        classes=names if of_one_class else [],
+        labels=labels,
+        truth=_classes_in(trainer.train_dataset, (TRUE_LABEL,)),
+        rules=rules,
+        shares=changes.shares().cpu().numpy() if isinstance(changes, LabelBlend) else None,
+        masked=_masked(changes, trainer) if isinstance(changes, TokenMask) else [],
+    )
+
+
+def settings_of(trainer: Any) -> dict[str, str | int | float]:
+    """The run in a few words and numbers; nothing of where it ran."""
+    args, method = trainer.args, trainer.method
+    last: dict[str, Any] = {}
+    for entry in trainer.state.log_history:
+        last |= entry
+    scores = {
+        name: last[name]
+        for name in last
+        if name.startswith("eval_") and not name.endswith(("_per_second", "_runtime"))
+    }
+    return {
+        "method": method.name,
+        "policy": type(method.policy).__name__,
+        "losses": ", ".join(trainer.mixture.groups),
+        "student": type(trainer.model).__name__,
+        "training examples": _length(trainer.train_dataset),
+        "meta examples": _length(trainer.meta_dataset),
+        "optimizer steps": trainer.state.global_step,
+        "examples per step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "learning rate": args.learning_rate,
+        "seed": args.seed,
+        "training seconds": last.get("train_runtime", float("nan")),
+        **{name: value for name, value in scores.items() if isinstance(value, int | float)},
+    }
+
+
+def rules_of(trainer: Any, columns: NDArray[np.float32]) -> Rules | None:
+    """Votes and weights of the first loss of rules that votes on whole examples.
+
+    The weights of rules that abstained are made NaN in `columns`, too.
+    """
+    rows = trainer.train_dataset
+    loss = next((loss for loss in trainer.mixture.losses if isinstance(loss, RuleLosses)), None)
+    if loss is None or not isinstance(rows, datasets.Dataset):
+        return None
+    votes = np.asarray(rows.with_format("numpy")[loss.column][:])
+    if votes.ndim != 2:
+        return None
+    first = trainer.mixture.names.index(loss.names[0])
+    weights = columns[:, first : first + len(loss.rules)]
+    weights[votes < 0] = np.nan
+    return Rules(list(loss.rules), votes.astype(np.int64), weights)
+
+
+def texts_of(rows: Any, tokenizer: Any) -> dict[str, list[str]]:
+    """The columns of text; where there are none, what the tokens say, if a tokenizer is known."""
+    if not isinstance(rows, datasets.Dataset):
+        return {}
+    try:
+        names = find_text_columns(rows.column_names)
+    except ValueError:
+        if "input_ids" not in rows.column_names or not hasattr(tokenizer, "batch_decode"):
+            return {}
+        return {"text": tokenizer.batch_decode(rows["input_ids"][:], skip_special_tokens=True)}
+    plain = rows.with_format(None)
+    return {name: [_joined(value) for value in plain[name][:]] for name in names}
+
+
+def _joined(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _by_loss(columns: NDArray[np.float32], groups: dict[str, int]) -> dict[str, NDArray[np.float32]]:
+    table = torch.from_numpy(columns)
+    means = group_means(table, table.isfinite(), list(groups.values())).numpy()
+    return dict(zip(groups, means.T, strict=True))
+
+
+def _where_present(
+    weights: dict[str, NDArray[np.float32]], losses: dict[str, NDArray[np.float32]]
+) -> dict[str, NDArray[np.float32]]:
+    """NaN where an example was found not to have a loss, such as one without a label: a weight of 0 means nothing."""
+    noted = {name: np.isfinite(values) for name, values in losses.items()}
+    return {
+        name: np.where(noted[name], values, np.float32("nan")) if noted[name].any() else values
+        for name, values in weights.items()
+    }
+
+
+def _masked(mask: TokenMask, trainer: Any) -> list[tuple[list[str], list[float]]]:
+    rows, tokenizer = trainer.train_dataset, trainer.processing_class
+    if not isinstance(rows, datasets.Dataset) or not hasattr(tokenizer, "convert_ids_to_tokens"):
+        return []
+    pairs = []
+    for ids in rows[:SHOWN_TEXTS]["input_ids"]:
+        tokens = torch.as_tensor(ids, device=mask.vectors.device)[None]
+        kept = mask.keep(tokens, torch.ones_like(tokens))[0].tolist()
+        pairs.append((tokenizer.convert_ids_to_tokens(ids), kept))
+    return pairs
+
+
+def _classes_in(rows: Any, names: Sequence[str]) -> NDArray[np.int64] | None:
+    """One class an example, from the first of these columns; `None` where it holds something else."""
+    if not isinstance(rows, datasets.Dataset):
+        return None
+    column = next((name for name in names if name in rows.column_names), None)
+    if column is None or not str(getattr(rows.features[column], "dtype", "")).startswith(("int", "uint")):
+        return None
+    values = np.asarray(rows.with_format("numpy")[column][:]).astype(np.int64)
+    return np.where(values < 0, IGNORED, values)
+
+
+def _class_names(config: Any) -> list[str]:
+    count = getattr(config, "num_labels", 0)
+    return [str(config.id2label.get(number, number)) for number in range(count)] if count > 1 else []
+
+
+def _length(rows: Any) -> int | str:
+    if rows is None:
+        return 0
+    return len(rows) if hasattr(rows, "__len__") else "a stream"

@@ -1,0 +1,103 @@
+"""At the end of training figures and, if asked for, the report page lie beside the student; at no price."""
+
+import pytest
+from conftest import tiny_bert, toy_arguments, toy_rows
+from toy_run import toy_record
+
+from amal_hf import AMALTrainer, CrossEntropy, amal, run_figures, run_outputs
+
+
+pytest.importorskip("matplotlib")
+
+
+def trainer(folder, method=True, **options):
+    return AMALTrainer(
+        model=tiny_bert(),
+        args=toy_arguments(folder, **{"write_figures": True, **options}),
+        train_dataset=toy_rows(24),
+        meta_dataset=toy_rows(10, 4),
+        losses=[CrossEntropy(), other],
+        method=amal() if method else None,
+    )
+
+
+def other(outputs, batch):
+    """A second loss."""
+    return outputs.logits.square().mean(1)
+
+
+def test_figures_lie_in_the_output_folder(tmp_path):
+    """Those that the data allow; no page, since it holds the training examples."""
+    trainer(tmp_path).train()
+    assert {file.name for file in tmp_path.iterdir()} == {"figures"}
+    assert {file.name for file in (tmp_path / "figures").iterdir()} == {"weights.png", "weight_against_loss.png"}
+
+
+@pytest.mark.parametrize(("method", "options"), [(False, {}), (True, {"write_figures": False})])
+def test_no_figures_of_fixed_weights_or_where_switched_off(tmp_path, method, options):
+    """A band of no width shows nothing."""
+    trainer(tmp_path, method, **options).train()
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_the_page_is_written_if_asked_for(tmp_path):
+    """By an argument at the end of training, or by one call with results and a path of one's own."""
+    run = trainer(tmp_path, write_figures=False, write_report=True)
+    run.train()
+    assert "Training examples" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    path = run.write_report(str(tmp_path / "other" / "page.html"), [{"name": "this one", "test": 0.5}])
+    assert "this one" in (tmp_path / "other" / "page.html").read_text(encoding="utf-8")
+    assert path == str(tmp_path / "other" / "page.html")
+
+
+def test_without_matplotlib_there_is_one_notice(tmp_path, monkeypatch, caplog):
+    """It is an extra: training ends as always, and the page is written without pictures."""
+    monkeypatch.setattr(run_figures, "find_spec", lambda name: None)
+    trainer(tmp_path, write_report=True).train()
+    assert [r.message for r in caplog.records if "amal_hf[plots]" in r.message].__len__() == 1
+    assert not (tmp_path / "figures").exists()
+    assert "<figure>" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_failure_does_not_cost_the_training(tmp_path, monkeypatch, caplog):
+    """A full disk at the end of a long run must not take the trained student with it."""
+
+    def full(record, folder):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(run_outputs, "write_figures", full)
+    assert trainer(tmp_path).train().global_step == 6
+    assert "Training is complete" in caplog.text and "No space left" in caplog.text
+
+
+def test_a_call_without_losses_says_so(tmp_path):
+    """There is nothing to show of plain training."""
+    plain = AMALTrainer(model=tiny_bert(), args=toy_arguments(tmp_path), train_dataset=toy_rows(8))
+    with pytest.raises(RuntimeError, match="neither losses nor a method"):
+        plain.write_report()
+
+
+def test_all_pictures_of_a_full_record(tmp_path):
+    """A run with a teacher, rules and a known truth has them all; those with texts lie apart, not to be published."""
+    record = toy_record()
+    record.shares = [[0.5, 1.0, 1.0], [1.0, 0.5, 1.0], [1.0, 1.0, 0.5]]
+    record.masked = [(["a", "b"], [0.1, 1.0])]
+    files = run_figures.write_figures(record, tmp_path)
+    names = ["weights", "weight_against_loss", "weight_against_teacher", "clean_against_flipped", "rules", "blends"]
+    assert files == [tmp_path / f"{name}.png" for name in (*names, "data/masks")]
+    assert all(file.stat().st_size > 5000 for file in files[:-1])
+    captions = [picture.caption for picture in run_figures.pictures(record)]
+    assert len(set(captions)) == 7
+
+
+def test_pictures_leave_out_what_was_never_seen():
+    """A loss without any weight, and a teacher without logits, must not stop the other pictures."""
+    record = toy_record()
+    record.weights["teacher"][:] = float("nan")
+    record.teachers["teacher"][:] = float("nan")
+    record.truth = None
+    names = [picture.name for picture in run_figures.pictures(record)]
+    assert names == ["weights", "weight_against_loss", "rules"]
+    record.rules, record.log_history = None, []
+    record.weights = {}
+    assert list(run_figures.pictures(record)) == []
