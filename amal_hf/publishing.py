@@ -33,6 +33,7 @@ from amal_hf.mixture import Mixture
 from amal_hf.policies.frozen import save_policy
 from amal_hf.portable import SAVED, make_portable
 from amal_hf.run_facts import FIGURES, gather, weights_name
+from amal_hf.run_figures import TRAINING_TEXTS
 from amal_hf.state import STATE_NAME
 
 
@@ -286,7 +287,7 @@ class PublishingTrainer(Trainer):
         for name in (CARD_NAME, FACTS_NAME):
             shutil.copy(folder / name, stage / name)
         if (folder / FIGURES).is_dir():
-            shutil.copytree(folder / FIGURES, stage / FIGURES)
+            shutil.copytree(folder / FIGURES, stage / FIGURES, ignore=shutil.ignore_patterns(TRAINING_TEXTS))
         if self._shows_weights() and self.method.policy.learns:
             save_policy(self.method.policy, stage / "weights" / "policy.safetensors")
 

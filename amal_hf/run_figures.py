@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TRAINING_TEXTS = "data"
+"""Folder among the figures for those that show training texts; it is not published."""
+
 
 class Picture(NamedTuple):
     """A figure, the name of its file, and what it shows in words.
 
-    Those that show training texts lie in a folder of their own, `data`, which is not for publishing.
+    Those that show training texts lie in a folder of their own.
     """
 
     name: str
@@ -124,7 +127,7 @@ def _changes(record: RunRecord) -> Iterator[Picture]:
         yield Picture("blends", figure, "The share of an example in its blends, by its label and its partner's")
     if record.masked:
         figure = plots.plot_masks([text for text, _ in record.masked], [mask for _, mask in record.masked])
-        yield Picture("data/masks", figure, "Texts; the darker a word, the more of it is kept")
+        yield Picture(f"{TRAINING_TEXTS}/masks", figure, "Texts; the darker a word, the more of it is kept")
 
 
 def _share_both(values: NDArray[Any], others: NDArray[Any]) -> bool:

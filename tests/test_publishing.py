@@ -38,6 +38,7 @@ from amal_hf import (
     checkpoint_from_hub,
 )
 from amal_hf.card_check import check_card
+from amal_hf.run_figures import TRAINING_TEXTS
 
 
 PUBLISHED = {"README.md", "card.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -133,8 +134,10 @@ def test_nothing_else_of_the_folder_is_sent(hub, tmp_path):
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "model.safetensors").write_bytes(b"weights")
     (tmp_path / "example_weights.csv").write_text("id,weight\n")
-    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / TRAINING_TEXTS).mkdir(parents=True)
     (tmp_path / "figures" / "weights.png").write_bytes(b"picture")
+    (tmp_path / "figures" / TRAINING_TEXTS / "masks.png").write_bytes(b"texts")
+    (tmp_path / "report.html").write_text("texts")
     new_trainer(tmp_path, push_to_hub=True).push_to_hub()
     assert set(student_of(hub)) == PUBLISHED | {"figures/weights.png"}
     assert "(figures/weights.png)" in student_of(hub)["README.md"].decode()
