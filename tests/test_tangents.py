@@ -146,3 +146,26 @@ def test_embedding_tables_stay_where_they_are():
     assert set(movable_parameters(model)) == {
         f"bert.embeddings.{part}_embeddings.weight" for part in ("word", "position", "token_type")
     }
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_half_precision_parameters_move_as_far_as_they_are_told(dtype):
+    """A step shorter than the spacing of bf16 numbers moves the right share of them, so that on average it is not lost
+    to rounding; zeros move too, and all come back, without a global random number.
+    """
+    generator = torch.Generator().manual_seed(11)
+    start = (0.05 * torch.randn(1_000_000, generator=generator)).to(dtype)
+    start[:1000] = 0
+    direction = {"w": torch.randn(1_000_000, generator=generator).to(dtype)}
+    params, drawn = {"w": start.clone()}, torch.get_rng_state()
+    step = torch.tensor(0.02) / direction["w"].float().norm()
+    with movable(params, direction) as move:
+        move(step)
+        plus = params["w"].double()
+        move(-step)
+        moved = (plus - params["w"].double()) / (2 * step)
+    for part in (slice(None), slice(1000)):
+        wanted = direction["w"].double()[part]
+        assert (moved[part] @ wanted / (wanted @ wanted)).item() == pytest.approx(1, abs=0.05)
+    assert params["w"].equal(start)
+    assert torch.get_rng_state().equal(drawn)
