@@ -4,6 +4,7 @@ The file is sparse. What is kept is the difference to the fill, bit by bit (XOR)
 costs nothing and reads as zeros, is a row that holds the fill.
 """
 
+import mmap
 import os
 import shutil
 import tempfile
@@ -41,7 +42,9 @@ class RowFile:
         self._folder = folder
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._file.truncate(size)
-        self._bits = np.memmap(self._file, np.int32, "r+", shape=(rows, len(self.fill)))
+        pages = mmap.mmap(self._file.fileno(), size)
+        pages.madvise(mmap.MADV_RANDOM)  # or the pages around each row would be read with it
+        self._bits = np.frombuffer(pages, np.int32).reshape(rows, len(self.fill))
 
     def __len__(self) -> int:
         return len(self._bits)
