@@ -126,7 +126,7 @@ class Overflow(TrainerCallback):
         learned = [copy.deepcopy(policy.state_dict()) for policy in policies if policy is not None]
         return [learned, self.trainer._learner.steps_taken]
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs):
         self.before = self.state()
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
@@ -134,7 +134,9 @@ class Overflow(TrainerCallback):
             next(model.parameters()).grad[0, 0] = float("inf")
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.changed.append(str(self.state()) != str(self.before))
+        now = self.state()
+        self.changed.append(str(now) != str(self.before))
+        self.before = now
 
 
 @pytest.mark.parametrize("name", LEARNED)
