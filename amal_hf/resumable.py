@@ -8,12 +8,22 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from amal_hf.checkpoints import checkpoint_to_resume, named_failure, seal, unseal
+from amal_hf.learner import WeightLearner
+from amal_hf.meta import Method
+from amal_hf.mixture import Mixture
+from amal_hf.state import STATE_NAME, load_state, save_state
 
 
 class ResumableTrainer(Trainer):
-    """`Trainer` with checkpoints that are noted as whole; with `mixes` off it is `Trainer`."""
+    """`Trainer` with checkpoints that hold what the method has learned and are noted as whole.
+
+    With `mixes` off it is `Trainer`.
+    """
 
     mixes: bool = False
+    mixture: Mixture
+    method: Method
+    _learner: WeightLearner | None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """`Trainer`'s; `resume_from_checkpoint=True` takes the newest whole checkpoint.
@@ -43,3 +53,35 @@ class ResumableTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 seal(output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if not self.mixes:
+            return
+        if self.args.should_save:
+            self.mixture.record.save_files(output_dir)
+        state = self._state()  # on all processes, as each may have something to tell
+        if self.args.should_save:
+            save_state(state, os.path.join(output_dir, STATE_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.mixes and checkpoint is not None:
+            state = load_state(os.path.join(checkpoint, STATE_NAME), self._state())
+            self.mixture.load_state_dict(state["mixture"])
+            self.mixture.record.load_files(checkpoint)
+            if self.method.batch_policy is not None:
+                self.method.batch_policy.load_state_dict(state["batch_policy"])
+            if self._learner is not None:
+                self._learner.load_state_dict(state["learner"])
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "method": self.method.name,
+            "losses": self.mixture.names,
+            "examples": self.mixture.record.size,
+            "weights_in_memory": self.mixture.record.in_memory,
+            "mixture": self.mixture.state_dict(),
+            "batch_policy": {} if self.method.batch_policy is None else self.method.batch_policy.state_dict(),
+            "learner": {} if self._learner is None else self._learner.state_dict(),
+        }

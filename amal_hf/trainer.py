@@ -12,7 +12,6 @@ Evaluation is the plain task loss of `Trainer`. Without losses and method, every
 """
 
 import copy
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -52,7 +51,6 @@ from amal_hf.resumable import ResumableTrainer
 from amal_hf.run_outputs import write_outputs, write_page
 from amal_hf.shapes import EXAMPLE_ID, REPEATED, Batch
 from amal_hf.skipped_steps import SkippedSteps
-from amal_hf.state import STATE_NAME, load_state, save_state
 from amal_hf.student_inputs import StudentInputs
 from amal_hf.token_mixture import TokenMixture
 from amal_hf.weight_histograms import weight_histograms
@@ -99,7 +97,6 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
     processing_class: Any
     optimizer: Any
     _signature_columns: Any
-    mixture: Mixture
     _window: _Window
 
     def __init__(
@@ -364,37 +361,3 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         if every:
             return self.state.global_step % every / every
         return self.state.global_step / max(self.state.max_steps, 1)
-
-    # ---- checkpoints ----
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if not self.mixes:
-            return
-        if self.args.should_save:
-            self.mixture.record.save_files(output_dir)
-        state = self._state()  # on all processes, as each may have something to tell
-        if self.args.should_save:
-            save_state(state, os.path.join(output_dir, STATE_NAME))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.mixes and checkpoint is not None:
-            state = load_state(os.path.join(checkpoint, STATE_NAME), self._state())
-            self.mixture.load_state_dict(state["mixture"])
-            self.mixture.record.load_files(checkpoint)
-            if self.method.batch_policy is not None:
-                self.method.batch_policy.load_state_dict(state["batch_policy"])
-            if self._learner is not None:
-                self._learner.load_state_dict(state["learner"])
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "method": self.method.name,
-            "losses": self.mixture.names,
-            "examples": self.mixture.record.size,
-            "weights_in_memory": self.mixture.record.in_memory,
-            "mixture": self.mixture.state_dict(),
-            "batch_policy": {} if self.method.batch_policy is None else self.method.batch_policy.state_dict(),
-            "learner": {} if self._learner is None else self._learner.state_dict(),
-        }
