@@ -84,7 +84,9 @@ def _four(folders):
 
 def _run(count, folder, jobs):
     """All jobs in `count` processes; ended by force if they hang."""
-    context = multiprocessing.get_context("fork")
+    # Not by fork: this process may have threads, whose locks a child would wait for.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["amal_hf"])
     workers = [context.Process(target=process_cases.work, args=(rank, count, folder, jobs)) for rank in range(count)]
     for worker in workers:
         worker.start()
