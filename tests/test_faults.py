@@ -187,8 +187,9 @@ LIMIT = 120
 """Seconds to wait for a process."""
 
 
-def live(folder, name, connection):
+def live(folder, name, connection, threads):
     """The life of a process: it resumes, if there is anything to resume from."""
+    torch.set_num_threads(threads)  # of their number depends how sums are rounded
     trainer = new_trainer(
         folder, METHODS[name], rows=18, callbacks=[KillAt(connection)], **{**OPTIONS, "save_steps": 1}
     )
@@ -205,7 +206,7 @@ def test_a_process_killed_with_signal_9_resumes_to_the_same_numbers(tmp_path, na
     context.set_forkserver_preload(["amal_hf"])
     for life in range(3):
         mine, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=live, args=(tmp_path, name, theirs))
+        process = context.Process(target=live, args=(tmp_path, name, theirs, torch.get_num_threads()))
         process.start()
         theirs.close()
         if life < 2:
