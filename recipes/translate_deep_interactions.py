@@ -24,6 +24,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     DataCollatorForSeq2Seq,
     HfArgumentParser,
     PreTrainedModel,
@@ -78,6 +80,7 @@ class RecipeArguments:
     held_out: int = field(default=300, metadata={"help": "Pairs each of meta, dev and test set."})
     shuffled: float = field(default=0.3, metadata={"help": "Share of the training pairs that get a wrong target."})
     method: str = field(default=METHOD, metadata={"help": "How weights are learned.", "choices": list(METHODS)})
+    student: str = field(default="bart", metadata={"help": "Kind of model.", "choices": ["bart", "t5"]})
     width: int = field(default=96, metadata={"help": "Width of the model."})
     layers: int = field(default=2, metadata={"help": "Layers of encoder and of decoder."})
     max_length: int = field(default=40, metadata={"help": "Words at which a sentence is cut."})
@@ -183,13 +186,15 @@ def word_tokenizer(rows: Dataset, recipe: RecipeArguments) -> PreTrainedTokenize
     words = Tokenizer(models.WordLevel(unk_token="<unk>"))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["<pad>", "</s>", "<unk>"]
+    special = ["<pad>", "</s>", "<s>", "<unk>"]
     both = [*rows[recipe.source][:], *rows[recipe.target][:]]
     words.train_from_iterator(both, trainers.WordLevelTrainer(vocab_size=3000, special_tokens=special))
     words.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", special.index("</s>"))]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", bos_token="<s>", unk_token="<unk>"
+    )
 
 
 def tokenised(data: DatasetDict, tokenizer: PreTrainedTokenizerBase, recipe: RecipeArguments) -> DatasetDict:
@@ -203,8 +208,31 @@ def tokenised(data: DatasetDict, tokenizer: PreTrainedTokenizerBase, recipe: Rec
     return data.map(encode, batched=True, desc="tokenising")
 
 
-def new_student(tokenizer: PreTrainedTokenizerBase, recipe: RecipeArguments) -> PreTrainedModel:
-    """A random encoder-decoder: T5, which reads the source from the first epoch on, where BART took more than four."""
+def new_bart(tokenizer: PreTrainedTokenizerBase, recipe: RecipeArguments) -> PreTrainedModel:
+    """A random encoder-decoder that counts positions from the beginning: best for the short forms of the default."""
+    return BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=len(tokenizer),
+            d_model=recipe.width,
+            encoder_layers=recipe.layers,
+            decoder_layers=recipe.layers,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=2 * recipe.width,
+            decoder_ffn_dim=2 * recipe.width,
+            max_position_embeddings=128,
+            scale_embedding=True,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            decoder_start_token_id=tokenizer.bos_token_id,
+            forced_eos_token_id=None,
+        )
+    )
+
+
+def new_t5(tokenizer: PreTrainedTokenizerBase, recipe: RecipeArguments) -> PreTrainedModel:
+    """One that sees how far words are apart: it reads the source of free sentences epochs before the other does."""
     return T5ForConditionalGeneration(
         T5Config(  # type: ignore[call-arg]  # the first token is not in its signature
             vocab_size=len(tokenizer),
@@ -221,6 +249,9 @@ def new_student(tokenizer: PreTrainedTokenizerBase, recipe: RecipeArguments) -> 
     )
 
 
+STUDENTS = {"bart": new_bart, "t5": new_t5}
+
+
 def train(
     name: str,
     method: Method | None,
@@ -235,7 +266,7 @@ def train(
     own = copy.copy(args)
     own.push_to_hub = args.push_to_hub and method is not None
     trainer = AMALSeq2SeqTrainer(
-        model=new_student(tokenizer, recipe),
+        model=STUDENTS[recipe.student](tokenizer, recipe),
         args=own,
         train_dataset=data["train"],
         eval_dataset=data["validation"],
