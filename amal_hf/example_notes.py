@@ -44,7 +44,7 @@ class ExampleNotes(nn.Module):
         return judgements(logits, batch, list(self.teachers.values()))
 
     def write(self, ids: ExampleIds, losses: LossTable, present: Tensor | None, judged: Tensor) -> None:
-        """Take note of a micro-batch.
+        """Take note of a micro-batch; only where it is `noting`.
 
         Args:
             ids: `(B,)`.
@@ -52,8 +52,7 @@ class ExampleNotes(nn.Module):
             present: `(B, K)`, bool: which losses the examples have; `None` for all.
             judged: `(B, 2 + teachers)`, from `judge`.
         """
-        if self.noting:
-            self.store.write(ids, torch.cat([group_means(losses, present, list(self.groups.values())), judged], 1))
+        self.store.write(ids, torch.cat([group_means(losses, present, list(self.groups.values())), judged], 1))
 
     def of(self, ids: ExampleIds) -> dict[str, Any]:
         """What is known of examples: every column as an array of float32, `(B,)` each."""

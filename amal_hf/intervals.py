@@ -51,16 +51,3 @@ def bootstrap_interval(
     if values.ndim != 1 or not len(values):
         raise ValueError(f"Expected one value an example, of shape (N,) with N > 0, but the shape is {values.shape}.")
     return score_interval(np.mean, (values,), seed, level, samples)
-
-
-def paired_interval(
-    a: NDArray[Any], b: NDArray[Any], seed: int, level: float = 0.95, samples: int = 2000
-) -> tuple[float, float]:
-    """Bootstrap interval of mean(a) - mean(b) for two systems scored on the same examples, row by row.
-
-    It is much narrower than two intervals side by side suggest, since an example that is hard for one system is mostly
-    hard for the other. Arguments as in `bootstrap_interval`.
-    """
-    if np.shape(a) != np.shape(b):
-        raise ValueError(f"Both systems need scores on the same examples, but have {np.shape(a)} and {np.shape(b)}.")
-    return bootstrap_interval(np.subtract(a, b, dtype=np.float64), seed, level, samples)

@@ -168,8 +168,9 @@ class Mixture:
 
     def note(self, outputs: Any, batch: Batch, losses: LossTable, present: Tensor | None) -> None:
         """Keep what was seen of the examples, for whoever looks at the run."""
-        judged = kept(self.notes.judge(outputs.logits.detach(), batch), batch)
-        self.notes.write(ids_of(batch), losses, present, judged)
+        if self.notes.noting:
+            judged = kept(self.notes.judge(outputs.logits.detach(), batch), batch)
+            self.notes.write(ids_of(batch), losses, present, judged)
 
     def finish_step(self) -> None:
         """An optimizer step of the student is over: every process records the weights that all have used."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from amal_hf.intervals import bootstrap_interval, paired_interval, score_interval
+from amal_hf.intervals import bootstrap_interval, score_interval
 
 
 def test_bootstrap_interval_has_the_binomial_width():
@@ -15,16 +15,6 @@ def test_bootstrap_interval_has_the_binomial_width():
     assert type(low) is float and (low, high) == bootstrap_interval(correct, seed=0)
     narrow = bootstrap_interval(correct, seed=0, level=0.5)
     assert low < narrow[0] < 0.8 < narrow[1] < high
-
-
-def test_paired_interval_uses_the_pairs():
-    """Two systems that fail on the same examples are told apart where unpaired intervals overlap."""
-    better, worse = np.arange(500) < 400, np.arange(500) < 385
-    low, high = paired_interval(better, worse, seed=0)
-    assert 0 < low < 0.03 < high
-    assert bootstrap_interval(worse, seed=0)[1] > bootstrap_interval(better, seed=0)[0]
-    with pytest.raises(ValueError, match="same examples"):
-        paired_interval(better, worse[:-1], seed=0)
 
 
 @pytest.mark.parametrize("values", [np.array([]), np.zeros((3, 2))])
