@@ -12,20 +12,24 @@ from amal_hf.losses import at_least_fp32
 from amal_hf.shapes import Batch
 
 
+_HALVINGS = 40  # of an interval of about the scores' spread: more than the digits of fp32
+
+
 class TokenMask(BatchPolicy):
-    """A mask in (0, 1] over tokens whose mean keeps to a budget; the input embeddings are multiplied by it.
+    """A mask in [0, 1] over tokens whose mean is a budget; the input embeddings are multiplied by it.
 
     The counterpart for text of the paper's attention masks. A small network reads the vector of a token in a frozen
     table and the mean vector of its sentence, so that what is learned holds for any student with the same tokenizer.
-    Special tokens are kept at 1. The n others compete for the budget b, which makes the mask sparse:
+    Special tokens are kept at 1. The n others share the budget n b: their mask is the point nearest to their scores
+    among all masks of that sum, so that what scores low is left out wholly and what scores high is kept whole:
 
-        m_i = 1 − exp(−n b softmax(scores)_i)        at most 1 each, and at most b on average
+        m_i = clip(score_i − τ, 0, 1)        with τ such that the sum is n b
 
     Args:
         vectors: `(V, d)`, a table of token vectors, as `encoder.get_input_embeddings().weight`; copied and never
             trained.
         special_ids: ids that are kept, as `tokenizer.all_special_ids`.
-        budget: largest mean of an example's mask over its other tokens, in (0, 1]. 0.5: half of what there is.
+        budget: mean of an example's mask over its other tokens, in (0, 1]. 0.5: half of what there is.
         hidden: width of the one hidden layer.
         learning_rate: of Adam; 3e-3. At 1e-2 one seed in three kept the wrong words of a planted set.
         seed: of its first weights.
@@ -34,7 +38,8 @@ class TokenMask(BatchPolicy):
         ValueError: vectors that are not a finite matrix, or a budget or width out of range.
 
     References:
-        Teaching with Commentaries, arXiv:2011.03037, attention masks.
+        Teaching with Commentaries, arXiv:2011.03037, attention masks. The projection is that of sparsemax
+        (arXiv:1602.02068) with an upper limit of 1 and a sum other than 1.
     """
 
     vectors: Tensor
@@ -99,17 +104,38 @@ class TokenMask(BatchPolicy):
         return embeddings * keep[..., None].to(embeddings), attention_mask
 
     def keep(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The mask, `(B, T)`, in (0, 1]; 1 for special tokens and padding."""
+        """The mask, `(B, T)`, in [0, 1]; 1 for special tokens and padding."""
         present = attention_mask.bool()
         ordinary = present & ~torch.isin(input_ids, self.special)
         vectors = self.vectors[input_ids]
         counted = present[..., None].to(vectors)
         sentence = (vectors * counted).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp(min=1)
         scores = self.network(torch.cat([vectors, _normed(sentence).expand_as(vectors)], -1))[..., 0]
-        # The lowest number rather than minus infinity: an example may have special tokens only.
-        shares = torch.where(ordinary, scores, torch.finfo(scores.dtype).min).softmax(1)
-        total = self.budget * ordinary.sum(1, keepdim=True)
-        return torch.where(ordinary, -torch.expm1(-total * shares), 1.0)
+        return torch.where(ordinary, within_budget(scores, ordinary, self.budget), 1.0)
+
+
+def within_budget(scores: Tensor, counted: Tensor, budget: float) -> Tensor:
+    """`clip(scores − τ, 0, 1)` of every row, `(B, T)`, with τ such that the mean over `counted` is `budget`.
+
+    The threshold is found by bisection and then computed once more from the entries strictly between 0 and 1, which
+    makes it exact, and differentiable as the projection is.
+    """
+    total = budget * counted.sum(1, keepdim=True)
+    with torch.no_grad():
+        low, high = scores.amin(1, keepdim=True) - 1, scores.amax(1, keepdim=True)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            too_much = (_clipped(scores - middle) * counted).sum(1, keepdim=True) > total
+            low, high = torch.where(too_much, middle, low), torch.where(too_much, high, middle)
+        above = counted & (scores - high >= 1)
+        between = counted & (scores > high) & ~above
+    inner = between.sum(1, keepdim=True)
+    exact = ((scores * between).sum(1, keepdim=True) + above.sum(1, keepdim=True) - total) / inner.clamp(min=1)
+    return _clipped(scores - torch.where(inner > 0, exact, high))
+
+
+def _clipped(values: Tensor) -> Tensor:
+    return values.clamp(0, 1)
 
 
 def _normed(vectors: Tensor) -> Tensor:
