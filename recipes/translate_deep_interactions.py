@@ -83,6 +83,7 @@ class RecipeArguments:
     student: str = field(default="bart", metadata={"help": "Kind of model.", "choices": ["bart", "t5"]})
     width: int = field(default=96, metadata={"help": "Width of the model."})
     layers: int = field(default=2, metadata={"help": "Layers of encoder and of decoder."})
+    vocabulary: int = field(default=3000, metadata={"help": "Commonest words of both languages that are known."})
     max_length: int = field(default=40, metadata={"help": "Words at which a sentence is cut."})
     smoke: bool = field(default=False, metadata={"help": "A run of under a minute that shows that everything works."})
 
@@ -182,13 +183,13 @@ def shuffle_targets(rows: Dataset, target: str, share: float, seed: int) -> tupl
 
 
 def word_tokenizer(rows: Dataset, recipe: RecipeArguments) -> PreTrainedTokenizerBase:
-    """One token a word, for both languages together; the commonest 3000 words."""
+    """One token a word, for both languages together."""
     words = Tokenizer(models.WordLevel(unk_token="<unk>"))
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["<pad>", "</s>", "<s>", "<unk>"]
     both = [*rows[recipe.source][:], *rows[recipe.target][:]]
-    words.train_from_iterator(both, trainers.WordLevelTrainer(vocab_size=3000, special_tokens=special))
+    words.train_from_iterator(both, trainers.WordLevelTrainer(vocab_size=recipe.vocabulary, special_tokens=special))
     words.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", special.index("</s>"))]
     )

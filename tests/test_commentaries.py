@@ -358,7 +358,7 @@ def test_masks_keep_planted_key_words(tmp_path):
     policy = long_run(tmp_path, TokenMask(vectors, [0]), clear)
     ids = torch.tensor(rows_of(100, 99, clear)["input_ids"][:])
     keep = policy.keep(ids, torch.ones_like(ids)).detach()
-    assert keep[ids < 30].mean() > 0.9 and keep[ids >= 30].mean() < 0.5
+    assert keep[ids < 30].mean() > 0.75 and keep[ids >= 30].mean() < 0.5
     assert keep.mean() <= 0.5 + 1e-6
 
 

@@ -23,7 +23,9 @@ class TokenMask(BatchPolicy):
     Special tokens are kept at 1. The n others share the budget n b: their mask is the point nearest to their scores
     among all masks of that sum, so that what scores low is left out wholly and what scores high is kept whole:
 
-        m_i = clip(score_i − τ, 0, 1)        with τ such that the sum is n b
+        m_i = clip(c score_i − τ, 0, 1)        with τ such that the sum is n b
+
+    c grows by one with every `patience` updates: soft while it is not known what matters, sharp in the end.
 
     Args:
         vectors: `(V, d)`, a table of token vectors, as `encoder.get_input_embeddings().weight`; copied and never
@@ -32,10 +34,11 @@ class TokenMask(BatchPolicy):
         budget: mean of an example's mask over its other tokens, in (0, 1]. 0.5: half of what there is.
         hidden: width of the one hidden layer.
         learning_rate: of Adam; 3e-3. At 1e-2 one seed in three kept the wrong words of a planted set.
+        patience: updates after which the mask is twice as sharp as at the beginning; 50.
         seed: of its first weights.
 
     Raises:
-        ValueError: vectors that are not a finite matrix, or a budget or width out of range.
+        ValueError: vectors that are not a finite matrix, or a budget, width or patience out of range.
 
     References:
         Teaching with Commentaries, arXiv:2011.03037, attention masks. The projection is that of sparsemax
@@ -44,6 +47,7 @@ class TokenMask(BatchPolicy):
 
     vectors: Tensor
     special: Tensor
+    updates: Tensor
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class TokenMask(BatchPolicy):
         budget: float = 0.5,
         hidden: int = 32,
         learning_rate: float = 3e-3,
+        patience: int = 50,
         seed: int = 0,
     ) -> None:
         super().__init__(learning_rate)
@@ -60,22 +65,27 @@ class TokenMask(BatchPolicy):
                 f"TokenMask: vectors must be a finite matrix (V, d), one row a token; got shape "
                 f"{tuple(vectors.shape)}. Take those of an encoder: encoder.get_input_embeddings().weight."
             )
-        if not 0 < budget <= 1 or hidden < 1:
-            raise ValueError(f"TokenMask: budget must be in (0, 1] and hidden at least 1, got {budget} and {hidden}.")
+        if not 0 < budget <= 1 or hidden < 1 or patience < 1:
+            raise ValueError(
+                f"TokenMask: budget must be in (0, 1], hidden and patience at least 1; got {budget}, {hidden} and "
+                f"{patience}."
+            )
         self.special_ids = list(special_ids)
         self.budget = budget
         self.hidden = hidden
+        self.patience = patience
         self.seed = seed
         # Both belong to the tokenizer and not to what is learned, so they are not saved.
         # Vectors of tables differ in size by orders of magnitude; normalised, one learning rate suits all.
         self.register_buffer("vectors", _normed(at_least_fp32(vectors.detach())), persistent=False)
         self.register_buffer("special", torch.tensor(self.special_ids, dtype=torch.long), persistent=False)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.begin()
         self.optimizer = torch.optim.Adam(self.parameters(), lr=learning_rate)
 
     def arguments(self) -> dict[str, Any]:
         """What one like it is made with, beside the vectors."""
-        names = ("special_ids", "budget", "hidden", "learning_rate", "seed")
+        names = ("special_ids", "budget", "hidden", "learning_rate", "patience", "seed")
         return {name: getattr(self, name) for name in names}
 
     def begin(self) -> None:
@@ -87,10 +97,16 @@ class TokenMask(BatchPolicy):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.network.to(self.vectors)
+        self.updates.zero_()
 
     def check(self, labels: int) -> None:
         """Any student will do."""
         del labels
+
+    def update(self, gradients: Sequence[Tensor]) -> None:
+        """One Adam step, and a little sharper."""
+        super().update(gradients)
+        self.updates += 1
 
     def change(self, embeddings: Tensor, batch: Batch, step: int) -> Changed:
         """The batch behind its mask."""
@@ -111,7 +127,8 @@ class TokenMask(BatchPolicy):
         counted = present[..., None].to(vectors)
         sentence = (vectors * counted).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp(min=1)
         scores = self.network(torch.cat([vectors, _normed(sentence).expand_as(vectors)], -1))[..., 0]
-        return torch.where(ordinary, within_budget(scores, ordinary, self.budget), 1.0)
+        sharpness = 1 + self.updates / self.patience
+        return torch.where(ordinary, within_budget(sharpness * scores, ordinary, self.budget), 1.0)
 
 
 def within_budget(scores: Tensor, counted: Tensor, budget: float) -> Tensor:
