@@ -31,6 +31,7 @@ from amal_hf.policies.frozen import Frozen, save_policy
 from amal_hf.policies.heuristics import ClassProportional, HardMining, RandomRectified
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.meta_weight_net import MetaWeightNet
+from amal_hf.policies.per_loss_network import PerLossNetwork
 from amal_hf.policies.policy import Policy
 from amal_hf.policies.rectified_slopes import RectifiedSlopes
 from amal_hf.policies.shared_weights import SharedWeights
@@ -86,6 +87,7 @@ __all__ = [
     "MetaWeightNet",
     "Method",
     "NeumannDirection",
+    "PerLossNetwork",
     "Policy",
     "RandomRectified",
     "RandomWeights",

@@ -52,6 +52,7 @@ LEVELS = [
         "policies.heuristics",
         "policies.loss_network",
         "policies.meta_weight_net",
+        "policies.per_loss_network",
         "policies.rectified_slopes",
         "policies.shared_weights",
         "policies.state_network",

@@ -17,6 +17,7 @@ from amal_hf import (
     LossNetwork,
     MeanOne,
     Method,
+    PerLossNetwork,
     RuleLosses,
     SharedWeights,
     amal,
@@ -90,6 +91,8 @@ POLICIES = {
     "network": LossNetwork,
     "network or none": lambda: LossNetwork(normalisation=ConvexOrNone()),
     "network, mean one": lambda: LossNetwork(normalisation=MeanOne()),
+    "per loss": PerLossNetwork,
+    "per loss or none": lambda: PerLossNetwork(normalisation=ConvexOrNone()),
     "shared": SharedWeights,
 }
 

@@ -47,15 +47,18 @@ class LossNetwork(Policy):
         self.seed = seed
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
-        """A new network whose output layer is zero: at first the features do not matter."""
-        start = self.normalisation.start(initial)
+        """A new network that starts with the initial mixture."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
-            last = nn.Linear(self.hidden, len(start))
-            self.network = nn.Sequential(self.body(sizes), nn.Tanh(), last)
+            self.network = self.new_network(sizes, self.normalisation.start(initial))
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
+
+    def new_network(self, sizes: Sizes, start: Tensor) -> nn.Module:
+        """From `inputs` to scores, which are `start` at first: the output layer's weight is zero."""
+        last = nn.Linear(self.hidden, len(start))
         nn.init.zeros_(last.weight)
         last.bias.data.copy_(start)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
+        return nn.Sequential(self.body(sizes), nn.Tanh(), last)
 
     def observe(self, signals: Signals) -> Features:
         """`(B, K + 2 + 2 teachers)`: log losses, then fit and entropy of student and teachers."""
