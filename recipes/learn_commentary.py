@@ -63,6 +63,7 @@ class RecipeArguments:
     """What to learn about which dataset, or what to reuse."""
 
     kind: str = field(default="weights", metadata={"help": "What is learned.", "choices": list(KINDS)})
+    budget: float = field(default=0.25, metadata={"help": "Masks: the share of a text that is kept."})
     reuse: str | None = field(default=None, metadata={"help": "A commentary's folder or Hub dataset: do not learn."})
     target: float = field(default=0.65, metadata={"help": "Reusing: the dev accuracy that is waited for."})
     student: str | None = field(default=None, metadata={"help": "Folder or Hub id; layers of MiniLM-L6 by default."})
@@ -196,7 +197,7 @@ def new_commentary(bench: Bench, data: Tensor | None) -> CommentaryNetwork | Lab
     if data is None:
         return LabelBlend(len(bench.names), seed=bench.args.seed)
     if bench.recipe.kind == "mask":
-        return TokenMask(data, bench.tokenizer.all_special_ids, seed=bench.args.seed)
+        return TokenMask(data, bench.tokenizer.all_special_ids, bench.recipe.budget, seed=bench.args.seed)
     return CommentaryNetwork(data, len(bench.names), seed=bench.args.seed)
 
 

@@ -1,5 +1,7 @@
 """A network fed with the student's internal states."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -116,7 +118,11 @@ class StateNetwork(LossNetwork):
 
 
 class _Reader(nn.Module):
-    """States normalised layer by layer, labels embedded, the surface as it is; then one hidden layer."""
+    """States normalised layer by layer to length one, labels embedded, the surface as it is; then one hidden layer.
+
+    A state is one observation and not as many as it has entries: at length √d, which is what `LayerNorm` gives, each
+    step of Adam moved the scores by what the states happened to be, and the surface was drowned (AUC 0.55, not 0.91).
+    """
 
     def __init__(self, widths: list[int], labels: int, surface: int, hidden: int) -> None:
         super().__init__()
@@ -128,7 +134,7 @@ class _Reader(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """`(B, F) -> (B, hidden)`."""
         *states, labels, surface = features.split(self.parts, 1)
-        normed = [norm(state) for norm, state in zip(self.norms, states, strict=True)]
+        normed = [norm(state) / math.sqrt(state.shape[1]) for norm, state in zip(self.norms, states, strict=True)]
         hidden: Tensor = self.hidden(torch.cat([*normed, self.embedding(labels), surface], 1))
         return hidden
 
