@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict, Value, concatenate_datasets
 from numpy.typing import NDArray
@@ -43,8 +44,10 @@ from amal_hf import (
     Loss,
     LossNetwork,
     Method,
+    PerLossNetwork,
     RuleLosses,
     SharedWeights,
+    TwiceSigmoid,
     amal,
     learning_to_reweight,
     meta_weight_net,
@@ -85,6 +88,7 @@ class Run:
     rows: tuple[str, ...] = ("train",)
     first_clean: bool = False
     then_clean: bool = False
+    pace: float = 1.0  # of the learning rate, on votes: who follows them slowly still knows the clean rows
 
 
 def label_and_rules(rules: list[str]) -> list[Loss]:
@@ -113,6 +117,9 @@ RUNS: dict[str, Run] = {
     "majority vote, then clean rows": Run(aggregated("majority"), then_clean=True),
     "weights of rules": Run(label_and_rules, lambda: Method("shared_weights", SharedWeights(), interval=4)),
     "amal": Run(everything, lambda: amal(LossNetwork(normalisation=ConvexOrNone()))),
+    "amal rule by rule": Run(
+        label_and_rules, lambda: amal(PerLossNetwork(normalisation=TwiceSigmoid())), first_clean=True, pace=0.1
+    ),
     "amal, then clean rows": Run(everything, lambda: amal(LossNetwork(normalisation=ConvexOrNone())), then_clean=True),
     "majority vote between clean rows": Run(
         aggregated("majority"), rows=("train", "meta"), first_clean=True, then_clean=True
@@ -300,10 +307,12 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
     if chosen.first_clean:
         trainer, seconds = on_clean_rows(bench, student, epochs=10, learning_rate=args.learning_rate)
         student = trainer.model
+    args.learning_rate *= chosen.pace
     trainer = new_trainer(bench, student, args, rows, losses, method)
     seconds += trainer.train().metrics["train_runtime"]
+    order = rule_order(bench, trainer) if chosen.method else None
     if chosen.then_clean:
-        trainer, more = on_clean_rows(bench, trainer.model, epochs=5, learning_rate=args.learning_rate / 4)
+        trainer, more = on_clean_rows(bench, trainer.model, epochs=5, learning_rate=bench.args.learning_rate / 4)
         seconds += more
     output = trainer.predict(bench.data["test"])
     guess = np.asarray(output.predictions).argmax(-1)
@@ -314,6 +323,7 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
         "test": float((guess == truth).mean()),
         "test_interval": bootstrap_interval(guess == truth, seed=0),
         "test_f1": f1_of_last_class(guess, truth) if len(bench.names) == 2 else None,
+        "rule_order": order,
         "seconds": seconds,
     }
     return row, trainer
@@ -393,9 +403,17 @@ def new_trainer(
 
 def rule_weights(bench: Bench, trainer: AMALTrainer) -> NDArray[Any]:
     """The learned weight of every rule on every row, `(n, m)`; NaN where it abstained."""
-    columns = trainer.example_weights()
+    columns, votes = trainer.example_weights(), np.array(bench.data["train"][VOTES][:])
     table = np.column_stack([np.array(columns[f"rules/{rule}"][:]) for rule in bench.rules])
-    return np.where(np.array(bench.data["train"][VOTES][:]) >= 0, table, np.nan)
+    return np.where(votes >= 0, table[: len(votes)], np.nan)
+
+
+def rule_order(bench: Bench, trainer: AMALTrainer) -> float:
+    """Spearman's correlation of the rules' mean weights with their precision."""
+    votes, truth = (np.array(bench.data["train"][name][:]) for name in (VOTES, TRUTH))
+    weights = rule_weights(bench, trainer)
+    found = pd.DataFrame(summarise_rules(votes, bench.rules, truth, weights))[["weight", "precision"]]
+    return float(found.astype(float).corr("spearman").iloc[0, 1])
 
 
 def summarise(bench: Bench, weights: NDArray[Any] | None) -> list[dict[str, Any]]:
@@ -423,11 +441,16 @@ def card_details(bench: Bench, rows: list[dict[str, Any]]) -> CardDetails:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
-    print(f"\n{'':32}" + "".join(f"{column:>16}" for column in ("dev", "test", "95 % interval", "F1", "seconds")))
+    print(
+        f"\n{'':32}"
+        + "".join(f"{column:>16}" for column in ("dev", "test", "95 % interval", "F1", "order", "seconds"))
+    )
     for row in rows:
         low, high = row["test_interval"]
         f1 = "" if row["test_f1"] is None else f"{row['test_f1']:.1%}"
-        cells = (f"{row['dev']:.1%}", f"{row['test']:.1%}", f"{low:.1%} - {high:.1%}", f1, f"{row['seconds']:.0f}")
+        order = "" if row["rule_order"] is None else f"{row['rule_order']:.2f}"
+        interval = f"{low:.1%} - {high:.1%}"
+        cells = (f"{row['dev']:.1%}", f"{row['test']:.1%}", interval, f1, order, f"{row['seconds']:.0f}")
         print(f"{row['name']:32}" + "".join(f"{cell:>16}" for cell in cells))
 
 
