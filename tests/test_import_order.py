@@ -69,6 +69,7 @@ LEVELS = [
         "weight_histograms",
         "distillation",
         "cage",
+        "compiled",
         "rule_losses",
         "steps",
         "batch_policies",
