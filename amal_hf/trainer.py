@@ -99,6 +99,7 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
     optimizer: Any
     _signature_columns: Any
     _window: _Window
+    _forward: Callable[..., Any] | None
 
     def __init__(
         self,
@@ -319,7 +320,7 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         self._set_signature_columns_if_needed()
         self._inputs = StudentInputs(self.model, self._student_columns, policy.needs_hidden_states, changes)
         self._learner = self._new_learner() if self.method.learns else None
-        self._forward: Callable[..., Any] | None = None
+        self._forward = None
 
     def _new_learner(self) -> WeightLearner:
         args = self.args
