@@ -1,6 +1,7 @@
 """`Trainer` that a run can be killed in at any moment: only whole checkpoints count; `checkpoints.py` says which."""
 
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from amal_hf.checkpoints import checkpoint_to_resume, named_failure, seal, unseal
 from amal_hf.learner import WeightLearner
+from amal_hf.lost_process import lost_process_advice
 from amal_hf.meta import Method
 from amal_hf.mixture import Mixture
 from amal_hf.state import STATE_NAME, load_state, save_state
@@ -34,7 +36,8 @@ class ResumableTrainer(Trainer):
         """
         if self.mixes:
             resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        with lost_process_advice() if self.mixes else nullcontext():
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """`Trainer`'s; none where a run is resumed from its end within an epoch, after which `Trainer` would go on."""

@@ -226,6 +226,24 @@ def go_on(folder, count, other, sharded=None, **case):
         return {"loaded": seen.first_weights, "parameters": parameters_of(seen.trainer)}
 
 
+class Leave(TrainerCallback):
+    """The last process ends without a word after the third step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3 and dist.get_rank() > 0:
+            os._exit(0)
+
+
+def lose_one(folder, count, **case):
+    """What the others have to say when a process is gone."""
+    seen = new_trainer(folder, count, save_strategy="steps", save_steps=2, **case)
+    seen.trainer.add_callback(Leave())
+    try:
+        seen.trainer.train()
+    except RuntimeError as error:
+        return {"said": "\n".join([str(error), *error.__notes__])}
+
+
 def train_on_rules(folder, count):
     """With a graphical model of rules that is trained beside the student."""
     votes = torch.randint(0, 2, (22, 3), generator=torch.Generator().manual_seed(3)) * (torch.arange(3) + 1) - 1

@@ -70,6 +70,7 @@ LEVELS = [
         "distillation",
         "cage",
         "compiled",
+        "lost_process",
         "rule_losses",
         "steps",
         "batch_policies",

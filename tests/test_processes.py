@@ -5,6 +5,7 @@ All jobs of one number of processes run in one set of processes, since starting 
 
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 import process_cases
 import pytest
 import torch
+
+from amal_hf import last_checkpoint
 
 
 def _grid(names, accumulations=(1, 3), **more):
@@ -97,6 +100,12 @@ def _four(folders):
 
 
 def _run(count, folder, jobs):
+    """All jobs in `count` processes, and what each process found."""
+    _start(count, folder, jobs)
+    return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(count)] for name in jobs}
+
+
+def _start(count, folder, jobs):
     """All jobs in `count` processes; ended by force if they hang."""
     # Not by fork: this process may have threads, whose locks a child would wait for.
     context = multiprocessing.get_context("forkserver")
@@ -111,7 +120,6 @@ def _run(count, folder, jobs):
         worker.kill()
         worker.join()
     assert all(worker.exitcode == 0 for worker in workers), f"{count} processes: see their output"
-    return {name: [torch.load(folder / f"{name}-{rank}.pt") for rank in range(count)] for name in jobs}
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +237,14 @@ def test_weights_survive_a_change_of_the_number_of_processes(found, count, name,
     assert written[:, 1:].std() > 0
     for ours in found[count][name]:
         torch.testing.assert_close(ours["loaded"], written, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_lost_process_is_an_error_that_says_how_to_go_on(tmp_path):
+    """The others neither hang nor overwrite anything: the last checkpoint is whole."""
+    _start(2, tmp_path, {"lost": (process_cases.lose_one, {"method": "table", "rows": 40})})
+    said = torch.load(tmp_path / "lost-0.pt")["said"]
+    assert re.search(r"process 0 got no answer.*another of the 2 processes.*resume_from_checkpoint=True", said)
+    assert last_checkpoint(tmp_path / "lost") == str(tmp_path / "lost" / "checkpoint-2")
 
 
 LAUNCHERS = {
