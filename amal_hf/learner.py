@@ -35,6 +35,7 @@ class Student(NamedTuple):
 
     Attributes:
         model: the module itself, without the wrappers of compilation or data parallelism; or cut over processes.
+        forward: runs it: the same module, or compiled.
         inputs: what the model's forward takes of a batch.
         optimizer: trains the model; only read.
         dtype: precision of the forward pass.
@@ -43,6 +44,7 @@ class Student(NamedTuple):
     """
 
     model: nn.Module
+    forward: Callable[..., Any]
     inputs: StudentInputs
     optimizer: Optimizer
     dtype: torch.dtype
@@ -205,13 +207,13 @@ def _run(student: Student, module: nn.Module, batch: Batch) -> Callable[[], Any]
     """Gives the student's outputs for a batch at every call, however the parameters of `module` have changed."""
     inputs = student.inputs.plain(batch)
     if module is student.model:
-        return lambda: _outputs(student.model, inputs)
+        return lambda: _outputs(student, inputs)
     return frozen_body(student.model, module, inputs)
 
 
-def _outputs(model: nn.Module, inputs: dict[str, Any]) -> Any:
-    cut_again(model)
-    return model(**inputs)
+def _outputs(student: Student, inputs: dict[str, Any]) -> Any:
+    cut_again(student.model)
+    return student.forward(**inputs)
 
 
 def _joined(parts: list[Evaluation]) -> Evaluation:

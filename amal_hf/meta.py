@@ -14,7 +14,7 @@ The student must not notice: parameters come back bit for bit, no `.grad` is tou
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -240,12 +240,18 @@ def differentiable_checkpointing(model: nn.Module) -> Iterator[None]:
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "_gradient_checkpointing_func")]
     given = [layer._gradient_checkpointing_func for layer in layers]
     for layer, function in zip(layers, given, strict=True):
-        layer._gradient_checkpointing_func = partial(function, use_reentrant=False)
+        layer._gradient_checkpointing_func = _not_reentrant(function)
     try:
         yield
     finally:
         for layer, function in zip(layers, given, strict=True):
             layer._gradient_checkpointing_func = function
+
+
+@cache
+def _not_reentrant(function: Any) -> Any:
+    """One and the same for one function: compiled layers would be compiled anew for another."""
+    return partial(function, use_reentrant=False)
 
 
 def hessian_product(policy: Policy, params: Params, problem: Problem) -> Product:

@@ -1,14 +1,17 @@
 """`Trainer` that a run can be killed in at any moment: only whole checkpoints count; `checkpoints.py` says which."""
 
 import os
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from amal_hf.checkpoints import checkpoint_to_resume, named_failure, seal, unseal
 from amal_hf.learner import WeightLearner
+from amal_hf.lost_process import lost_process_advice
 from amal_hf.meta import Method
 from amal_hf.mixture import Mixture
 from amal_hf.state import STATE_NAME, load_state, save_state
@@ -33,7 +36,14 @@ class ResumableTrainer(Trainer):
         """
         if self.mixes:
             resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        with lost_process_advice() if self.mixes else nullcontext():
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """`Trainer`'s; none where a run is resumed from its end within an epoch, after which `Trainer` would go on."""
+        if self.mixes and self._is_over():
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if not self.mixes:
@@ -74,6 +84,11 @@ class ResumableTrainer(Trainer):
                 self.method.batch_policy.load_state_dict(state["batch_policy"])
             if self._learner is not None:
                 self._learner.load_state_dict(state["learner"])
+            if self._is_over():
+                self._load_rng_state(checkpoint)  # `Trainer` does so at its first step, and there is none
+
+    def _is_over(self) -> bool:
+        return 0 < self.state.max_steps <= self.state.global_step
 
     def _state(self) -> dict[str, Any]:
         return {

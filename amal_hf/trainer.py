@@ -32,6 +32,7 @@ from amal_hf.checks import (
     warn_of_shared_sets,
 )
 from amal_hf.collator import ExampleCollator, is_stream, numbered
+from amal_hf.compiled import meta_forward
 from amal_hf.generators import class_count, is_causal, with_decoder_inputs
 from amal_hf.learner import Student, WeightLearner
 from amal_hf.logs import MixtureStatistics
@@ -98,6 +99,7 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
     optimizer: Any
     _signature_columns: Any
     _window: _Window
+    _forward: Callable[..., Any] | None
 
     def __init__(
         self,
@@ -277,9 +279,10 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
     def _student(self) -> Student:
         norm = self.args.max_grad_norm or 0.0
         self._inputs.step = self.state.global_step
-        return Student(
-            self.model, self._inputs, self.optimizer, compute_dtype(self.args, self.model), self._progress(), norm
-        )
+        if self._forward is None:
+            self._forward = meta_forward(self.model, self.method.tangent, self.accelerator.state.dynamo_plugin)
+        dtype = compute_dtype(self.args, self.model)
+        return Student(self.model, self._forward, self._inputs, self.optimizer, dtype, self._progress(), norm)
 
     def _whole_training_set(self) -> Iterator[Batch]:
         rows = self._remove_unused_columns(self.train_dataset, "Training")
@@ -317,6 +320,7 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         self._set_signature_columns_if_needed()
         self._inputs = StudentInputs(self.model, self._student_columns, policy.needs_hidden_states, changes)
         self._learner = self._new_learner() if self.method.learns else None
+        self._forward = None
 
     def _new_learner(self) -> WeightLearner:
         args = self.args

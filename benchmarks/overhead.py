@@ -98,7 +98,7 @@ def main() -> None:
 
 def compare(length: int, rounds: int, names: list[str]) -> dict[str, Any]:
     """Some variants at one length: medians over the rounds."""
-    turns = [{name: spawn(name, length) for name in names} for _ in range(rounds)]
+    turns = [{name: spawn(__file__, "--one", name, "--lengths", str(length)) for name in names} for _ in range(rounds)]
     runs = {
         name: {part: float(np.median([turn[name][part] for turn in turns])) for part in turns[0][name]}
         for name in names
@@ -112,16 +112,15 @@ def compare(length: int, rounds: int, names: list[str]) -> dict[str, Any]:
     return {"length": length, "variants": runs, "rounds": turns}
 
 
-def spawn(name: str, length: int) -> dict[str, float]:
-    """`measure` in a fresh process."""
-    command = [sys.executable, __file__, "--one", name, "--lengths", str(length)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def spawn(*command: str) -> dict[str, float]:
+    """A script in a fresh process, whose last line is JSON."""
+    output = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=True).stdout
     measured: dict[str, float] = json.loads(output.splitlines()[-1])
     return measured
 
 
 class TakingTurns(TrainerCallback):
-    """Lets epochs with the fixed mixture and with the method take turns, and notes when each step began."""
+    """Lets epochs with the fixed mixture and with the method take turns, and notes when each step was over."""
 
     def __init__(self) -> None:
         self.ticks: list[float] = []
@@ -142,8 +141,13 @@ class TakingTurns(TrainerCallback):
         trainer: Any = self.trainer
         turn = round(trainer.state.epoch or 0) % 2
         trainer.mixture.policy, trainer._learner, trainer._inputs.batch_policy = self.turns[turn]
+        self.tick()
 
-    def on_step_begin(self, args: object, state: object, control: object, **kwargs: object) -> None:
+    def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
+        """A meta step comes before `on_step_begin`, so that a step is what lies between two ends."""
+        self.tick()
+
+    def tick(self) -> None:
         """Take the time."""
         self.ticks.append(time.perf_counter())
 
@@ -194,23 +198,25 @@ def typical_steps(ticks: list[float], every: int, periods: int) -> tuple[float, 
 
     Every `every`-th step of the method learns; in a whole run only every `periods`-th of those does.
     """
-    # The last step has no end, and the first of an epoch begins with the change-over: left out, except the ones that
-    # learn.
-    seconds = np.append(np.diff(ticks), np.nan).reshape(PAIRS, 2, STEPS_PER_EPOCH)
+    # The first step of an epoch begins with the change-over: left out, unless it learns.
+    seconds = step_seconds(ticks)
     learns = np.arange(STEPS_PER_EPOCH) % every == 0
-    fixed, without, within = (
-        float(np.nanmedian(part)) for part in (seconds[:, 0, 1:], seconds[:, 1, ~learns], seconds[:, 1, learns])
-    )
+    fixed, within = float(np.median(seconds[:, 0, 1:])), float(np.median(seconds[:, 1, learns]))
     if every == 1:
         return fixed, within
+    without = float(np.median(seconds[:, 1, ~learns]))
     return fixed, without + (within - without) / (every * periods)
 
 
 def whole_epochs(ticks: list[float]) -> tuple[float, float]:
     """Seconds of a step with the fixed mixture and with the method, over whole epochs: trajectories do not fit one."""
-    seconds = np.append(np.diff(ticks), np.nan).reshape(PAIRS, 2, STEPS_PER_EPOCH)
-    fixed, learned = np.median(np.nanmean(seconds[:, :, 1:], 2), 0)
+    fixed, learned = np.median(step_seconds(ticks)[:, :, 1:].mean(2), 0)
     return float(fixed), float(learned)
+
+
+def step_seconds(ticks: list[float]) -> np.ndarray:
+    """Seconds of every step, by pair of epochs and turn, from when an epoch begins and when each of its steps ends."""
+    return np.diff(np.reshape(ticks, (PAIRS, 2, STEPS_PER_EPOCH + 1)))
 
 
 def student() -> BertForSequenceClassification:

@@ -107,7 +107,18 @@ def parameters_of(trainer):
 
 
 def new_trainer(
-    folder, count, method, rows, accumulation=1, train=None, stop=None, losses=None, model=None, meta=None, **options
+    folder,
+    count,
+    method,
+    rows,
+    accumulation=1,
+    train=None,
+    stop=None,
+    losses=None,
+    model=None,
+    meta=None,
+    in_file=False,
+    **options,
 ):
     """A trainer whose optimizer steps see the same rows however many processes there are."""
     defaults = {
@@ -119,6 +130,7 @@ def new_trainer(
         "meta_batch_size": 6,
         "meta_interval": None if method in ("reweighting", "trajectory") else 1,
         "ddp_backend": "gloo" if count > 1 else None,
+        "weights_dir": str(folder / "rows") if in_file else None,
     }
     seen = Seen(stop)
     seen.trainer = AMALTrainer(
@@ -175,6 +187,11 @@ def train(folder, count, sharded=None, **case):
         return found | {"losses": [entry["loss"] for entry in logs if "loss" in entry]}
 
 
+def train_in_bf16(folder, count, **case):
+    """An fp32 student under bf16 autocast."""
+    return train(folder, count, model=without_dropout().float(), bf16=True, **case)
+
+
 def train_on_stream(folder, count, rows, dispatch, **case):
     """From a stream, which either the first process reads for all, or every process for itself."""
     options = {"max_steps": 6, "accelerator_config": {"dispatch_batches": dispatch}}
@@ -185,10 +202,10 @@ def resume(folder, count, sharded=None, **case):
     """A run as a whole, and one that is cut off after its second step and goes on from its checkpoint."""
     cut = sharded if count > 1 else None
     with fsdp_on_cpus() if cut else nullcontext():
-        options = {**case, **(fsdp_options(cut) if cut else {}), "save_strategy": "steps", "save_steps": 1}
+        options = {**case, **(fsdp_options(cut) if cut else {})}
         whole_run = new_trainer(folder / "whole", count, **options)
         whole_run.trainer.train()
-        interrupted = new_trainer(folder / "cut", count, stop=2, **options)
+        interrupted = new_trainer(folder / "cut", count, stop=2, **options, save_strategy="steps", save_steps=2)
         interrupted.trainer.train()
         resumed = new_trainer(folder / "cut", count, **options)
         resumed.trainer.train(resume_from_checkpoint=True)
@@ -207,6 +224,24 @@ def go_on(folder, count, other, sharded=None, **case):
         seen = new_trainer(folder, count, stop=3, **case, **(fsdp_options(cut) if cut else {}))
         seen.trainer.train(resume_from_checkpoint=str(other / "cut" / "checkpoint-2"))
         return {"loaded": seen.first_weights, "parameters": parameters_of(seen.trainer)}
+
+
+class Leave(TrainerCallback):
+    """The last process ends without a word after the third step."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3 and dist.get_rank() > 0:
+            os._exit(0)
+
+
+def lose_one(folder, count, **case):
+    """What the others have to say when a process is gone."""
+    seen = new_trainer(folder, count, save_strategy="steps", save_steps=2, **case)
+    seen.trainer.add_callback(Leave())
+    try:
+        seen.trainer.train()
+    except RuntimeError as error:
+        return {"said": "\n".join([str(error), *error.__notes__])}
 
 
 def train_on_rules(folder, count):
@@ -257,6 +292,8 @@ def fsdp_on_cpus():
     def patched(self, *args, fsdp_plugin=None, **kwargs):
         inner(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if fsdp_plugin is not None:
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
             self.fsdp_plugin = fsdp_plugin
             self.distributed_type = DistributedType.FSDP
             accelerate.state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP

@@ -81,6 +81,17 @@ def test_a_torn_checkpoint_is_passed_over_with_a_warning(folder, whole, caplog):
     assert fault(folder / "checkpoint-6") is None
 
 
+@pytest.mark.parametrize("max_steps", [5, 6])
+def test_a_run_that_is_resumed_from_its_end_stays_what_it_was(tmp_path, max_steps):
+    """At the end of an epoch and within one: a process that died after its last checkpoint has nothing to train."""
+    options = {"max_steps": max_steps, "save_steps": max_steps, "lr_scheduler_type": "constant"}
+    whole = state_of(trained(tmp_path, **options))
+    resumed = trained(tmp_path, resume=True, **options)
+    for ours, theirs in zip(state_of(resumed), whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+    assert resumed.state.global_step == max_steps
+
+
 def test_a_torn_checkpoint_that_was_asked_for_is_refused(folder):
     """Before anything is loaded or overwritten, with the reason; so is a run without a whole checkpoint."""
     state = folder / "checkpoint-6" / "trainer_state.json"

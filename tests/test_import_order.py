@@ -70,6 +70,8 @@ LEVELS = [
         "weight_histograms",
         "distillation",
         "cage",
+        "compiled",
+        "lost_process",
         "rule_losses",
         "steps",
         "batch_policies",

@@ -1,0 +1,61 @@
+"""`benchmarks/gpu_speed.py` is kept running without a GPU."""
+
+import json
+import runpy
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from amal_hf import AMALTrainer
+
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """It, and `overhead.py`, which it imports, with few steps."""
+    monkeypatch.syspath_prepend(FOLDER)
+    import gpu_speed
+    import overhead
+
+    for script in (gpu_speed, overhead):
+        monkeypatch.setattr(script, "PAIRS", 1)
+        monkeypatch.setattr(script, "STEPS_PER_EPOCH", 8)
+    return gpu_speed
+
+
+def test_a_meta_step_is_timed_with_the_steps_that_learn(scripts, tmp_path, monkeypatch):
+    """A meta step of a second at every fourth step costs a quarter of a second a step; the fixed mixture has none."""
+    take_step = AMALTrainer._meta_step
+
+    def slow(self, *args):
+        time.sleep(1.0)
+        return take_step(self, *args)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(AMALTrainer, "_meta_step", slow)
+    found = scripts.measure("amal()", "BERT-base", False, scripts.TINY)
+    assert 0.2 < found["seconds"] - found["fixed_seconds"] < 0.6
+    assert found["tokens"] == 64
+    assert found["fixed_bytes"] == 0  # of a CPU no such figure is kept
+
+
+def test_operations_are_those_of_the_literature(scripts):
+    """BERT-base: 86 million parameters beside its embeddings, 12 layers of width 768."""
+    model = scripts.new_student("BERT-base", scripts.FULL)
+    assert scripts.flops_per_token(model, 128) == pytest.approx(6 * 86e6 + 12 * 12 * 768 * 128, rel=0.01)
+
+
+@pytest.mark.slow
+def test_every_cell_is_measured(tmp_path, monkeypatch):
+    """Both students, compiled and not, each variant beside the fixed mixture."""
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gpu_speed.py", "--tiny", "--out", str(tmp_path / "out.json")])
+    runpy.run_path(str(FOLDER / "gpu_speed.py"), run_name="__main__")
+    cells = json.loads((tmp_path / "out.json").read_text())["cells"]
+    assert len(cells) == 8
+    assert all(cell["time"] > 1 and cell["utilisation"] < cell["fixed_utilisation"] for cell in cells)
