@@ -47,7 +47,6 @@ from amal_hf import (
     PerLossNetwork,
     RuleLosses,
     SharedWeights,
-    TwiceSigmoid,
     amal,
     learning_to_reweight,
     meta_weight_net,
@@ -117,9 +116,7 @@ RUNS: dict[str, Run] = {
     "majority vote, then clean rows": Run(aggregated("majority"), then_clean=True),
     "weights of rules": Run(label_and_rules, lambda: Method("shared_weights", SharedWeights(), interval=4)),
     "amal": Run(everything, lambda: amal(LossNetwork(normalisation=ConvexOrNone()))),
-    "amal rule by rule": Run(
-        label_and_rules, lambda: amal(PerLossNetwork(normalisation=TwiceSigmoid())), first_clean=True, pace=0.1
-    ),
+    "amal rule by rule": Run(label_and_rules, lambda: amal(PerLossNetwork()), first_clean=True, pace=0.1),
     "amal, then clean rows": Run(everything, lambda: amal(LossNetwork(normalisation=ConvexOrNone())), then_clean=True),
     "majority vote between clean rows": Run(
         aggregated("majority"), rows=("train", "meta"), first_clean=True, then_clean=True
