@@ -10,7 +10,7 @@ from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
-from geometry import Geometry, TeacherAgreement, TeacherConfidence
+from rivals import Geometry, GivenWeights, TeacherAgreement, TeacherConfidence
 from settings import Bench
 from suspects import kept_rows
 from teaching import teacher_logits
@@ -21,8 +21,6 @@ from amal_hf import (
     ConvexOrNone,
     CrossEntropy,
     Distillation,
-    ExampleTable,
-    Frozen,
     GeneralizedCrossEntropy,
     Loss,
     LossNetwork,
@@ -148,13 +146,13 @@ def weighed_by(make: Callable[[], Policy], name: str = "fixed_rule") -> NewMetho
 def without_suspects(bench: Bench, before: AMALTrainer | None) -> Method:
     """Labels that confident learning suspects have no weight; the others make up for it."""
     kept = torch.from_numpy(kept_rows(bench)).float()
-    return Method("without_suspects", Frozen(ExampleTable(), {"store.table": kept[:, None] / kept.mean()}))
+    return Method("without_suspects", GivenWeights(kept[:, None] / kept.mean()))
 
 
 def suspects_to_teacher(bench: Bench, before: AMALTrainer | None) -> Method:
     """Suspected labels have no weight, and their teacher has all."""
     kept = torch.from_numpy(kept_rows(bench)).float()
-    return Method("suspects_to_teacher", Frozen(ExampleTable(), {"store.table": torch.stack([kept, 1 - kept], 1)}))
+    return Method("suspects_to_teacher", GivenWeights(torch.stack([kept, 1 - kept], 1)))
 
 
 def rule_policy() -> LossNetwork:

@@ -1,4 +1,4 @@
-"""Two rivals that read a teacher: a network on the geometry of student, teacher and label, and rules of thumb."""
+"""Rival policies: a network on the geometry of student, teacher and label, rules of thumb, and given weights."""
 
 import torch
 import torch.nn.functional as F
@@ -56,3 +56,28 @@ class TeacherAgreement(TeacherConfidence):
         """`(B, 1)`."""
         (teacher,) = signals.teacher_logits
         return torch.as_tensor(teacher).float().softmax(-1).gather(1, signals.batch["labels"][:, None])
+
+
+class GivenWeights(Policy):
+    """Weights that were found before training.
+
+    Args:
+        table: `(N, K)`, by example.
+    """
+
+    learns = False
+    needs_ids = True
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.table = table
+
+    def reset(self, sizes: Sizes, initial: Tensor) -> None:
+        """Nothing to forget."""
+
+    def weights(self, observation: Observation) -> Tensor:
+        """`(B, K)`."""
+        return self.table[observation.ids.cpu()].to(observation.ids.device)
+
+    def update(self, observation: Observation, slopes: Tensor) -> None:
+        """Nothing to learn."""
