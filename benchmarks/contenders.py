@@ -91,11 +91,8 @@ class Contender:
 
 def with_teacher(bench: Bench, temperature: float = 2.0) -> list[Loss]:
     """The label, and the teacher."""
-    logits = teacher_logits(bench)
-    return [
-        CrossEntropy(),
-        Distillation(lambda batch: logits[batch["example_id"].cpu()].to(batch["labels"].device), temperature),
-    ]
+    logits = teacher_logits(bench).to("cuda" if torch.cuda.is_available() else "cpu")
+    return [CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]], temperature)]
 
 
 def at_temperature(temperature: float) -> Losses:

@@ -77,7 +77,7 @@ class GivenWeights(Policy):
 
     def weights(self, observation: Observation) -> Tensor:
         """`(B, K)`."""
-        return self.table[observation.ids.cpu()].to(observation.ids.device)
+        return self.table.to(observation.ids.device)[observation.ids]
 
     def update(self, observation: Observation, slopes: Tensor) -> None:
         """Nothing to learn."""
