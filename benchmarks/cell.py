@@ -87,12 +87,9 @@ def run_phases(bench: Bench, phases: Phases) -> tuple[AMALTrainer, Looks, AMALTr
     """The trainer of the last phase, what was seen on dev, and the trainer of the last phase that weighed examples."""
     set_seed(bench.place.seed)
     student, looks = bench.body.student(bench.classes), Looks(bench.metric)
-    before: AMALTrainer | None = None
     weighed: AMALTrainer | None = None
     for phase, steps in zip(phases, steps_of(bench, phases), strict=True):
-        if phase.fresh:
-            student, looks = bench.body.student(bench.classes), Looks(bench.metric)
-        before = train(
+        trainer = train(
             bench,
             student,
             rows_of(bench, phase),
@@ -101,13 +98,11 @@ def run_phases(bench: Bench, phases: Phases) -> tuple[AMALTrainer, Looks, AMALTr
             learning_rate=phase.rate * bench.body.learning_rate,
             losses=phase.losses(bench),
             shares=None if phase.shares is None else list(phase.shares),
-            method=None if phase.method is None else phase.method(bench, before),
+            method=None if phase.method is None else phase.method(bench),
             smoothing=phase.smoothing,
         )
-        weighed = weighed if phase.method is None else before
-    if before is None:
-        raise ValueError("A run needs a phase.")
-    return before, looks, weighed
+        weighed = weighed if phase.method is None else trainer
+    return trainer, looks, weighed
 
 
 def rows_of(bench: Bench, phase: Phase) -> Any:

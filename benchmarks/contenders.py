@@ -16,7 +16,6 @@ from suspects import kept_rows
 from teaching import teacher_logits
 
 from amal_hf import (
-    AMALTrainer,
     AnnealedWeights,
     ConvexOrNone,
     CrossEntropy,
@@ -24,6 +23,7 @@ from amal_hf import (
     GeneralizedCrossEntropy,
     Loss,
     LossNetwork,
+    MeanOne,
     MetaWeightNet,
     Method,
     Policy,
@@ -38,7 +38,7 @@ from amal_hf import (
 
 
 Losses: TypeAlias = Callable[[Bench], list[Loss]]
-NewMethod: TypeAlias = Callable[[Bench, AMALTrainer | None], Method]
+NewMethod: TypeAlias = Callable[[Bench], Method]
 Kind: TypeAlias = Literal["control", "rule of thumb", "learned", "ours"]
 
 CLEAN = ("clean",)
@@ -52,12 +52,11 @@ class Phase:
     Attributes:
         losses: what is learned from.
         shares: their initial mixture; equal by default.
-        method: how weights are learned, given the bench and the trainer of the phase before; fixed by default.
+        method: how weights are learned; fixed by default.
         rows: splits to train on.
         epochs: over these rows; `None` takes what the other phases leave of the budget.
         rate: share of the body's learning rate.
         smoothing: of labels.
-        fresh: begin with a new student.
     """
 
     losses: Losses = lambda bench: [CrossEntropy()]
@@ -67,7 +66,6 @@ class Phase:
     epochs: float | None = None
     rate: float = 1.0
     smoothing: float = 0.0
-    fresh: bool = False
 
 
 Phases: TypeAlias = tuple[Phase, ...]
@@ -132,21 +130,21 @@ def everything(bench: Bench) -> list[Loss]:
 
 def always(make: Callable[[], Method]) -> NewMethod:
     """A method that does not depend on where it is used."""
-    return lambda bench, before: make()
+    return lambda bench: make()
 
 
 def weighed_by(make: Callable[[], Policy], name: str = "fixed_rule") -> NewMethod:
     """A method that is nothing but a policy."""
-    return lambda bench, before: Method(name, make())
+    return lambda bench: Method(name, make())
 
 
-def without_suspects(bench: Bench, before: AMALTrainer | None) -> Method:
+def without_suspects(bench: Bench) -> Method:
     """Labels that confident learning suspects have no weight; the others make up for it."""
     kept = torch.from_numpy(kept_rows(bench)).float()
     return Method("without_suspects", GivenWeights(kept[:, None] / kept.mean()))
 
 
-def suspects_to_teacher(bench: Bench, before: AMALTrainer | None) -> Method:
+def suspects_to_teacher(bench: Bench) -> Method:
     """Suspected labels have no weight, and their teacher has all."""
     kept = torch.from_numpy(kept_rows(bench)).float()
     return Method("suspects_to_teacher", GivenWeights(torch.stack([kept, 1 - kept], 1)))
@@ -158,6 +156,7 @@ def rule_policy() -> LossNetwork:
 
 
 AMAL = Phase(with_teacher, method=always(amal))
+AMAL_MEAN_ONE = Phase(with_teacher, method=always(lambda: amal(LossNetwork(normalisation=MeanOne()))))
 AMAL_VOTES = Phase(everything, method=always(amal))
 AMAL_OR_NONE = Phase(everything, method=always(lambda: amal(rule_policy())))
 TEACHER = Phase(with_teacher, (0.0, 1.0))
@@ -268,6 +267,10 @@ DISTILLATION: dict[str, Contender] = {
     ),
     "amal()": Contender("ours", one(AMAL)),
     "amal(), then clean rows": Contender("ours", {f"rate {r}": then_clean(AMAL, r) for r in CLEAN_RATES}),
+    "amal(), mean one": Contender("ours", one(AMAL_MEAN_ONE)),
+    "amal(), mean one, then clean rows": Contender(
+        "ours", {f"rate {r}": then_clean(AMAL_MEAN_ONE, r) for r in CLEAN_RATES}
+    ),
 }
 
 # ---- rules ----
@@ -301,6 +304,9 @@ VOTES: dict[str, Contender] = {
     "amal()": Contender("ours", one(AMAL_VOTES)),
     "amal(), then clean rows": Contender("ours", {f"rate {r}": then_clean(AMAL_VOTES, r) for r in CLEAN_RATES}),
     "amal() between clean rows": Contender("ours", one(*between_clean(AMAL_VOTES))),
+    "amal(), mean one": Contender(
+        "ours", one(Phase(everything, method=always(lambda: amal(LossNetwork(normalisation=MeanOne())))))
+    ),
     "amal(), some votes or none": Contender("ours", one(AMAL_OR_NONE)),
     "amal(), some votes or none, between clean rows": Contender("ours", one(*between_clean(AMAL_OR_NONE))),
 }

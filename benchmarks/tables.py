@@ -23,7 +23,13 @@ RESULTS = Path(__file__).parent / "results" / "quality"
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
 
 KINDS = ["control", "rule of thumb", "learned", "ours"]
-OURS = ["amal()", "amal(), then clean rows", "amal() between clean rows"]
+OURS = [
+    "amal()",
+    "amal(), then clean rows",
+    "amal(), mean one",
+    "amal(), mean one, then clean rows",
+    "amal() between clean rows",
+]
 DETECTING = ["amal()", "meta_weight_net()", "learning_to_reweight()", "geometry network"]
 DATA = ["trec", "banking77", "sst2", "youtube", "sms"]
 SETTINGS = {
