@@ -81,12 +81,16 @@ class Group:
         """How well a run tells right from wrong, by seed."""
         return [cell["auc"][name] for cell in self.cells.get(run, {}).values() if name in cell["auc"]]
 
+    def whole(self, run: str) -> bool:
+        """Whether a run has as many seeds as any: others are left out where runs are put in an order."""
+        return len(self.cells.get(run, {})) == max(map(len, self.cells.values()))
+
     def best_control(self) -> str | None:
         """The run without learned weights that is best on dev, on average."""
         dev = {
             run: float(np.mean([cell["dev"] for cell in cells.values()]))
             for run, cells in self.cells.items()
-            if self.kinds[run] in KINDS[:2]
+            if self.kinds[run] in KINDS[:2] and self.whole(run)
         }
         return max(dev, key=lambda run: dev[run]) if dev else None
 
@@ -196,8 +200,8 @@ def _matrix(groups: list[Group]) -> str:
 
 
 def mean_ranks(groups: list[Group], runs: list[str]) -> dict[str, float]:
-    """Mean over the settings of a run's rank by mean test score, ties sharing; for runs that all settings have."""
-    complete = [run for run in runs if all(group.tests(run) for group in groups)]
+    """Mean over the settings of a run's rank by mean test score, ties sharing; for runs that are whole in all."""
+    complete = [run for run in runs if all(group.whole(run) for group in groups)]
     ranks: dict[str, list[float]] = defaultdict(list)
     for group in groups:
         means = np.array([np.mean(group.tests(run)) for run in complete])

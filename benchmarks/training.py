@@ -1,6 +1,6 @@
 """How every student and teacher of the quality benchmark is trained.
 
-All alike; of eight looks at dev the best is kept.
+All alike; the best of about eight looks at dev is kept.
 """
 
 import copy

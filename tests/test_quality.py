@@ -57,7 +57,9 @@ def tiny_bench(setting, rules=0):
     votes = {}
     if rules:
         votes = {
-            "weak_labels": [[n % CLASSES if (n + j) % 3 else -1 for j in range(rules)] for n in range(TRAIN)],
+            "weak_labels": [
+                [(n + (j == 0)) % CLASSES if (n + j) % 3 else -1 for j in range(rules)] for n in range(TRAIN)
+            ],
             "majority": [n % CLASSES for n in range(TRAIN)],
             "label_model": [[1 / CLASSES] * CLASSES] * TRAIN,
             "true_label": [n % CLASSES for n in range(TRAIN)],
