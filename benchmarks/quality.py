@@ -31,6 +31,7 @@ from bodies import FrozenBody
 from cell import TUNING_SEED, Cell, prepare, run_cell
 from contenders import contenders
 from settings import CLEAN_ROWS, FEW_A_CLASS, RULES, SETTINGS, SPOILT, Place
+from teaching import teacher_file
 
 
 RESULTS = Path(__file__).parent / "results" / "quality"
@@ -46,7 +47,7 @@ def main() -> None:
         merge(options.merge)
         return
     matrix = Matrix(options)
-    matrix.go("teachers", prepare, matrix.places())
+    matrix.go("teachers", prepare, matrix.untaught())
     matrix.go("options", run_cell, matrix.tuning())
     matrix.go("cells", run_cell, matrix.cells())
 
@@ -88,6 +89,11 @@ class Matrix:
             for setting in options.settings or known_settings(data)
             for seed in [TUNING_SEED, *options.seeds]
         ]
+
+    def untaught(self) -> list[Place]:
+        """One place for every teacher that is not there yet."""
+        missing = {teacher_file(place): place for place in self.places() if place.setting != RULES}
+        return [place for file, place in missing.items() if not file.exists()]
 
     def tuning(self) -> Iterator[Cell]:
         """All options of runs that have several, at the tuning seed."""

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bodies import CACHE
+from bodies import CACHE, FrozenBody, LayeredBody
 from numpy.typing import NDArray
-from settings import TAUGHT_AS, Bench, new_bench
+from settings import TAUGHT_AS, Bench, Place, new_bench
 from torch import Tensor
 from training import Looks, read, train
 from transformers import set_seed
@@ -34,18 +34,27 @@ def corrupted_rows(bench: Bench) -> NDArray[np.bool_]:
     return wrong
 
 
+def teacher_file(place: Place) -> Path:
+    """Where the logits of a place's teacher are kept; settings may share one."""
+    kind = FrozenBody.kind if place.student == FrozenBody.kind else LayeredBody.kind
+    return CACHE / "teachers" / f"{place.data.name}-{kind}-{_taught_in(place)}-{place.seed}.npy"
+
+
 def make_teacher(bench: Bench) -> Path:
     """The file of a teacher's logits, made if it is not there."""
-    place = bench.place
-    setting = TAUGHT_AS.get(place.setting, place.setting)
-    file = CACHE / "teachers" / f"{place.data.name}-{bench.body.kind}-{setting}-{place.seed}.npy"
+    place, file = bench.place, teacher_file(bench.place)
     if not file.exists():
+        setting = _taught_in(place)
         own = bench if setting == place.setting else new_bench(replace(place, setting=setting))
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(f".{np.random.default_rng().integers(10**9)}.npy")
         np.save(unfinished, _taught(own))
         unfinished.rename(file)  # whole or not at all, whoever else is at it
     return file
+
+
+def _taught_in(place: Place) -> str:
+    return TAUGHT_AS.get(place.setting, place.setting)
 
 
 def _taught(bench: Bench) -> NDArray[np.float32]:
