@@ -26,9 +26,9 @@ from amal_hf.methods import (
 from amal_hf.policies.bounds import Convex, ConvexOrNone, MeanOne, TwiceSigmoid, clamp, convex
 from amal_hf.policies.commentary_network import CommentaryNetwork, embed_texts
 from amal_hf.policies.example_table import ExampleTable
-from amal_hf.policies.fixed_weights import FixedWeights, RandomWeights
+from amal_hf.policies.fixed_weights import AnnealedWeights, FixedWeights, RandomWeights
 from amal_hf.policies.frozen import Frozen, save_policy
-from amal_hf.policies.heuristics import ClassProportional, HardMining, RandomRectified
+from amal_hf.policies.heuristics import ClassProportional, HardMining, RandomRectified, SmallLoss
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.meta_weight_net import MetaWeightNet
 from amal_hf.policies.per_loss_network import PerLossNetwork
@@ -38,6 +38,7 @@ from amal_hf.policies.shared_weights import SharedWeights
 from amal_hf.policies.state_network import StateNetwork
 from amal_hf.portable import checkpoint_from_hub
 from amal_hf.rewinds import Reversal, Snapshots
+from amal_hf.robust_losses import GeneralizedCrossEntropy
 from amal_hf.rule_losses import RuleLosses
 from amal_hf.seq2seq import AMALSeq2SeqTrainer
 from amal_hf.spear import Spear
@@ -54,6 +55,7 @@ __all__ = [
     "AMALSeq2SeqTrainer",
     "AMALTrainer",
     "AdamDirection",
+    "AnnealedWeights",
     "AttentionMask",
     "BatchPolicy",
     "Cage",
@@ -77,6 +79,7 @@ __all__ = [
     "FixedWeights",
     "ForwardMode",
     "Frozen",
+    "GeneralizedCrossEntropy",
     "HardMining",
     "JointLoss",
     "LabelBlend",
@@ -96,6 +99,7 @@ __all__ = [
     "RuleLosses",
     "SGDDirection",
     "SharedWeights",
+    "SmallLoss",
     "Snapshots",
     "Spear",
     "StateNetwork",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from planted_truth import spread
+from spread import spread
 
 
 RESULTS = Path(__file__).parent / "results" / "commentaries"

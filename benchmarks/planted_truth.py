@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
+from spread import spread
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, set_seed
 
 from amal_hf import (
@@ -248,13 +249,6 @@ def print_table() -> None:
 def group_of(cell: dict[str, Any]) -> tuple[str, str, int]:
     """What is compared with one another: the same data, setting and number of epochs."""
     return cell["data"], cell["setting"], cell["epochs"]
-
-
-def spread(values: list[float], digits: int = 1) -> str:
-    """`mean ± half-width`; Student's t at 95 % for n seeds."""
-    t = {3: 4.303, 4: 3.182, 5: 2.776}.get(len(values))
-    mean = f"{np.mean(values):.{digits}f}"
-    return mean if t is None else f"{mean} ± {t * np.std(values, ddof=1) / len(values) ** 0.5:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset, DatasetDict, concatenate_datasets
-from planted_truth import base_model, spread
+from planted_truth import base_model
+from spread import spread
 from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 from amal_hf import (

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from planted_truth import spread
+from spread import spread
 
 
 RESULTS = Path(__file__).parent / "results" / "translation"

@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from amal_hf.distillation import Distillation
 from amal_hf.divergences import forward_kl, jensen_shannon, logit_mse, reverse_kl
 from amal_hf.losses import CrossEntropy, CustomLoss, Loss, Task, entropy
+from amal_hf.robust_losses import GeneralizedCrossEntropy
 
 
 B, T, C = 5, 4, 3
@@ -99,6 +100,17 @@ def labels_case(kind, task, formula, *shape):
     return Case(CrossEntropy(), task, random(*shape, seed=1), {"labels": labels_for(kind)}, formula)
 
 
+def robust_case(q):
+    """`(1 − p^q) / q` of the label's probability."""
+    return Case(
+        GeneralizedCrossEntropy(q),
+        Task(),
+        random(B, C, seed=1),
+        {"labels": labels_for("class")},
+        lambda z, row: (1 - np.exp(log_p(z))[int(row["labels"])] ** q) / q,
+    )
+
+
 def teacher_case(kind, task, formula, *shape, divergence=None, temperature=2.0):
     loss = Distillation(lambda batch: batch["seen"], temperature, divergence)
     loss.teacher = loss.source
@@ -147,6 +159,7 @@ CASES = {
     "teacher, tokens": teacher_case(
         "tokens", Task(), token_mean(lambda z, row, t: BY_HAND[forward_kl](z, row["seen"][t], 2.0)), B, T, C
     ),
+    **{f"robust, q {q}": robust_case(q) for q in (0.3, 0.7, 1.0)},
     "own": Case(
         CustomLoss(lambda outputs, batch: outputs.logits[:, 0] * batch["factor"], "own", ("factor",)),
         Task(),
@@ -374,3 +387,18 @@ def test_an_own_loss_that_is_not_one_value_an_example_is_refused(reduce):
     loss = CustomLoss(lambda outputs, batch: reduce(outputs.logits), "rule")
     with pytest.raises(ValueError, match=r"'rule' must return one value for each of the 5 examples.*Do not average"):
         loss(SequenceClassifierOutput(logits=torch.zeros(B, C)), {})
+
+
+def test_a_robust_loss_is_believed_less_where_the_student_does_not_believe_it():
+    """Its gradient is that of cross-entropy times `p^q`; it never exceeds 1/q, and without a label it is nothing."""
+    logits, labels = random(B, C, seed=1).requires_grad_(), torch.tensor([0, 2, 1, 1, -100])
+    robust, plain = GeneralizedCrossEntropy(0.7), CrossEntropy()
+    (ours,) = torch.autograd.grad(robust.of_logits(logits, labels).sum(), logits)
+    (theirs,) = torch.autograd.grad(plain.of_logits(logits, labels).sum(), logits)
+    trust = logits.detach().softmax(1).gather(1, labels.clamp(min=0)[:, None]) ** 0.7
+    torch.testing.assert_close(ours, trust * theirs)
+    assert robust.of_logits(logits.detach() * 1e4, labels).max() <= 1 / 0.7
+    assert robust.of_logits(logits, labels)[-1] == 0
+    for q in (0.0, 1.1):
+        with pytest.raises(ValueError, match="q must lie"):
+            GeneralizedCrossEntropy(q)

@@ -9,6 +9,7 @@ from reference import learning_to_reweight_by_unrolling
 
 from amal_hf import (
     AMALTrainer,
+    AnnealedWeights,
     ClassProportional,
     CrossEntropy,
     CustomLoss,
@@ -20,6 +21,7 @@ from amal_hf import (
     Method,
     RandomRectified,
     RectifiedSlopes,
+    SmallLoss,
     learning_to_reweight,
     meta_weight_net,
 )
@@ -188,14 +190,47 @@ def test_hard_mining_keeps_the_largest_losses():
     assert weights[:, 0].tolist() == [0, 0, 0, 0, 0, 0, 4, 4]
 
 
+@pytest.mark.parametrize(("progress", "kept"), [(0.0, 8), (0.15, 6), (0.3, 4), (1.0, 4)])
+def test_small_loss_selection_gives_examples_up_one_by_one(progress, kept):
+    """Half of eight examples are left out from 30 % of the run on; those with the smallest losses stay."""
+    weights = begun(SmallLoss(0.5, ramp=0.3)).weights(observation(8)._replace(progress=progress))
+    assert weights[:, 0].tolist() == pytest.approx([8 / kept] * kept + [0] * (8 - kept))
+
+
+def test_small_loss_selection_adds_losses_up_as_they_are_weighed():
+    """A loss that the mixture leaves out does not count."""
+    policy = SmallLoss()
+    policy.reset(Sizes(2, 0, 8), torch.tensor([0.25, 0.0]))
+    losses = torch.tensor([[4.0, 100.0], [8.0, 0.0]])
+    assert policy.observe(Signals(losses, torch.zeros(2, 2), (), {}, Task())).tolist() == [[1.0], [2.0]]
+
+
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])
+def test_an_annealed_mixture_goes_from_one_end_to_the_other(progress, share):
+    """From the second loss to the first in equal steps."""
+    policy = AnnealedWeights([1, 0])
+    policy.reset(Sizes(2, 1, 8), torch.tensor([0.0, 1.0]))
+    weights = policy.weights(observation(3, 2)._replace(progress=progress))
+    torch.testing.assert_close(weights, torch.tensor([[share, 1 - share]] * 3))
+
+
 def test_controls_refuse_what_makes_no_sense():
     """Said when they are made."""
-    for wrong in (lambda: ClassProportional([3]), lambda: ClassProportional([3, 0]), lambda: HardMining(0.0)):
+    for wrong in (
+        lambda: ClassProportional([3]),
+        lambda: ClassProportional([3, 0]),
+        lambda: HardMining(0.0),
+        lambda: SmallLoss(1.0),
+        lambda: SmallLoss(ramp=0.0),
+        lambda: begun(AnnealedWeights([1, 0])),
+    ):
         with pytest.raises(ValueError, match="got"):
             wrong()
 
 
-@pytest.mark.parametrize("policy", [RandomRectified(), ClassProportional([5, 6, 5]), HardMining(0.5)])
+@pytest.mark.parametrize(
+    "policy", [RandomRectified(), ClassProportional([5, 6, 5]), HardMining(0.5), SmallLoss(0.5), AnnealedWeights([2])]
+)
 def test_controls_train_without_a_meta_set(tmp_path, policy):
     """In a trainer, as a method of their own."""
     args = toy_arguments(tmp_path, max_steps=3)

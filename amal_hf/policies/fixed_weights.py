@@ -1,9 +1,9 @@
-"""The same mixture for every example: what everything learned is compared with."""
+"""Mixtures that nothing is learned for: what everything learned is compared with."""
 
 import torch
 from torch import Tensor
 
-from amal_hf.policies.policy import Observation, Policy, Sizes, among_present
+from amal_hf.policies.policy import Observation, Policy, Sizes, among_present, as_mixture
 from amal_hf.shapes import LossTable
 
 
@@ -24,6 +24,39 @@ class FixedWeights(Policy):
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
         """Nothing to learn."""
+
+
+class AnnealedWeights(FixedWeights):
+    """From the run's initial mixture to another one in equal steps, the same for every example.
+
+    With `loss_weights=[0, 1]` for a label and a teacher, `AnnealedWeights([1, 0])` first follows the teacher and then
+    the labels.
+
+    Args:
+        final: `(K,)` the mixture at the end of training.
+
+    References:
+        Teacher annealing (Clark et al. 2019, "BAM! Born-Again Multi-Task Networks", arXiv:1907.04829).
+    """
+
+    end: Tensor
+
+    def __init__(self, final: list[float]) -> None:
+        super().__init__()
+        self.final = final
+
+    def reset(self, sizes: Sizes, initial: Tensor) -> None:
+        """Take over the mixture.
+
+        Raises:
+            ValueError: `final` is not one number for each loss.
+        """
+        super().reset(sizes, initial)
+        self.register_buffer("end", as_mixture(self.final, sizes.losses))
+
+    def weights(self, observation: Observation) -> LossTable:
+        """The mixture of the moment, once for each example, `(B, K)`."""
+        return among_present(self.mixture.lerp(self.end, float(observation.progress)), observation)
 
 
 class RandomWeights(Policy):

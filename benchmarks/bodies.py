@@ -1,0 +1,137 @@
+"""What students and teachers of the quality benchmark are made of.
+
+frozen    a head over frozen MiniLM embeddings (seconds a run); its teacher is a wider head over the same
+2, 3      so many layers of MiniLM, all of it trained; the teacher is the whole MiniLM, fine-tuned
+
+Texts are read once: as row numbers of a table of embeddings, or as tokens.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from frozen_head import new_head, standardised
+from torch import Tensor
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from amal_hf import embed_texts, student_from_teacher
+from amal_hf.precision import has_fast_bf16
+
+
+CACHE = Path(".cache") / "quality"
+MAX_LENGTH = 48
+
+
+class Body(ABC):
+    """How a text is read, and by whom.
+
+    Attributes:
+        kind: bodies of one kind share their teachers.
+        epochs: budget of every run, in passes over the training rows.
+        learning_rate, batch_size: of students.
+        teacher_epochs, teacher_rate: of teachers.
+        tokenizer: pads batches; `None` where there is nothing to pad.
+        bf16: whether students are trained in half precision.
+    """
+
+    kind: str
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    teacher_epochs: int
+    teacher_rate: float
+    tokenizer: Any = None
+    bf16: bool = False
+
+    @abstractmethod
+    def encode(self, rows: Dataset) -> Dataset:
+        """The rows with what a student reads in place of texts."""
+
+    @abstractmethod
+    def student(self, classes: int) -> PreTrainedModel:
+        """A new student."""
+
+    @abstractmethod
+    def teacher(self, classes: int) -> PreTrainedModel:
+        """A new teacher."""
+
+
+class FrozenBody(Body):
+    """Heads over one table of embeddings.
+
+    Args:
+        name: of the data set, for the cache.
+        texts: all there are, in any order.
+        model: folder of the encoder.
+    """
+
+    kind = "frozen"
+    epochs, learning_rate, batch_size = 8, 3e-3, 128
+    teacher_epochs, teacher_rate = 4, 2e-3
+
+    def __init__(self, name: str, texts: list[str], model: Path) -> None:
+        known = sorted(set(texts))
+        self.rows = {text: row for row, text in enumerate(known)}
+        self.table = standardised(_embedded(name, known, model))
+
+    def encode(self, rows: Dataset) -> Dataset:
+        """Adds column `row`."""
+        return rows.add_column("row", [self.rows[text] for text in rows["text"]])
+
+    def student(self, classes: int) -> PreTrainedModel:
+        """128 units."""
+        return new_head(self.table, classes)
+
+    def teacher(self, classes: int) -> PreTrainedModel:
+        """512 units."""
+        return new_head(self.table, classes, hidden=512)
+
+
+class LayeredBody(Body):
+    """Layers of one pretrained encoder.
+
+    Args:
+        layers: of the student.
+        model: folder of the encoder.
+    """
+
+    kind = "minilm"
+    epochs, learning_rate, batch_size = 3, 2e-4, 32
+    teacher_epochs, teacher_rate = 2, 1e-4
+
+    def __init__(self, layers: int, model: Path) -> None:
+        self.layers = layers
+        self.model = model
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.bf16 = has_fast_bf16()
+
+    def encode(self, rows: Dataset) -> Dataset:
+        """Adds the tokenizer's columns."""
+        return rows.map(
+            lambda batch: self.tokenizer(batch["text"], truncation=True, max_length=MAX_LENGTH), batched=True
+        )
+
+    def student(self, classes: int) -> PreTrainedModel:
+        """Some layers of the pretrained encoder with a new head."""
+        return student_from_teacher(self.teacher(classes), self.layers)
+
+    def teacher(self, classes: int) -> PreTrainedModel:
+        """All of them."""
+        return AutoModelForSequenceClassification.from_pretrained(self.model, num_labels=classes, dtype=torch.float32)
+
+
+def _embedded(name: str, texts: list[str], model: Path) -> Tensor:
+    """`(N, d)`, kept in a file."""
+    file = CACHE / f"{name}-{len(texts)}-embeddings.npy"
+    if not file.exists():
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        encoder = AutoModel.from_pretrained(model, dtype=torch.float32).to(device)
+        tokenizer = AutoTokenizer.from_pretrained(model, model_max_length=128)
+        with torch.no_grad():
+            table = embed_texts(texts, encoder, tokenizer).numpy().astype(np.float16)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, table)
+    return torch.from_numpy(np.load(file)).float()

@@ -1,0 +1,83 @@
+"""Rival policies: a network on the geometry of student, teacher and label, rules of thumb, and given weights."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from amal_hf import LossNetwork, Policy
+from amal_hf.policies.policy import Observation, Signals, Sizes
+
+
+class Geometry(LossNetwork):
+    """Weights from the triangle of an example: what student and teacher predict, and the label.
+
+    The network reads the three edges as vectors and their lengths. After TGeo-KD (Hu et al. 2023, arXiv:2312.15112),
+    without its edges to a prediction for the whole class.
+    """
+
+    def observe(self, signals: Signals) -> Tensor:
+        """`(B, 3 C + 3)`."""
+        (teacher,) = signals.teacher_logits
+        student, taught = signals.logits.float().softmax(-1), torch.as_tensor(teacher).float().softmax(-1)
+        label = F.one_hot(signals.batch["labels"], student.shape[-1]).to(student)
+        edges = [label - student, label - taught, taught - student]
+        return torch.cat([*edges, *(edge.norm(dim=-1, keepdim=True) for edge in edges)], 1)
+
+    def width(self, sizes: Sizes) -> int:
+        """And progress."""
+        return 3 * sizes.labels + 3 + 1
+
+
+class TeacherConfidence(Policy):
+    """The teacher's share is its highest probability, the label's the rest."""
+
+    learns = False
+
+    def reset(self, sizes: Sizes, initial: Tensor) -> None:
+        """Nothing to forget."""
+
+    def observe(self, signals: Signals) -> Tensor:
+        """The label's share, `(B, 1)`."""
+        (teacher,) = signals.teacher_logits
+        return 1 - torch.as_tensor(teacher).float().softmax(-1).amax(-1, keepdim=True)
+
+    def weights(self, observation: Observation) -> Tensor:
+        """`(B, 2)`."""
+        return torch.cat([observation.features, 1 - observation.features], 1)
+
+    def update(self, observation: Observation, slopes: Tensor) -> None:
+        """Nothing to learn."""
+
+
+class TeacherAgreement(TeacherConfidence):
+    """The label's share is the probability that the teacher gives it."""
+
+    def observe(self, signals: Signals) -> Tensor:
+        """`(B, 1)`."""
+        (teacher,) = signals.teacher_logits
+        return torch.as_tensor(teacher).float().softmax(-1).gather(1, signals.batch["labels"][:, None])
+
+
+class GivenWeights(Policy):
+    """Weights that were found before training.
+
+    Args:
+        table: `(N, K)`, by example.
+    """
+
+    learns = False
+    needs_ids = True
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.table = table
+
+    def reset(self, sizes: Sizes, initial: Tensor) -> None:
+        """Nothing to forget."""
+
+    def weights(self, observation: Observation) -> Tensor:
+        """`(B, K)`."""
+        return self.table.to(observation.ids.device)[observation.ids]
+
+    def update(self, observation: Observation, slopes: Tensor) -> None:
+        """Nothing to learn."""

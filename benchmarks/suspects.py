@@ -1,0 +1,59 @@
+"""Confident learning: which labels does a classifier doubt that has not seen them? Needs cleanlab and scikit-learn."""
+
+from importlib.util import find_spec
+
+import numpy as np
+from bodies import CACHE, FrozenBody
+from numpy.typing import NDArray
+from settings import Bench, new_bench
+
+
+def available() -> bool:
+    """Whether cleanlab is installed."""
+    return find_spec("cleanlab") is not None
+
+
+def beliefs(bench: Bench) -> NDArray[np.float64]:
+    """`(N, C)`: what a logistic regression over frozen embeddings gives each class of rows that it was not fitted on.
+
+    Five folds, kept in a file.
+    """
+    from dataclasses import replace
+
+    place = bench.place
+    file = CACHE / "suspects" / f"{place.data.name}-{place.setting}-{place.seed}.npy"
+    if not file.exists():
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import cross_val_predict
+
+        own = bench if isinstance(bench.body, FrozenBody) else new_bench(replace(place, student=FrozenBody.kind))
+        body, rows = own.body, own.splits["train"]
+        if not isinstance(body, FrozenBody):
+            raise TypeError("beliefs are about frozen embeddings")
+        features, labels = body.table[np.array(rows["row"][:])].numpy(), np.array(rows["label"][:])
+        found = cross_val_predict(
+            LogisticRegression(C=0.01, max_iter=300), features, labels, cv=5, method="predict_proba"
+        )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, found)
+    return np.load(file)
+
+
+def confidence(bench: Bench) -> NDArray[np.float64]:
+    """`(N,)`: cleanlab's self-confidence, the probability of the label as it stands."""
+    from cleanlab.rank import get_label_quality_scores
+
+    labels = np.array(bench.splits["train"]["label"][:])
+    return np.asarray(get_label_quality_scores(labels, beliefs(bench), method="self_confidence"))
+
+
+def kept_rows(bench: Bench) -> NDArray[np.bool_]:
+    """`(N,)`: the labels that cleanlab does not suspect, by its own defaults.
+
+    References:
+        Northcutt et al. 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels", arXiv:1911.00068.
+    """
+    from cleanlab.filter import find_label_issues
+
+    labels = np.array(bench.splits["train"]["label"][:])
+    return ~np.asarray(find_label_issues(labels, beliefs(bench), n_jobs=1))

@@ -1,0 +1,236 @@
+"""Writes the tables of README.md and benchmarks/README.md from the cells of the quality benchmark.
+
+    python benchmarks/tables.py          # rewrites what stands between the markers
+    python benchmarks/tables.py --show   # prints it instead
+
+No number there is written by hand: a test renders the tables again and compares.
+"""
+
+import argparse
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from spread import half_width, spread
+
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results" / "quality"
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
+
+KINDS = ["control", "rule of thumb", "learned", "ours"]
+OURS = [
+    "amal()",
+    "amal(), then clean rows",
+    "amal(), mean one",
+    "amal(), mean one, then clean rows",
+    "amal() between clean rows",
+]
+DETECTING = ["amal()", "meta_weight_net()", "learning_to_reweight()", "geometry network"]
+DATA = ["trec", "banking77", "sst2", "youtube", "sms"]
+SETTINGS = {
+    "clean": "clean",
+    "flipped20": "20 % wrong labels",
+    "flipped40": "40 % wrong labels",
+    "few": "40 % wrong, few clean rows",
+    "teacher30": "wrong teacher on 30 %",
+    "imbalance": "imbalance 1:20",
+    "rules": "rules",
+}
+STUDENTS = {"frozen": "head over frozen MiniLM", "2": "2-layer MiniLM", "3": "3-layer MiniLM"}
+METRICS = {"accuracy": "", "macro_f1": ", macro F1", "f1": ", F1"}
+
+Record = dict[str, Any]
+
+
+class Group:
+    """All reported cells of one data set, student and setting.
+
+    Args:
+        records: these cells.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.data, self.student, self.setting = (records[0][name] for name in ("data", "student", "setting"))
+        self.metric = records[0]["metric"]
+        self.kinds = {record["run"]: record["kind"] for record in records}
+        self.cells: dict[str, dict[int, Record]] = defaultdict(dict)
+        for record in sorted(records, key=lambda record: record["seed"]):
+            self.cells[record["run"]][record["seed"]] = record
+
+    @property
+    def title(self) -> str:
+        """For the head of a column."""
+        return f"{self.data}, {SETTINGS[self.setting]}{METRICS[self.metric]}"
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Students, data sets and settings in the order of the lists above."""
+        places = (list(STUDENTS), self.student), (DATA, self.data), (list(SETTINGS), self.setting)
+        return tuple(names.index(name) for names, name in places)
+
+    def tests(self, run: str) -> list[float]:
+        """Test scores in %, by seed."""
+        return [100 * cell["test"][self.metric] for cell in self.cells.get(run, {}).values()]
+
+    def aucs(self, run: str, name: str) -> list[float]:
+        """How well a run tells right from wrong, by seed."""
+        return [cell["auc"][name] for cell in self.cells.get(run, {}).values() if name in cell["auc"]]
+
+    def whole(self, run: str) -> bool:
+        """Whether a run has as many seeds as any: others are left out where runs are put in an order."""
+        return len(self.cells.get(run, {})) == max(map(len, self.cells.values()))
+
+    def best_control(self) -> str | None:
+        """The run without learned weights that is best on dev, on average."""
+        dev = {
+            run: float(np.mean([cell["dev"] for cell in cells.values()]))
+            for run, cells in self.cells.items()
+            if self.kinds[run] in KINDS[:2] and self.whole(run)
+        }
+        return max(dev, key=lambda run: dev[run]) if dev else None
+
+    def difference(self, run: str, other: str) -> str:
+        """By how much a run is better on the test set, with a paired interval over the seeds that both have."""
+        ours, theirs = self.cells.get(run, {}), self.cells[other]
+        gains = [
+            100 * (ours[seed]["test"][self.metric] - theirs[seed]["test"][self.metric])
+            for seed in ours
+            if seed in theirs
+        ]
+        if not gains:
+            return ""
+        width = half_width(gains)
+        return f"{np.mean(gains):+.1f}" + ("" if width is None else f" ± {width:.1f}")
+
+
+def main() -> None:
+    """Rewrite the pages, or print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--show", action="store_true")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    blocks = rendered(groups_of(read_cells(options.results)))
+    if options.show:
+        print("\n\n".join(f"## {name}\n\n{text}" for name, text in blocks.items()))
+        return
+    for page in PAGES:
+        page.write_text(filled(page.read_text(), blocks))
+
+
+def read_cells(folder: Path) -> list[Record]:
+    """The reported cells: those that have seen the test set."""
+    lines = [line for file in sorted(folder.glob("*.jsonl")) for line in file.read_text().splitlines()]
+    return [record for record in map(json.loads, lines) if "test" in record]
+
+
+def groups_of(records: Iterable[Record]) -> list[Group]:
+    """Cells that are compared with one another."""
+    found: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    for record in records:
+        found[record["data"], record["student"], record["setting"]].append(record)
+    return sorted((Group(cells) for cells in found.values()), key=lambda group: group.order)
+
+
+def rendered(groups: list[Group]) -> dict[str, str]:
+    """Every table by the name of its marker."""
+    return {
+        "against controls": summary(groups),
+        "all runs": everything(groups),
+        "wrong labels found": detection(groups),
+    }
+
+
+def filled(page: str, blocks: dict[str, str]) -> str:
+    """A page with the text between its markers replaced."""
+    for name, text in blocks.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        page = re.sub(pattern, lambda match, text=text: f"{match[1]}{text}\n{match[2]}", page, flags=re.DOTALL)  # type: ignore[misc]
+    return page
+
+
+def summary(groups: list[Group]) -> str:
+    """What learned weights gain over the best control of each setting."""
+    head = [
+        "data, setting",
+        "student",
+        "seeds",
+        "best control on dev",
+        "its test score",
+        *(f"`{run}`" for run in OURS),
+    ]
+    return table(head, [row for group in groups if (row := _summary_row(group))])
+
+
+def _summary_row(group: Group) -> list[str] | None:
+    best = group.best_control()
+    if best is None or not any(run in group.cells for run in OURS):
+        return None
+    gains = [group.difference(run, best) for run in OURS]
+    seeds = str(len(group.cells[best]))
+    return [group.title, STUDENTS[group.student], seeds, best, spread(group.tests(best)), *gains]
+
+
+def everything(groups: list[Group]) -> str:
+    """Every run in every setting, and the mean of its ranks: a table for each student and kind of setting."""
+    parts = []
+    for student in STUDENTS:
+        for rules in (False, True):
+            chosen = [g for g in groups if g.student == student and (g.setting == "rules") == rules]
+            if chosen:
+                what = "learning from rules" if rules else "labels and a teacher"
+                parts.append(f"{STUDENTS[student][0].upper()}{STUDENTS[student][1:]}, {what}:\n\n{_matrix(chosen)}")
+    return "\n\n".join(parts)
+
+
+def _matrix(groups: list[Group]) -> str:
+    kinds = {run: kind for group in groups for run, kind in group.kinds.items()}
+    runs = sorted(kinds, key=lambda run: KINDS.index(kinds[run]))
+    ranks = mean_ranks(groups, runs)
+    rows = []
+    for run in runs:
+        scores = [spread(values) if (values := group.tests(run)) else "" for group in groups]
+        rank = f"{ranks[run]:.1f}" if run in ranks else ""
+        rows.append([run, kinds[run], *scores, rank])
+    return table(["run", "kind", *(group.title for group in groups), "mean rank"], rows)
+
+
+def mean_ranks(groups: list[Group], runs: list[str]) -> dict[str, float]:
+    """Mean over the settings of a run's rank by mean test score, ties sharing; for runs that are whole in all."""
+    complete = [run for run in runs if all(group.whole(run) for group in groups)]
+    ranks: dict[str, list[float]] = defaultdict(list)
+    for group in groups:
+        means = np.array([np.mean(group.tests(run)) for run in complete])
+        for run, mean in zip(complete, means, strict=True):
+            ranks[run].append(float((means > mean).sum() + ((means == mean).sum() + 1) / 2))
+    return {run: float(np.mean(values)) for run, values in ranks.items()}
+
+
+def detection(groups: list[Group]) -> str:
+    """AUC of learned weights, of the loss alone and of confident learning; of votes for rules."""
+    rows = []
+    for group in groups:
+        for name in ("label weight", "teacher weight", "vote weight"):
+            learned = {run: group.aucs(run, name) for run in group.cells if group.kinds[run] in KINDS[2:]}
+            if any(learned.values()):
+                others = [group.aucs("labels only", "loss"), group.aucs("confident learning", "confident learning")]
+                shown = others if name == "label weight" else [[], []]
+                values = [*(learned.get(run, []) for run in DETECTING), *shown]
+                cells = [spread(value, 2) if value else "" for value in values]
+                rows.append([f"{group.data}, {SETTINGS[group.setting]}", STUDENTS[group.student], name, *cells])
+    head = ["data, setting", "student", "what", *(f"`{run}`" if "()" in run else run for run in DETECTING)]
+    return table([*head, "loss alone", "confident learning"], rows)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

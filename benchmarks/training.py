@@ -1,0 +1,124 @@
+"""How every student and teacher of the quality benchmark is trained.
+
+All alike; the best of about eight looks at dev is kept.
+"""
+
+import copy
+import tempfile
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from settings import Bench
+from torch import Tensor
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
+from transformers.trainer_utils import EvalPrediction
+
+from amal_hf import AMALArguments, AMALTrainer, CrossEntropy, Loss, Method
+from amal_hf.metrics import Accuracy, MacroF1
+
+
+LOOKS = 8
+
+_ACCURACY, _MACRO_F1 = Accuracy(), MacroF1()
+
+
+def scores(prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracy, macro F1, and F1 of class 1, as spam is scored."""
+    guess, truth = np.asarray(prediction.predictions).argmax(-1), np.asarray(prediction.label_ids)
+    hits = float(((guess == 1) & (truth == 1)).sum())
+    return {
+        "accuracy": _ACCURACY.score(guess, truth),
+        "macro_f1": _MACRO_F1.score(guess, truth),
+        "f1": 2 * hits / max(float((guess == 1).sum() + (truth == 1).sum()), 1.0),
+    }
+
+
+class Looks(TrainerCallback):
+    """Keeps the parameters that scored best on dev.
+
+    Args:
+        metric: by which.
+    """
+
+    def __init__(self, metric: str) -> None:
+        self.metric = f"eval_{metric}"
+        self.best = -1.0
+        self.state: dict[str, Tensor] = {}
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A look."""
+        if kwargs["metrics"][self.metric] > self.best:
+            self.best = kwargs["metrics"][self.metric]
+            self.state = copy.deepcopy(kwargs["model"].state_dict())
+
+    def restore(self, model: PreTrainedModel) -> None:
+        """Put the best parameters back."""
+        model.load_state_dict(self.state)
+
+
+def train(
+    bench: Bench,
+    student: PreTrainedModel,
+    rows: Dataset,
+    steps: int,
+    looks: Looks,
+    *,
+    learning_rate: float,
+    losses: list[Loss] | None = None,
+    shares: list[float] | None = None,
+    method: Method | None = None,
+    smoothing: float = 0.0,
+) -> AMALTrainer:
+    """Train, and leave the student with the best parameters that `looks` has seen."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = AMALTrainer(
+            model=student,
+            args=_arguments(bench, folder, steps, learning_rate, shares, smoothing),
+            train_dataset=rows,
+            eval_dataset=read(bench, bench.splits["validation"]),
+            meta_dataset=read(bench, bench.splits["meta"]) if method is not None and method.learns else None,
+            processing_class=bench.body.tokenizer,
+            compute_metrics=scores,
+            losses=[CrossEntropy()] if losses is None else losses,
+            method=method,
+            callbacks=[looks],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    looks.restore(trainer.model)
+    return trainer
+
+
+def read(bench: Bench, rows: Dataset) -> Dataset:
+    """Rows with nothing but what a student reads."""
+    names = [name for name in ("row", "input_ids", "token_type_ids", "attention_mask") if name in rows.column_names]
+    return rows.select_columns([*names, "label"])
+
+
+def _arguments(
+    bench: Bench, folder: str, steps: int, learning_rate: float, shares: list[float] | None, smoothing: float
+) -> AMALArguments:
+    return AMALArguments(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=bench.body.batch_size,
+        per_device_eval_batch_size=512,
+        learning_rate=learning_rate,
+        warmup_steps=0.1,
+        weight_decay=0.01,
+        label_smoothing_factor=smoothing,
+        loss_weights=shares,
+        eval_strategy="steps",
+        eval_steps=max(1, steps // LOOKS),
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        write_figures=False,
+        seed=bench.place.seed,
+        bf16=bench.body.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+    )

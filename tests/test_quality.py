@@ -1,0 +1,197 @@
+"""The quality benchmark: tables come from cells, finished cells are not run again, every run takes the same budget."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import cell  # noqa: E402
+import contenders  # noqa: E402
+import quality  # noqa: E402
+import tables  # noqa: E402
+from bodies import Body  # noqa: E402
+from frozen_head import new_head, standardised  # noqa: E402
+from settings import Bench, Place  # noqa: E402
+
+
+CLASSES, TRAIN, OTHER = 3, 40, 12
+
+
+class TinyBody(Body):
+    """A small head over random rows."""
+
+    kind = "tiny"
+    epochs, learning_rate, batch_size = 4, 1e-2, 20
+    teacher_epochs, teacher_rate = 1, 1e-2
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.table = standardised(torch.randn(TRAIN + 4 * OTHER, 6, generator=generator))
+
+    def encode(self, rows):
+        return rows
+
+    def student(self, classes):
+        return new_head(self.table, classes, hidden=4)
+
+    teacher = student
+
+
+def rows_from(first, count, **columns):
+    label = {"row": Value("int64"), "label": ClassLabel(num_classes=CLASSES), **columns.pop("features", {})}
+    numbers = list(range(first, first + count))
+    return Dataset.from_dict(
+        {"row": numbers, "label": [n % CLASSES for n in numbers], **columns}, features=Features(label)
+    )
+
+
+def tiny_bench(setting, rules=0):
+    votes = {}
+    if rules:
+        votes = {
+            "weak_labels": [
+                [(n + (j == 0)) % CLASSES if (n + j) % 3 else -1 for j in range(rules)] for n in range(TRAIN)
+            ],
+            "majority": [n % CLASSES for n in range(TRAIN)],
+            "label_model": [[1 / CLASSES] * CLASSES] * TRAIN,
+            "true_label": [n % CLASSES for n in range(TRAIN)],
+            "features": {
+                "weak_labels": List(Value("int8")),
+                "majority": Value("int64"),
+                "label_model": List(Value("float64")),
+                "true_label": Value("int64"),
+            },
+        }
+    names = ["meta", "validation", "test", *(["labelled"] if rules else [])]
+    splits = {name: rows_from(TRAIN + OTHER * i, OTHER) for i, name in enumerate(names)}
+    splits = DatasetDict(train=rows_from(0, TRAIN, **votes), **splits)
+    right = None if rules else torch.arange(TRAIN).remainder(4).bool().numpy()
+    return Bench(Place(Path("tiny"), "tiny", setting, 0), splits, TinyBody(), CLASSES, "accuracy", right, rules)
+
+
+RUNS = [("flipped40", name) for name in contenders.DISTILLATION] + [("rules", name) for name in contenders.VOTES]
+
+
+@pytest.mark.parametrize(("setting", "run"), RUNS)
+def test_every_run_takes_the_same_number_of_steps_and_can_be_measured(setting, run, monkeypatch, tmp_path):
+    """Whatever its phases: the budget is that of the training rows, and the table's numbers come out."""
+    monkeypatch.setattr(contenders, "teacher_logits", lambda bench: torch.randn(TRAIN + OTHER, CLASSES))
+    monkeypatch.setattr(contenders, "kept_rows", lambda bench: torch.arange(TRAIN).remainder(4).bool().numpy())
+    bench = tiny_bench(setting, rules=4 if setting == "rules" else 0)
+    monkeypatch.setattr(cell, "bench_of", lambda place: bench)
+    monkeypatch.setattr(cell, "available", lambda: False)
+    option, phases = next(iter(contenders.contenders(setting)[run].options.items()))
+    assert sum(cell.steps_of(bench, phases)) == 4 * TRAIN // 20
+    record = cell.run_cell(cell.Cell(bench.place, run, option))
+    assert {"accuracy", "macro_f1", "f1"} == record["test"].keys()
+    assert all(0 <= value <= 1 for value in [record["dev"], *record["test"].values(), *record["auc"].values()])
+    if run in ("amal()", "meta_weight_net()", "learning_to_reweight()"):
+        assert ("vote weight" if setting == "rules" else "label weight") in record["auc"]
+
+
+def test_the_test_set_is_not_touched_while_tuning(monkeypatch):
+    """A cell at the tuning seed knows dev alone."""
+    bench = tiny_bench("flipped40")
+    monkeypatch.setattr(cell, "bench_of", lambda place: bench)
+    place = Place(Path("tiny"), "tiny", "flipped40", cell.TUNING_SEED)
+    record = cell.run_cell(cell.Cell(place, "labels only", "rate 0.3"))
+    assert "test" not in record
+    assert 0 <= record["dev"] <= 1
+
+
+def record_of(setting, run, option, seed, dev, test=None):
+    found = {"data": "tiny", "student": "frozen", "setting": setting, "run": run, "option": option, "seed": seed}
+    found |= {"kind": contenders.contenders(setting)[run].kind, "metric": "accuracy", "dev": dev, "auc": {}}
+    return found if test is None else found | {"test": {"accuracy": test}}
+
+
+def matrix(folder, **chosen):
+    options = {
+        "data": [Path("tiny")],
+        "student": "frozen",
+        "settings": ["flipped40"],
+        "runs": ["labels only", "amal()"],
+        "seeds": [0, 1],
+        "model": None,
+        "workers": 1,
+        "minutes": 1.0,
+        "results": folder,
+        "merge": None,
+    }
+    return quality.Matrix(argparse.Namespace(**{**options, **chosen}))
+
+
+def write(folder, *records):
+    (folder / "tiny-frozen.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_dev_chooses_among_options_and_finished_cells_are_left_alone(tmp_path):
+    """Options first, all of them; then the best one at the seeds that are reported, less what is there."""
+    assert [one.option for one in matrix(tmp_path).tuning()] == ["rate 1.0", "rate 0.3"]
+    assert [one.run for one in matrix(tmp_path).cells()] == ["amal()", "amal()"]
+    tried = [
+        record_of("flipped40", "labels only", option, cell.TUNING_SEED, dev)
+        for option, dev in (("rate 1.0", 0.5), ("rate 0.3", 0.6))
+    ]
+    write(tmp_path, *tried, record_of("flipped40", "labels only", "rate 0.3", 1, 0.5, 0.5))
+    known = matrix(tmp_path)
+    labels = [one for one in known.cells() if one.run == "labels only"]
+    assert [(one.option, one.place.seed) for one in labels] == [("rate 0.3", 0), ("rate 0.3", 1)]
+    assert [one.place.seed for one in labels if one.key not in known.records] == [0]
+
+
+def test_no_cell_is_begun_when_the_time_is_up(tmp_path):
+    """What is left is left for the next call."""
+    late = matrix(tmp_path, minutes=0.0)
+    late.go("cells", quality.run_cell, late.cells())
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_cells_of_another_folder_are_taken_over_once(tmp_path, monkeypatch):
+    """However often they are merged."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.setattr(quality, "RESULTS", here)
+    write(there, record_of("flipped40", "amal()", "", 0, 0.5, 0.5), record_of("flipped40", "amal()", "", 1, 0.5, 0.5))
+    quality.merge(there)
+    quality.merge(there)
+    assert len(list(quality.read_records(here))) == 2
+
+
+def test_tables_show_paired_gains_over_the_control_that_dev_chooses():
+    """By hand: dev prefers the teacher; gains of 1, 2 and 3 points have the mean 2 and the half-width 2.5."""
+    records = [
+        record
+        for seed in range(3)
+        for record in (
+            record_of("flipped40", "labels only", "", seed, 0.5, 0.99),
+            record_of("flipped40", "teacher only", "", seed, 0.6, 0.80 + 0.05 * seed),
+            record_of("flipped40", "amal()", "", seed, 0.7, 0.81 + 0.06 * seed),
+        )
+    ]
+    (group,) = tables.groups_of(record | {"data": "trec"} for record in records)
+    assert group.best_control() == "teacher only"
+    assert group.difference("amal()", "teacher only") == "+2.0 ± 2.5"
+    assert tables.mean_ranks([group], ["labels only", "teacher only", "amal()"]) == {
+        "labels only": 1.0,
+        "amal()": 2.0,
+        "teacher only": 3.0,
+    }
+
+
+def test_tables_in_the_pages_are_those_of_the_cells():
+    """No number there is written by hand."""
+    blocks = tables.rendered(tables.groups_of(tables.read_cells(tables.RESULTS)))
+    for page in tables.PAGES:
+        text = page.read_text()
+        assert "<!-- end -->" in text
+        assert tables.filled(text, blocks) == text
