@@ -46,6 +46,9 @@ def main() -> None:
     if options.merge:
         merge(options.merge)
         return
+    for run, module in NEEDS.items():
+        if not find_spec(module):
+            print(f"left out, as {module} is not installed: {run}")
     matrix = Matrix(options)
     matrix.go("teachers", prepare, matrix.untaught())
     matrix.go("options", run_cell, matrix.tuning())
