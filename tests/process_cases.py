@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import accelerate.state
+import datasets
 import torch
 import torch.distributed as dist
 from accelerate.utils import DistributedType
@@ -196,6 +197,24 @@ def train_on_stream(folder, count, rows, dispatch, **case):
     """From a stream, which either the first process reads for all, or every process for itself."""
     options = {"max_steps": 6, "accelerator_config": {"dispatch_batches": dispatch}}
     return train(folder, count, rows=rows, train=Stream(rows), **options, **case)
+
+
+def train_on_shards(folder, count, rows, **case):
+    """From a stream with a shard for each process, which is dealt out by shards."""
+    stream = datasets.IterableDataset.from_generator(
+        shard_of_rows, gen_kwargs={"parts": list(range(count)), "count": count, "rows": rows}
+    )
+    options = {"max_steps": 6, "accelerator_config": {"dispatch_batches": False}}
+    return train(folder, count, rows=rows, train=stream, **options, **case)
+
+
+def shard_of_rows(parts, count, rows):
+    """What some of the processes take of every batch."""
+    given, taken = toy_rows(rows), GLOBAL_BATCH // count
+    for part in parts:
+        for start in range(part * taken, rows, GLOBAL_BATCH):
+            for number in range(start, start + taken):
+                yield {**given[number], "example_id": number}
 
 
 def resume(folder, count, sharded=None, **case):

@@ -9,6 +9,7 @@ from conftest import CHECKPOINTING, tiny_bert
 from peft import LoraConfig, get_peft_model
 from test_trainer import METHODS, new_trainer
 from torch._dynamo.utils import counters
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import TrainerCallback
 
 from amal_hf import AMALTrainer, ExampleTable, amal
@@ -121,6 +122,15 @@ def test_slopes_and_weights_are_those_of_float64(run, mode):
     assert exact_slopes.abs().mean(dim=(1, 2)).min() > 0.5
     assert torch.cosine_similarity(slopes.flatten(1), exact_slopes.flatten(1)).min() > cosine
     assert np.abs(weights - exact).max() < difference
+
+
+def test_fused_attention_stays_on(run):
+    """With the flash kernel alone allowed, meta gradient and slopes run, and are those of plain attention."""
+    if ALL not in EXACT:
+        EXACT[ALL] = run(student(ALL, torch.float64, **EAGER))
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        slopes, _ = run(student(ALL, attn_implementation="sdpa"))
+    assert torch.cosine_similarity(slopes.flatten(1), EXACT[ALL][0].flatten(1)).min() > FULL[0]
 
 
 LEARNED = ["network", "table", "learning to reweight", "token mask"]

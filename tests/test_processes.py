@@ -56,6 +56,7 @@ def _sharded(cases):
     return {f"{name}, FSDP2": {**case, "sharded": "FULL_STATE_DICT"} for name, case in cases.items()}
 
 
+SHARDS = {"shards": {"method": "table", "rows": 24}}
 BESIDES = {"rules": (process_cases.train_on_rules, {}), "tokens": (process_cases.train_on_tokens, {})}
 
 
@@ -64,6 +65,7 @@ def _one(folders):
         **BESIDES,
         **_jobs(process_cases.train, {**PLAIN, **EVEN, **OTHER, **SHUFFLED, **IN_FILE}),
         **_jobs(process_cases.train_on_stream, STREAMS),
+        **_jobs(process_cases.train_on_shards, SHARDS),
         "teacher": (process_cases.sharded_teacher, {}),
         "sgd": (process_cases.train, SGD),
         "from two": (process_cases.go_on, {"other": folders[2] / "resumed", **RESUMED["resumed"]}),
@@ -91,6 +93,7 @@ def _four(folders):
         **BESIDES,
         **_jobs(process_cases.train, {**PLAIN, **EVEN, **{k: v for k, v in SHUFFLED.items() if k != "split"}}),
         **_jobs(process_cases.train_on_stream, STREAMS),
+        **_jobs(process_cases.train_on_shards, SHARDS),
         "from one": (process_cases.go_on, {"other": folders[1] / "resumed", **RESUMED["resumed"]}),
         **{
             f"from two, {kind}": (
@@ -177,9 +180,9 @@ def test_tokens_and_rules_too(found, name):
         assert name == "tokens" or difference(ours["cage"], found[1][name][0]["cage"]) < 1e-6
 
 
-@pytest.mark.parametrize("name", [*EVEN, *SHUFFLED, *STREAMS])
+@pytest.mark.parametrize("name", [*EVEN, *SHUFFLED, *STREAMS, *SHARDS])
 def test_rows_are_counted_once_however_they_come(found, name):
-    """From a shuffled set, through the first process, from streams; with fewer rows than processes."""
+    """From a shuffled set, through the first process, from streams (by shards, too); with fewer rows than processes."""
     count = 2 if name == "split" else 4
     assert_equal(found[count][name], found[1][name][0])
 
