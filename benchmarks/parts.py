@@ -93,9 +93,11 @@ def measured(length: int, size: int, meta_size: int, turns: int) -> dict[str, di
         return output
 
     def train() -> None:
+        model.train()
         losses(logits(batch), batch).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
+        model.eval()  # a meta step runs without dropout
 
     def evaluate() -> Evaluation:
         return Evaluation(losses(logits(batch), batch), torch.zeros(size, FEATURES, device=device))

@@ -182,7 +182,7 @@ def test_tokens_and_rules_too(found, name):
 
 @pytest.mark.parametrize("name", [*EVEN, *SHUFFLED, *STREAMS, *SHARDS])
 def test_rows_are_counted_once_however_they_come(found, name):
-    """From a shuffled set, through the first process, from streams (by shards, too); with fewer rows than processes."""
+    """From a shuffled set, through the first process, from streams and shards; with fewer rows than processes."""
     count = 2 if name == "split" else 4
     assert_equal(found[count][name], found[1][name][0])
 
