@@ -49,7 +49,8 @@ def test_published_from_the_command_line(tmp_path):
         student = hub.repositories["models/me/student"]
         assert not any(TOKEN.encode() in content for content in hub.received)
     names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "card.json"}
-    assert set(student) == names | {"figures/weights.png"}
+    figures = ("weights", "weight_against_loss", "weight_against_teacher", "accuracy")
+    assert set(student) == names | {f"figures/{name}.png" for name in figures}
     card = student["README.md"].decode()
     check_card(card)
     for said in (
@@ -85,7 +86,7 @@ def test_settings_from_a_file_and_data_from_a_file(tmp_path):
 @pytest.mark.parametrize("layout", ["built in", "JSON lines", "parallel text"])
 def test_translate(tmp_path, layout):
     """The built-in corpus, JSON lines and a folder of parallel text files all end in a table of two rows."""
-    pairs = translation_corpus(400)
+    pairs = translation_corpus(600)
     command = [
         sys.executable,
         str(ROOT / "recipes" / "translate_deep_interactions.py"),
