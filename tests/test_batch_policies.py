@@ -162,6 +162,20 @@ def test_masks_keep_special_tokens_and_the_budget(batch):
     assert keep[ordinary].std() > 0.01 and (keep >= 0).all() and (keep <= 1).all()
 
 
+def test_masks_get_sharper_with_every_update(batch):
+    """The same scores after 200 updates: further from the budget; a run that begins anew is soft again."""
+    policy = stirred(TokenMask(VECTORS, [0, 5], learning_rate=1e-12))
+    for parameter in policy.parameters():
+        parameter.data *= 0.2
+    soft = policy.keep(batch["input_ids"], batch["attention_mask"])
+    for _ in range(200):
+        policy.update([torch.zeros_like(parameter) for parameter in policy.parameters()])
+    sharp = policy.keep(batch["input_ids"], batch["attention_mask"])
+    assert sharp.detach().std() > 1.2 * soft.detach().std()
+    policy.reset(3)
+    assert policy.updates == 0
+
+
 @pytest.mark.parametrize("budget", [0.1, 0.5, 0.9, 1.0])
 def test_masks_are_nearest_to_their_scores(budget):
     """No mask of the same sum is nearer: against all guesses which entries are 0 and which are 1."""

@@ -71,6 +71,19 @@ def test_it_starts_at_one_and_learns_from_what_it_sees(layers):
     assert weights[1::2].max() < 0.8
 
 
+def test_a_state_counts_as_one_observation():
+    """However wide and large it is, what the hidden layer reads of a state has length one."""
+    policy = StateNetwork()
+    policy.reset(SIZES, torch.ones(1))
+    read = []
+    policy.network[0].hidden.register_forward_pre_hook(lambda module, given: read.append(given[0]))
+    given = signals()
+    given = given._replace(hidden_states=tuple(100 * state for state in given.hidden_states))
+    policy.weights(Observation(torch.arange(8), policy.observe(given), 0.5))
+    lengths = torch.stack([state.norm(dim=1) for state in read[0][:, :48].split(16, 1)])
+    torch.testing.assert_close(lengths, torch.ones(3, 8), atol=1e-3, rtol=0)
+
+
 def test_surface_alone_does_not_ask_for_states():
     """The student is not made to keep what nobody reads."""
     assert StateNetwork().needs_hidden_states
