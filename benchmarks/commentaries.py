@@ -1,11 +1,11 @@
 """Is a commentary worth anything to another student? Steps to a fixed accuracy with it, and with controls.
 
-    python benchmarks/commentaries.py --data PATH/trec --seeds 0 1 2
+    python benchmarks/commentaries.py --data PATH/trec --seeds 3 4 5
     python benchmarks/commentaries.py --table
 
-Runs `recipes/learn_commentary.py` twice a seed, with 60 % of the training labels wrong: a 2-layer MiniLM learns in 2
-epochs, with a meta step of 64 clean rows at every step; a DistilBERT that knows no more than words reuses in 4. Keeps
-the numbers as JSON.
+Runs `recipes/learn_commentary.py` twice a seed, with 60 % of the training labels wrong: a 2-layer MiniLM learns in 4
+epochs, with a meta step of 64 clean rows at every step; a DistilBERT that knows no more than words reuses in 3, and is
+looked at every 10 steps. Keeps the numbers as JSON. The lengths were chosen on seeds 0 to 2.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from spread import spread
 
 RESULTS = Path(__file__).parent / "results" / "commentaries"
 RECIPE = Path(__file__).parents[1] / "recipes" / "learn_commentary.py"
-TARGET = 0.65
+TARGET = 0.7
 
 
 def main() -> None:
     """Run the seeds that were asked for, or print the table of those that are there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder in WRENCH format")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.table:
@@ -46,11 +46,12 @@ def learn_and_reuse(data: Path, seed: int) -> list[dict[str, Any]]:
     """The rows of the recipe's second table."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(RECIPE), "--dataset", str(data), "--seed", str(seed), "--output_dir", folder]
-        command += ["--label_noise", "0.6", "--num_train_epochs", "2"]
-        command += ["--meta_batch_size", "64", "--meta_interval", "1"]
-        subprocess.run(command, check=True)
-        reuse = ["--reuse", f"{folder}/commentary", "--target", str(TARGET)]
-        subprocess.run([*command, *reuse], check=True)
+        command += ["--label_noise", "0.6"]
+        learn = ["--num_train_epochs", "4", "--meta_batch_size", "64", "--meta_interval", "1"]
+        subprocess.run([*command, *learn], check=True)
+        # The recipe trains twice as long for reuse as it is told to.
+        reuse = ["--reuse", f"{folder}/commentary", "--num_train_epochs", "1.5", "--eval_steps", "10"]
+        subprocess.run([*command, *reuse, "--target", str(TARGET)], check=True)
         rows: list[dict[str, Any]] = json.loads((Path(folder) / "reuse.json").read_text())
         return rows
 

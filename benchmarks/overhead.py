@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,18 @@ from amal_hf.policies.policy import Sizes
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 STEPS_PER_EPOCH, PAIRS = 16, 3
 ROWS = 32 * STEPS_PER_EPOCH
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is trained: `losses` are the label's and those of one teacher less."""
+
+    length: int = 32
+    layers: int = 3
+    losses: int = 2
+    meta_batch: int | None = None
+    interval: int | None = None
+
 
 VARIANTS: dict[str, tuple[Callable[[], Method | None], int | None]] = {
     "fixed mixture": (lambda: None, None),
@@ -122,7 +134,8 @@ def spawn(*command: str) -> dict[str, float]:
 class TakingTurns(TrainerCallback):
     """Lets epochs with the fixed mixture and with the method take turns, and notes when each step was over."""
 
-    def __init__(self) -> None:
+    def __init__(self, losses: int = 2) -> None:
+        self.losses = losses
         self.ticks: list[float] = []
         self.trainer: AMALTrainer | None = None
 
@@ -132,7 +145,7 @@ class TakingTurns(TrainerCallback):
         if trainer is None:
             raise RuntimeError("TakingTurns needs its trainer.")
         fixed = FixedWeights()
-        fixed.reset(Sizes(2, 1, None), torch.tensor([0.5, 0.5]))
+        fixed.reset(Sizes(self.losses, 1, None), torch.full((self.losses,), 1 / self.losses))
         changes = trainer.method.batch_policy
         self.turns = [(fixed, None, None), (trainer.mixture.policy, trainer._learner, changes)]
 
@@ -154,20 +167,41 @@ class TakingTurns(TrainerCallback):
 
 def measure(name: str, length: int) -> dict[str, float]:
     """Ratio of times, seconds of a fixed-mixture step, and the process's peak bytes."""
-    set_seed(0)
     make, interval = VARIANTS[name]
     method = make()
     phase_epochs = method.phase_epochs if method else 0
-    rows = random_rows(ROWS, length)
+    # A phase is measured after one epoch, and spread over as many as lie between two.
+    shortened = replace(method, phase_epochs=1) if method and phase_epochs else method
+    trainer, ticks = turns_of(shortened, Load(length, interval=interval))
+    if method is not None and method.trajectory is not None:
+        plain, learned = whole_epochs(ticks)
+    else:
+        learner = None if phase_epochs else trainer._learner
+        every = learner.interval if learner else STEPS_PER_EPOCH
+        plain, learned = typical_steps(ticks, every, max(phase_epochs, 1))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"time": learned / plain, "plain": plain, "bytes": peak}
+
+
+def turns_of(method: Method | None, load: Load) -> tuple[AMALTrainer, list[float]]:
+    """Train by turns with the fixed mixture and with the method; when each epoch began and each step ended."""
+    set_seed(0)
+    rows = random_rows(ROWS, load.length)
     logits = torch.randn(len(rows), 6)
-    turns = TakingTurns()
+    turns = TakingTurns(load.losses)
+    teachers = [
+        Distillation(lambda batch: logits[batch["example_id"]], name=f"teacher_{place}")
+        for place in range(load.losses - 1)
+    ]
+    defaults = {} if load.meta_batch is None else {"meta_batch_size": load.meta_batch}
     trainer = turns.trainer = AMALTrainer(
-        model=student(),
+        model=student(load.layers),
         args=AMALArguments(
             output_dir=".cache/overhead",
             per_device_train_batch_size=32,
             num_train_epochs=2 * PAIRS,
-            meta_interval=interval,
+            meta_interval=load.interval,
+            **defaults,
             save_strategy="no",
             write_figures=False,
             logging_strategy="no",
@@ -175,37 +209,34 @@ def measure(name: str, length: int) -> dict[str, float]:
             use_cpu=True,
         ),
         train_dataset=rows,
-        meta_dataset=random_rows(300, length),
-        losses=[CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]])],
-        # A phase is measured after one epoch, and spread over as many as lie between two.
-        method=replace(method, phase_epochs=1) if method and phase_epochs else method,
+        meta_dataset=random_rows(300, load.length),
+        losses=[CrossEntropy(), *teachers],
+        method=method,
         callbacks=[turns],
     )
     trainer.train()
-    if method is not None and method.trajectory is not None:
-        plain, learned = whole_epochs(turns.ticks)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"time": learned / plain, "plain": plain, "bytes": peak}
-    learner = None if phase_epochs else trainer._learner
-    every = learner.interval if learner else STEPS_PER_EPOCH
-    plain, learned = typical_steps(turns.ticks, every, max(phase_epochs, 1))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"time": learned / plain, "plain": plain, "bytes": peak}
+    return trainer, turns.ticks
 
 
-def typical_steps(ticks: list[float], every: int, periods: int) -> tuple[float, float]:
-    """Seconds of a step with the fixed mixture and with the method, from medians, which leave out disturbed steps.
+def typical_steps(ticks: list[float], every: int, periods: int = 1) -> tuple[float, float]:
+    """Seconds of a step with the fixed mixture and with the method.
 
     Every `every`-th step of the method learns; in a whole run only every `periods`-th of those does.
+    """
+    plain, without, within = kinds_of_steps(ticks, every)
+    return plain, without + (within - without) / (every * periods)
+
+
+def kinds_of_steps(ticks: list[float], every: int) -> tuple[float, float, float]:
+    """Seconds of a step with the fixed mixture, and of those of the method that do not learn and that do.
+
+    Medians, which leave out disturbed steps.
     """
     # The first step of an epoch begins with the change-over: left out, unless it learns.
     seconds = step_seconds(ticks)
     learns = np.arange(STEPS_PER_EPOCH) % every == 0
     fixed, within = float(np.median(seconds[:, 0, 1:])), float(np.median(seconds[:, 1, learns]))
-    if every == 1:
-        return fixed, within
-    without = float(np.median(seconds[:, 1, ~learns]))
-    return fixed, without + (within - without) / (every * periods)
+    return fixed, fixed if every == 1 else float(np.median(seconds[:, 1, ~learns])), within
 
 
 def whole_epochs(ticks: list[float]) -> tuple[float, float]:
@@ -219,9 +250,9 @@ def step_seconds(ticks: list[float]) -> np.ndarray:
     return np.diff(np.reshape(ticks, (PAIRS, 2, STEPS_PER_EPOCH + 1)))
 
 
-def student() -> BertForSequenceClassification:
-    """Three layers of MiniLM's size."""
-    config = BertConfig(hidden_size=384, num_hidden_layers=3, num_attention_heads=12, intermediate_size=1536)
+def student(layers: int = 3) -> BertForSequenceClassification:
+    """Layers of MiniLM's size."""
+    config = BertConfig(hidden_size=384, num_hidden_layers=layers, num_attention_heads=12, intermediate_size=1536)
     config.num_labels = 6
     return BertForSequenceClassification(config)
 

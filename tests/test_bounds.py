@@ -46,6 +46,19 @@ def test_a_normalisation_starts_at_the_shares_of_the_mixture(normalisation, tota
     torch.testing.assert_close(weights, total * torch.tensor([[0.75, 0.25, 0.0]]), rtol=0, atol=1e-3)
 
 
+def test_a_running_mean_moves_with_the_network():
+    """Weights of a batch keep their mean when an update moves all of them; what remains is the momentum's pull."""
+    normalisation = MeanOne(momentum=0.1)
+    normalisation.start(torch.ones(1))
+    before, after = torch.zeros(8, 1), torch.full((8, 1), -2.0)
+    normalisation.follow(before, after)
+    torch.testing.assert_close(normalisation(after).mean(), torch.tensor(1.0))
+    twice = torch.tensor([[-2.0], [0.0]]).repeat(4, 1)
+    normalisation.follow(twice, twice)
+    low, mean = after.sigmoid().mean(), twice.sigmoid().mean()
+    torch.testing.assert_close(normalisation.mean, 0.9 * low + 0.1 * mean)
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -124,6 +124,19 @@ def test_margin_by_hand():
     torch.testing.assert_close(margin(given), torch.tensor([0.3, -0.3, 0.0]))
 
 
+def test_margin_of_tokens_by_hand():
+    """The mean over the labelled tokens, each at the place of the logits that predict it; 0 for other labels."""
+    logits = torch.tensor([[0.6, 0.3, 0.1]]).log().expand(2, 3, 3)
+    labels = torch.tensor([[2, 0, -100], [-100, -100, -100]])
+
+    def of(labels: torch.Tensor, task: Task) -> torch.Tensor:
+        return margin(Signals(torch.zeros(2, 1), logits, (), {"labels": labels}, task))
+
+    torch.testing.assert_close(of(labels, Task()), torch.tensor([-0.1, 0.0]))
+    torch.testing.assert_close(of(labels, Task(shifted=True)), torch.tensor([0.3, 0.0]))
+    assert not of(labels.float(), Task()).any()
+
+
 def test_layers_that_are_not_there_are_refused(tmp_path):
     """At construction, with how many there are."""
     with pytest.raises(ValueError, match=r"layers \[5\] are not among the student's 3"):

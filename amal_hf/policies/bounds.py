@@ -62,6 +62,9 @@ class Normalisation(nn.Module, ABC):
         weights: LossTable = self(scores, present)
         return weights
 
+    def follow(self, before: Tensor, after: Tensor, present: Tensor | None = None) -> None:
+        """Take note of an update: the scores of a whole optimizer step before and after it. Nothing by default."""
+
 
 class Convex(Normalisation):
     """Softmax over the losses of an example.
@@ -107,7 +110,9 @@ class MeanOne(Normalisation):
     """Sigmoids, scaled so that weights sum to one on average over examples: these compete with one another as well.
 
     An update divides by the mean of its own batch, which takes the common part out of the gradient. In between,
-    weights are divided by a running mean of these, because a batch that is cut in pieces has several means.
+    weights are divided by a running mean of these, because a batch that is cut in pieces has several means. An update
+    moves the running mean as much as the mean of its batch: one that only ran after it let all weights swing together
+    between 0.5 and 1.2 where updates are far apart.
 
     Args:
         momentum: share of the new mean in the running one.
@@ -135,11 +140,17 @@ class MeanOne(Normalisation):
         return _only(scores.sigmoid(), present) / self.mean
 
     def of_step(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
-        """Divided by the mean over all processes' batches, of which the running mean takes note."""
+        """Divided by the mean over all processes' batches."""
+        return _only(scores.sigmoid(), present) / self._mean(scores, present)
+
+    def follow(self, before: Tensor, after: Tensor, present: Tensor | None = None) -> None:
+        """The running mean moves with the network, and a little towards the mean of this batch."""
+        mean = self._mean(after, present)
+        self.mean.mul_(mean / self._mean(before, present)).lerp_(mean, self.momentum)
+
+    def _mean(self, scores: Tensor, present: Tensor | None) -> Tensor:
         raw = _only(scores.sigmoid(), present)
-        mean = total(raw.sum()) / total_count(len(raw), raw.device)
-        self.mean.lerp_(mean.detach(), self.momentum)
-        return raw / mean
+        return total(raw.sum()) / total_count(len(raw), raw.device)
 
 
 class TwiceSigmoid(Normalisation):

@@ -76,13 +76,16 @@ class LossNetwork(Policy):
 
         The gradient is taken without touching any `.grad` of the student.
         """
-        weights = self.normalisation.of_step(self._scores(observation), observation.present)
+        scores = self._scores(observation)
+        weights = self.normalisation.of_step(scores, observation.present)
         gain = (weights * slopes).sum() / total_count(len(slopes), slopes.device)
         parameters = dict(self.network.named_parameters())
         for name, gradient in summed_gradients(-gain, parameters).items():
             parameters[name].grad = gradient
         self.optimizer.step()
         self.optimizer.zero_grad()
+        with torch.no_grad():
+            self.normalisation.follow(scores.detach(), self._scores(observation), observation.present)
 
     def describe(self) -> str:
         """Width and normalisation."""

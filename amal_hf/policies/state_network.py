@@ -5,12 +5,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from amal_hf.losses import IGNORED
+from amal_hf.losses import IGNORED, at_least_fp32
 from amal_hf.policies.bounds import Normalisation, TwiceSigmoid
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.processes import total, total_count
 from amal_hf.shapes import Batch, Features, Logits, LossTable
+from amal_hf.tokens import token_means
 
 
 LABEL_WIDTH, MOST_LABELS = 16, 512
@@ -156,11 +157,22 @@ def label_shares(batch: Batch, logits: Logits, labels: int) -> Tensor:
 
 
 def margin(signals: Signals) -> Tensor:
-    """Probability of the label less that of the likeliest other class, `(B,)`; 0 where an example is not one class."""
-    labels, logits = signals.batch.get("labels"), signals.logits.float()
-    if labels is None or logits.ndim != 2 or labels.ndim != 1 or labels.is_floating_point() or logits.shape[1] < 2:
-        return logits.new_zeros(len(logits))
-    probabilities = logits.softmax(-1)
-    place = labels.clamp(min=0)[:, None]
+    """Probability of the label less that of the likeliest other class, `(B,)`; 0 where an example is not one class.
+
+    For labels of tokens the mean over them: it tells wrong translations from right ones long before their loss does.
+    """
+    labels, logits = signals.batch.get("labels"), signals.logits
+    if labels is None or labels.is_floating_point() or logits.ndim != labels.ndim + 1 or logits.shape[-1] < 2:
+        return signals.losses.new_zeros(len(logits))
+    if logits.ndim == 3:
+        targets = signals.task.targets(labels)
+        flat = targets.flatten()
+        return token_means(lambda picked, places: _margins(picked, flat[places]), logits, targets != IGNORED)
+    return _margins(logits, labels)
+
+
+def _margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """`(n, C), (n,) -> (n,)`."""
+    probabilities, place = at_least_fp32(logits).softmax(-1), labels.clamp(min=0)[:, None]
     others = probabilities.scatter(1, place, 0).amax(1)
     return torch.where(labels >= 0, probabilities.gather(1, place)[:, 0] - others, 0.0)

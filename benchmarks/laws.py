@@ -1,0 +1,146 @@
+"""How what `amal()` costs grows: with the student, the losses, the meta batch, the interval and the processes.
+
+    python benchmarks/laws.py            # about a quarter of an hour on two cores
+    python benchmarks/laws.py --table    # prints the fitted laws
+    python benchmarks/laws.py --draw laws.svg
+
+One factor at a time is moved away from what `overhead.py` measures (3 layers, 32 tokens, batch 32, two losses, meta
+batch 16). What is fitted is a meta step in units of a training step with a fixed mixture; for the interval the time of
+a whole run. Several processes share the machine. How a table grows with its rows is in `table_scale.py`.
+Nothing else may run meanwhile.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from overhead import Load, kinds_of_steps, spawn, turns_of
+
+from amal_hf import amal
+
+
+RESULTS = Path(__file__).parent / "results" / "laws.json"
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What is varied, and the law that is fitted: `a + b · shape(x)`.
+
+    Attributes:
+        values: of the field of `Load`, or numbers of processes.
+        law: for people.
+        shape: of the law.
+    """
+
+    values: tuple[int, ...]
+    law: str = "a + b·x"
+    shape: Callable[[float], float] = float
+
+
+FACTORS = {
+    "layers": Factor((1, 2, 4, 8)),
+    "length": Factor((16, 32, 64, 128)),
+    "losses": Factor((2, 3, 5, 9)),
+    "meta_batch": Factor((8, 16, 32, 64)),
+    "interval": Factor((1, 2, 4, 8), "a + b/x", lambda x: 1 / x),
+    "processes": Factor((1, 2, 4)),
+}
+
+
+def main() -> None:
+    """Measure what is not there yet, or show what is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--factors", nargs="+", choices=list(FACTORS), default=list(FACTORS))
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--draw", type=Path, help="file for a picture of points and laws")
+    parser.add_argument("--one", type=json.loads, help="measure this load in this process")
+    options = parser.parse_args()
+    if options.one is not None:
+        print(json.dumps(measure(Load(**options.one))))
+    elif options.table:
+        print(table(points()))
+    elif options.draw:
+        draw(points(), options.draw)
+    else:
+        for name in options.factors:
+            measure_factor(name)
+
+
+def measure_factor(name: str) -> None:
+    """All values of a factor, each in a process of its own."""
+    cells = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for value in FACTORS[name].values:
+        load = {"interval": 4} if name == "processes" else {"interval": 4, name: value}
+        command = [__file__, "--one", json.dumps(load)]
+        processes = value if name == "processes" else 1
+        if processes > 1:
+            command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *command]
+        cells.setdefault(name, {})[str(value)] = spawn(*command)
+        print(name, value, cells[name][str(value)], flush=True)
+        RESULTS.write_text(json.dumps(cells, indent=1) + "\n")
+
+
+def measure(load: Load) -> dict[str, float]:
+    """Seconds of a training step with the fixed mixture, of a meta step, and the ratio of a whole run."""
+    trainer, ticks = turns_of(amal(), load)
+    if int(os.environ.get("RANK", "0")):
+        sys.exit()  # the first process speaks for all
+    every = load.interval or 1
+    plain, without, within = kinds_of_steps(ticks, every)
+    return {"plain": plain, "meta": within - without, "time": (without + (within - without) / every) / plain}
+
+
+def points() -> dict[str, list[Point]]:
+    """What was measured, by factor: the value and what is fitted."""
+    cells = json.loads(RESULTS.read_text())
+    return {
+        name: [
+            (float(value), cell["time"] if name == "interval" else cell["meta"] / cell["plain"])
+            for value, cell in found.items()
+        ]
+        for name, found in cells.items()
+    }
+
+
+def fit(name: str, found: list[Point]) -> tuple[float, float, float]:
+    """`a` and `b` of the law by least squares, and the largest miss as a share of what was measured."""
+    x, y = np.array([(FACTORS[name].shape(value), seen) for value, seen in found]).T
+    b, a = np.polyfit(x, y, 1)
+    return float(a), float(b), float(np.abs((a + b * x - y) / y).max())
+
+
+def table(found: dict[str, list[Point]]) -> str:
+    """Points and laws as a Markdown table."""
+    lines = ["| x | fitted | measured at x | a | b | largest miss |", "| --- | --- | --- | --- | --- | --- |"]
+    for name, seen in found.items():
+        a, b, miss = fit(name, seen)
+        what = "a run" if name == "interval" else "a meta step"
+        measured = ", ".join(f"{value:g}: {cost:.2f}" for value, cost in seen)
+        fitted = f"{what}, {FACTORS[name].law}"
+        lines.append(f"| {name.replace('_', ' ')} | {fitted} | {measured} | {a:.2f} | {b:.3f} | {miss:.0%} |")
+    return "\n".join(lines)
+
+
+def draw(found: dict[str, list[Point]], file: Path) -> None:
+    """Points and laws, a panel a factor."""
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(2, 3, figsize=(10, 6), layout="constrained")
+    for panel, (name, seen) in zip(panels.flat, found.items(), strict=False):
+        a, b, _ = fit(name, seen)
+        x = np.linspace(seen[0][0], seen[-1][0], 100)
+        panel.plot(x, [a + b * FACTORS[name].shape(value) for value in x])
+        panel.plot(*zip(*seen, strict=True), "o")
+        panel.set(xlabel=name.replace("_", " "), ylim=(0, None))
+        panel.set_ylabel("time of a run" if name == "interval" else "meta step / training step")
+    figure.savefig(file)
+
+
+if __name__ == "__main__":
+    main()
