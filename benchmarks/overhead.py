@@ -62,7 +62,7 @@ class Load:
     length: int = 32
     layers: int = 3
     losses: int = 2
-    meta_batch: int | None = None
+    meta_batch: int = AMALArguments.meta_batch_size
     interval: int | None = None
 
 
@@ -193,7 +193,6 @@ def turns_of(method: Method | None, load: Load) -> tuple[AMALTrainer, list[float
         Distillation(lambda batch: logits[batch["example_id"]], name=f"teacher_{place}")
         for place in range(load.losses - 1)
     ]
-    defaults = {} if load.meta_batch is None else {"meta_batch_size": load.meta_batch}
     trainer = turns.trainer = AMALTrainer(
         model=student(load.layers),
         args=AMALArguments(
@@ -201,7 +200,7 @@ def turns_of(method: Method | None, load: Load) -> tuple[AMALTrainer, list[float
             per_device_train_batch_size=32,
             num_train_epochs=2 * PAIRS,
             meta_interval=load.interval,
-            **defaults,
+            meta_batch_size=load.meta_batch,
             save_strategy="no",
             write_figures=False,
             logging_strategy="no",
