@@ -71,6 +71,22 @@ def test_it_starts_at_one_and_learns_from_what_it_sees(layers):
     assert weights[1::2].max() < 0.8
 
 
+@pytest.mark.parametrize(("loss", "divisor"), [(1.5, 1.5), (0.001, 0.1)])
+def test_relative_slopes_are_divided_by_the_losses(loss, divisor):
+    """The same update as from slopes that were divided beforehand; a loss of next to nothing counts as 0.1."""
+    given = signals()._replace(losses=torch.tensor([[1.0], [loss]]).repeat(4, 1))
+    slopes = torch.tensor([[1.0], [-1.0]] * 4)
+    divided = slopes / torch.tensor([[1.0], [divisor]] * 4)
+    weights = []
+    for relative, learned in ((True, slopes), (False, divided)):
+        policy = StateNetwork(relative=relative)
+        policy.reset(SIZES, torch.ones(1))
+        seen = Observation(torch.arange(8), policy.observe(given), 0.5)
+        policy.update(seen, learned)
+        weights.append(policy.weights(seen))
+    torch.testing.assert_close(*weights)
+
+
 def test_a_state_counts_as_one_observation():
     """However wide and large it is, what the hidden layer reads of a state has length one."""
     policy = StateNetwork()

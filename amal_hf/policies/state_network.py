@@ -17,6 +17,9 @@ from amal_hf.tokens import token_means
 LABEL_WIDTH, MOST_LABELS = 16, 512
 """Width of a label's embedding, and how many are told apart; a larger vocabulary is hashed."""
 
+SMALLEST_LOSS = 0.1
+"""In nats: what slopes are divided by at least. An example below it has next to no gradient left."""
+
 
 class StateNetwork(LossNetwork):
     """Weights from hidden states, label and surface statistics of an example.
@@ -32,6 +35,9 @@ class StateNetwork(LossNetwork):
         learning_rate: of its own Adam. 3e-3.
         normalisation: `TwiceSigmoid()` (w = 1 for one loss at the start), or another of `bounds.py`. `MeanOne()` rules
             out that all weights rise or fall together, which is a learning rate in disguise.
+        relative: learn from slopes divided by the losses. An example with a large loss has a large gradient, which
+            helps whatever it points at; a network that reads the loss then weighs up what is hard before it weighs
+            down what is wrong. For students that begin with little knowledge, as translators from scratch do.
         seed: of its first weights.
 
     References:
@@ -49,10 +55,12 @@ class StateNetwork(LossNetwork):
         hidden: int = 128,
         learning_rate: float = 3e-3,
         normalisation: Normalisation | None = None,
+        relative: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(hidden, learning_rate, TwiceSigmoid() if normalisation is None else normalisation, seed)
         self.layers = layers
+        self.relative = relative
         self.needs_hidden_states = layers != ()
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
@@ -99,9 +107,9 @@ class StateNetwork(LossNetwork):
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
         """As `LossNetwork`; takes note of the losses for their running mean."""
-        super().update(observation, slopes)
         first = sum(self.widths) + self.label_count
         losses = observation.features[:, first : first + len(self.running_losses)]
+        super().update(observation, slopes / losses.expm1().clamp(min=SMALLEST_LOSS) if self.relative else slopes)
         mean = total(losses.to(self.running_losses.dtype).sum(0)) / total_count(len(losses), losses.device)
         self.running_losses = self.running_losses.to(losses.device).lerp(mean, 0.1)
 
