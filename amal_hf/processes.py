@@ -79,16 +79,6 @@ def rows_of_all(rows: Tensor) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
-def sums_by_example(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The examples of all processes, each once, `(n,)`, and the sum of the rows of each, `(n, K)`.
-
-    The steps of a trajectory may hold an example more than once.
-    """
-    rows = rows_of_all(rows)
-    found, places = rows_of_all(ids).unique(return_inverse=True)
-    return found, rows.new_zeros(len(found), rows.shape[1]).index_add(0, places, rows)
-
-
 def values_of_all(value: Any) -> list[Any]:
     """Anything that can be pickled, from all processes: for a checkpoint, not for every step."""
     values = [value] * process_count()

@@ -28,7 +28,6 @@ from amal_hf import (
     LossNetwork,
     MeanOne,
     NeumannDirection,
-    StateNetwork,
     Trajectory,
     amal,
     amal_as_published,
@@ -49,7 +48,7 @@ METHODS = {
     "neumann": lambda: amal(ExampleTable(), direction=NeumannDirection(2, 0.1)),
     "last layer": lambda: amal(LossNetwork(learning_rate=0.05), tangent=LastLayer()),
     "published": lambda: amal_as_published(phase_epochs=1, repeats=2),
-    "trajectory": lambda: deep_interactions(StateNetwork(memory=0.5), trajectory=Trajectory(2)),
+    "trajectory": lambda: deep_interactions(trajectory=Trajectory(2)),
     "tokens": lambda: replace(amal(LossNetwork(learning_rate=0.05)), per_token=True),
 }
 

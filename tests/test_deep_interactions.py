@@ -71,46 +71,6 @@ def test_it_starts_at_one_and_learns_from_what_it_sees(layers):
     assert weights[1::2].max() < 0.8
 
 
-@pytest.mark.parametrize(("loss", "divisor"), [(1.5, 1.5), (0.001, 0.1)])
-def test_relative_slopes_are_divided_by_the_losses(loss, divisor):
-    """The same update as from slopes that were divided beforehand; a loss of next to nothing counts as 0.1."""
-    given = signals()._replace(losses=torch.tensor([[1.0], [loss]]).repeat(4, 1))
-    slopes = torch.tensor([[1.0], [-1.0]] * 4)
-    divided = slopes / torch.tensor([[1.0], [divisor]] * 4)
-    weights = []
-    for relative, learned in ((True, slopes), (False, divided)):
-        policy = StateNetwork(relative=relative)
-        policy.reset(SIZES, torch.ones(1))
-        seen = Observation(torch.arange(8), policy.observe(given), 0.5)
-        policy.update(seen, learned)
-        weights.append(policy.weights(seen))
-    torch.testing.assert_close(*weights)
-
-
-def test_memory_tells_examples_apart_that_look_alike():
-    """Same features, opposite slopes: only what has been seen of an example before can weigh it."""
-    policy = StateNetwork((), learning_rate=1e-2, memory=0.5)
-    policy.reset(SIZES._replace(examples=4), torch.ones(1))
-    alike = policy.observe(signals())[:1].repeat(4, 1)
-    seen = Observation(torch.arange(4), alike, 0.5)
-    slopes = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]])
-    policy.update(seen, slopes)
-    policy.update(Observation(torch.tensor([0, 0]), alike[:2], 0.5), slopes[[0, 0]])
-    torch.testing.assert_close(policy.slopes.read(seen.ids), torch.tensor([[2.5], [-1.0], [1.0], [-1.0]]))
-    for _ in range(50):
-        policy.update(seen, slopes)
-    weights = policy.weights(seen).detach()[:, 0]
-    assert weights[::2].min() > weights[1::2].max() + 0.5
-
-
-def test_a_memory_out_of_range_is_refused():
-    """A share of one never forgets and grows without bound; a table of billions does not fit."""
-    with pytest.raises(ValueError, match=r"memory must lie in \[0, 1\), got 1"):
-        StateNetwork(memory=1.0)
-    with pytest.raises(ValueError, match="there are 20,000,000 examples"):
-        StateNetwork((), memory=0.5).reset(SIZES._replace(examples=20_000_000), torch.ones(1))
-
-
 def test_a_state_counts_as_one_observation():
     """However wide and large it is, what the hidden layer reads of a state has length one."""
     policy = StateNetwork()
@@ -279,7 +239,7 @@ def test_sgd_with_momentum_can_be_run_backwards(tmp_path):
 def test_learning_less_often_than_every_trajectory(tmp_path):
     """With `meta_interval=5` the last 2 of every 5 steps are walked back; interrupted anywhere, it ends the same."""
     options = {"meta_interval": 5, "max_steps": 12, "save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
-    method = lambda: deep_interactions(StateNetwork(memory=0.5), trajectory=Trajectory(2))  # noqa: E731
+    method = lambda: deep_interactions(trajectory=Trajectory(2))  # noqa: E731
     whole = new_trainer(tmp_path / "whole", method(), **options)
     whole.train()
     assert [entry["step"] for entry in whole.state.log_history if "meta_loss" in entry] == [6, 11]
@@ -315,16 +275,14 @@ def test_what_cannot_work_is_said_before_the_first_step(tmp_path):
 # ---- reuse ----
 
 
-@pytest.mark.parametrize("memory", [0.0, 0.5])
-def test_a_learned_network_weighs_for_a_new_student(tmp_path, memory):
+def test_a_learned_network_weighs_for_a_new_student(tmp_path):
     """Saved alone and applied frozen: the same examples and states get the same weights; no meta set is needed."""
-    method = deep_interactions(StateNetwork(memory=memory), trajectory=Trajectory(2))
-    teacher = new_trainer(tmp_path, method, max_steps=7, learning_rate=1e-2)
+    teacher = new_trainer(tmp_path, deep_interactions(trajectory=Trajectory(2)), max_steps=7, learning_rate=1e-2)
     teacher.train()
     save_policy(teacher.mixture.policy, tmp_path / "kept" / "network.safetensors")
     reused = new_trainer(
         tmp_path,
-        Method("reused", Frozen(StateNetwork(memory=memory), tmp_path / "kept" / "network.safetensors")),
+        Method("reused", Frozen(StateNetwork(), tmp_path / "kept" / "network.safetensors")),
         tiny_bert(seed=1),
     )
     reused.train()

@@ -8,7 +8,7 @@ from torch import Tensor
 from amal_hf.policies.bounds import Projection, clamp
 from amal_hf.policies.policy import Observation, Policy, Sizes, as_mixture
 from amal_hf.policies.store import RowStore
-from amal_hf.processes import sums_by_example
+from amal_hf.processes import rows_of_all
 from amal_hf.shapes import ExampleIds, LossTable
 
 
@@ -55,7 +55,10 @@ class ExampleTable(Policy):
     @torch.no_grad()
     def update(self, observation: Observation, slopes: LossTable) -> None:
         """`w ← bound(w + learning_rate · slope)` for the rows of the batch; ids and slopes of all processes travel."""
-        ids, moves = sums_by_example(observation.ids, slopes)
+        slopes = rows_of_all(slopes)
+        # The steps of a trajectory may hold an example more than once: its moves add up.
+        ids, places = rows_of_all(observation.ids).unique(return_inverse=True)
+        moves = slopes.new_zeros(len(ids), slopes.shape[1]).index_add(0, places, slopes)
         self.store.write(ids, self.bound(self.store.read(ids) + self.learning_rate * moves))
 
     def restorer(self, ids: ExampleIds) -> Callable[[], None]:

@@ -9,17 +9,13 @@ from amal_hf.losses import IGNORED, at_least_fp32
 from amal_hf.policies.bounds import Normalisation, TwiceSigmoid
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.policy import Observation, Signals, Sizes
-from amal_hf.policies.store import IN_MEMORY, RowStore
-from amal_hf.processes import sums_by_example, total, total_count
+from amal_hf.processes import total, total_count
 from amal_hf.shapes import Batch, Features, Logits, LossTable
 from amal_hf.tokens import token_means
 
 
 LABEL_WIDTH, MOST_LABELS = 16, 512
 """Width of a label's embedding, and how many are told apart; a larger vocabulary is hashed."""
-
-SMALLEST_LOSS = 0.1
-"""In nats: what slopes are divided by at least. An example below it has next to no gradient left."""
 
 
 class StateNetwork(LossNetwork):
@@ -36,12 +32,6 @@ class StateNetwork(LossNetwork):
         learning_rate: of its own Adam. 3e-3.
         normalisation: `TwiceSigmoid()` (w = 1 for one loss at the start), or another of `bounds.py`. `MeanOne()` rules
             out that all weights rise or fall together, which is a learning rate in disguise.
-        relative: learn from slopes divided by the losses. An example with a large loss has a large gradient, which
-            helps whatever it points at; a network that reads the loss then weighs up what is hard before it weighs
-            down what is wrong. For students that begin with little knowledge, as translators from scratch do.
-        memory: read as well what slopes the example had before; this is the share of them that is kept from one
-            update to the next of the same example, below 1. 0: read nothing of the kind. Where losses do not give
-            wrong examples away, their slopes still do, a little each time.
         seed: of its first weights.
 
     References:
@@ -59,40 +49,26 @@ class StateNetwork(LossNetwork):
         hidden: int = 128,
         learning_rate: float = 3e-3,
         normalisation: Normalisation | None = None,
-        relative: bool = False,
-        memory: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__(hidden, learning_rate, TwiceSigmoid() if normalisation is None else normalisation, seed)
-        if not 0 <= memory < 1:
-            raise ValueError(f"StateNetwork: memory must lie in [0, 1), got {memory}.")
         self.layers = layers
-        self.relative = relative
-        self.memory = memory
-        self.needs_ids = memory > 0
         self.needs_hidden_states = layers != ()
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
         """A new network for these layers and labels.
 
         Raises:
-            ValueError: a layer that the student does not have; a memory for too many examples.
+            ValueError: a layer that the student does not have.
         """
         self.widths = self._chosen(sizes.states)
         self.label_count = min(sizes.labels, MOST_LABELS)
         self.register_buffer("running_losses", torch.zeros(sizes.losses))
-        if self.memory:
-            self.slopes = RowStore(sizes.examples, torch.zeros(sizes.losses))
-            if not self.slopes.in_memory:
-                raise ValueError(
-                    f"StateNetwork: memory keeps a number for every example and loss, at most {IN_MEMORY:,} in all; "
-                    f"there are {sizes.examples:,} examples. Use memory=0, or ExampleTable, whose rows may be a file."
-                )
         super().reset(sizes, initial)
 
     def describe(self) -> str:
-        """Layers, width, normalisation and memory."""
-        return f"{super().describe()}, layers {self.layers}" + (f", memory {self.memory:g}" if self.memory else "")
+        """Layers, width and normalisation."""
+        return f"{super().describe()}, layers {self.layers}"
 
     def body(self, sizes: Sizes) -> nn.Module:
         """From features to the hidden layer."""
@@ -100,7 +76,7 @@ class StateNetwork(LossNetwork):
 
     def surface_width(self, sizes: Sizes) -> int:
         """Columns of surface statistics, progress included."""
-        return super().width(sizes) + 1 + sizes.losses * (2 if self.memory else 1)
+        return super().width(sizes) + 1 + sizes.losses
 
     def width(self, sizes: Sizes) -> int:
         """Columns of `inputs`."""
@@ -123,20 +99,11 @@ class StateNetwork(LossNetwork):
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
         """As `LossNetwork`; takes note of the losses for their running mean."""
+        super().update(observation, slopes)
         first = sum(self.widths) + self.label_count
         losses = observation.features[:, first : first + len(self.running_losses)]
-        slopes = slopes / losses.expm1().clamp(min=SMALLEST_LOSS) if self.relative else slopes
-        super().update(observation, slopes)
-        if self.memory:
-            ids, sums = sums_by_example(observation.ids, slopes)
-            self.slopes.write(ids, self.memory * self.slopes.read(ids) + sums)
         mean = total(losses.to(self.running_losses.dtype).sum(0)) / total_count(len(losses), losses.device)
         self.running_losses = self.running_losses.to(losses.device).lerp(mean, 0.1)
-
-    def inputs(self, observation: Observation) -> Tensor:
-        """As `LossNetwork`, and what slopes an example had before."""
-        inputs = super().inputs(observation)
-        return torch.cat([inputs, self.slopes.read(observation.ids).to(inputs)], 1) if self.memory else inputs
 
     def _places(self, count: int) -> list[int]:
         return list(range(count)) if self.layers is None else list(self.layers)
