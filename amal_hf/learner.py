@@ -21,6 +21,7 @@ from amal_hf.meta import (
 from amal_hf.meta_set import MetaSet
 from amal_hf.mixture import Mixture, ids_of
 from amal_hf.policies.policy import restorer
+from amal_hf.precision import quick_backward
 from amal_hf.processes import total, total_count
 from amal_hf.recorder import Recorder
 from amal_hf.shapes import Batch, Evaluate, Evaluation
@@ -93,11 +94,16 @@ class WeightLearner:
             meta_run = _run(student, module, meta_batch)
             evaluations = [self._evaluation(student, module, batch) for batch in batches]
             ids = torch.cat([self.mixture.ids(batch) for batch in batches])
+
+            def meta_loss() -> Tensor:
+                with quick_backward(ids.device, student.dtype):
+                    return self._meta_loss(meta_run(), meta_batch)
+
             problem = Problem(
                 module=module,
                 optimizer=student.optimizer,
                 learning_rate=student.optimizer.param_groups[0]["lr"],
-                meta_loss=lambda: self._meta_loss(meta_run(), meta_batch),
+                meta_loss=meta_loss,
                 evaluate=lambda: _joined([evaluate() for evaluate in evaluations]),
                 ids=ids,
                 examples=total_count(sum(len(ids_of(batch)) for batch in batches), ids.device),

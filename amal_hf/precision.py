@@ -1,9 +1,11 @@
 """Which precision is fast on this machine."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def has_fast_bf16() -> bool:
@@ -12,6 +14,17 @@ def has_fast_bf16() -> bool:
         return torch.cuda.is_bf16_supported()
     features = torch.cpu.get_capabilities()
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
+def quick_backward(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Where a forward pass runs whose backward pass should not take longer than it must.
+
+    On a CPU in bfloat16 torch's fused attention without dropout goes back half as fast as plain attention does, up to
+    about 200 tokens (torch 2.13); longer texts make no difference up to 256, and cost a fifth more at 512.
+    """
+    slow = device.type == "cpu" and dtype == torch.bfloat16
+    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
+    return context
 
 
 def compute_dtype(args: Any, model: nn.Module) -> torch.dtype:

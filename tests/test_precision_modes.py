@@ -124,6 +124,21 @@ def test_slopes_and_weights_are_those_of_float64(run, mode):
     assert np.abs(weights - exact).max() < difference
 
 
+@pytest.mark.parametrize("bf16", [True, False])
+def test_only_a_cpu_in_bf16_goes_back_through_plain_attention(run, bf16):
+    """Its fused kernel has a slow backward pass: the meta gradient does without, steps and slopes keep it."""
+    model = student(ALL)
+    fused = {True: set(), False: set()}
+
+    def look(*_):
+        goes_back = torch.is_grad_enabled() and not model.training
+        fused[goes_back].add(torch.backends.cuda.flash_sdp_enabled())
+
+    model.register_forward_pre_hook(look)
+    run(model, bf16=bf16)
+    assert fused == {True: {not bf16}, False: {True}}
+
+
 def test_fused_attention_stays_on(run):
     """With the flash kernel alone allowed, meta gradient and slopes run, and are those of plain attention."""
     if ALL not in EXACT:
