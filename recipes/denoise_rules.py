@@ -118,13 +118,10 @@ RUNS: dict[str, Run] = {
     "amal": Run(everything, lambda: amal(LossNetwork(normalisation=ConvexOrNone()))),
     "amal rule by rule": Run(label_and_rules, lambda: amal(PerLossNetwork()), first_clean=True, pace=0.1),
     "amal, then clean rows": Run(everything, lambda: amal(LossNetwork(normalisation=ConvexOrNone())), then_clean=True),
-    "majority vote between clean rows": Run(
-        aggregated("majority"), rows=("train", "meta"), first_clean=True, then_clean=True
-    ),
+    "majority vote between clean rows": Run(aggregated("majority"), first_clean=True, then_clean=True),
     "amal between clean rows": Run(
         everything,
         lambda: amal(LossNetwork(normalisation=ConvexOrNone())),
-        rows=("train", "meta"),
         first_clean=True,
         then_clean=True,
     ),
@@ -332,15 +329,9 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
 
 
 def rows_of(bench: Bench, splits: tuple[str, ...]) -> Dataset:
-    """The rows to train on. On clean rows beside `train` no rule votes: their labels are known."""
-    train = bench.data["train"]
-    parts = [train if split == "train" else clean(bench.data[split]) for split in splits]
-    if "train" in splits:
-        silent = {VOTES: [-1] * len(bench.rules), "majority": IGNORED}
-        parts = [rows if rows is train else rows.map(lambda _: silent) for rows in parts]
-        columns = [name for name in train.column_names if all(name in rows.column_names for rows in parts)]
-        parts = [rows.select_columns(columns).cast(train.select_columns(columns).features) for rows in parts]
-    return concatenate_datasets(parts)
+    """The rows to train on."""
+    parts = {name: bench.data[name] for name in splits}
+    return concatenate_datasets([rows if name == "train" else clean(rows) for name, rows in parts.items()])
 
 
 def on_clean_rows(
@@ -408,7 +399,7 @@ def rule_weights(bench: Bench, trainer: AMALTrainer) -> NDArray[Any]:
     """The learned weight of every rule on every row, `(n, m)`; NaN where it abstained."""
     columns, votes = trainer.example_weights(), np.array(bench.data["train"][VOTES][:])
     table = np.column_stack([np.array(columns[f"rules/{rule}"][:]) for rule in bench.rules])
-    return np.where(votes >= 0, table[: len(votes)], np.nan)
+    return np.where(votes >= 0, table, np.nan)
 
 
 def rule_order(bench: Bench, trainer: AMALTrainer) -> float:
