@@ -19,8 +19,9 @@ def has_fast_bf16() -> bool:
 def quick_backward(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Where a forward pass runs whose backward pass should not take longer than it must.
 
-    On a CPU in bfloat16 torch's fused attention without dropout goes back half as fast as plain attention does, up to
-    about 200 tokens (torch 2.13); longer texts make no difference up to 256, and cost a fifth more at 512.
+    On a CPU in bfloat16 torch's fused attention without dropout goes back half as fast as plain attention does (torch
+    2.13, `benchmarks/LOG.md`). Forward and back, plain attention is faster up to about 200 tokens, and takes a fifth
+    longer at 512.
     """
     slow = device.type == "cpu" and dtype == torch.bfloat16
     context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()

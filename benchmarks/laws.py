@@ -1,6 +1,6 @@
 """How what `amal()` costs grows: with the student, the losses, the meta batch, the interval and the processes.
 
-    python benchmarks/laws.py            # about a quarter of an hour on two cores
+    python benchmarks/laws.py            # half a minute a point for small loads, on two cores
     python benchmarks/laws.py --table    # prints the fitted laws
     python benchmarks/laws.py --draw laws.svg
 

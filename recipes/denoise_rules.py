@@ -127,6 +127,11 @@ RUNS: dict[str, Run] = {
     ),
 }
 OURS = "amal between clean rows"
+FIRST_EPOCHS, LAST_EPOCHS = 10, 5
+CLEAN_PHASES = (
+    "Before and after the steps above, whose last evaluation is told, it was trained on the labelled rows and the "
+    f"clean set alone, for {FIRST_EPOCHS} and {LAST_EPOCHS} epochs."
+)
 DEFAULT_RUNS = ["labels and meta rows", "majority vote", "uniform mixture", "majority vote between clean rows", OURS]
 
 
@@ -303,7 +308,7 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
     losses = chosen.losses(bench.rules) if "train" in chosen.rows else [CrossEntropy()]
     student, seconds = new_student(bench), 0.0
     if chosen.first_clean:
-        trainer, seconds = on_clean_rows(bench, student, epochs=10, learning_rate=args.learning_rate)
+        trainer, seconds = on_clean_rows(bench, student, FIRST_EPOCHS, args.learning_rate)
         student = trainer.model
     args.learning_rate *= chosen.pace
     trainer = new_trainer(bench, student, args, rows, losses, method)
@@ -311,7 +316,7 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
     order = rule_order(bench, trainer) if chosen.method else None
     last = trainer
     if chosen.then_clean:
-        last, more = on_clean_rows(bench, trainer.model, epochs=5, learning_rate=bench.args.learning_rate / 4)
+        last, more = on_clean_rows(bench, trainer.model, LAST_EPOCHS, bench.args.learning_rate / 4)
         seconds += more
     output = last.predict(bench.data["test"])
     guess = np.asarray(output.predictions).argmax(-1)
@@ -429,8 +434,13 @@ def card_details(bench: Bench, rows: list[dict[str, Any]]) -> CardDetails:
     )
     source = bench.recipe.dataset
     data = "docstring sentences" if source is None else Path(source).name
-    comparison = Comparison(contenders, OURS, dataset=data)
-    return replace(data_details(source), finetuned_from=bench.recipe.model or TEACHER_ID, comparison=comparison)
+    known = data_details(source)
+    return replace(
+        known,
+        finetuned_from=bench.recipe.model or TEACHER_ID,
+        comparison=Comparison(contenders, OURS, dataset=data),
+        limits=(*known.limits, CLEAN_PHASES),
+    )
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from amal_hf import Convex, ConvexOrNone, MeanOne, clamp, convex
+from amal_hf import Convex, ConvexOrNone, LossNetwork, MeanOne, clamp, convex
+from amal_hf.policies.policy import Observation, Sizes
 
 
 def test_clamp_bounds_every_weight_on_its_own():
@@ -57,6 +58,17 @@ def test_a_running_mean_moves_with_the_network():
     normalisation.follow(twice, twice)
     low, mean = after.sigmoid().mean(), twice.sigmoid().mean()
     torch.testing.assert_close(normalisation.mean, 0.9 * low + 0.1 * mean)
+
+
+def test_a_batch_without_any_of_the_losses_changes_nothing():
+    """Every rule may abstain on a whole batch: neither the running mean nor the network may become NaN."""
+    policy = LossNetwork(normalisation=MeanOne())
+    policy.reset(Sizes(1, 0, None), torch.ones(1))
+    before = {name: value.clone() for name, value in policy.named_parameters()}
+    seen = Observation(torch.arange(4), torch.ones(4, 3), 0.5, torch.zeros(4, 1, dtype=torch.bool))
+    policy.update(seen, torch.zeros(4, 1))
+    assert policy.normalisation.mean == 0.5
+    assert all(torch.equal(value, before[name]) for name, value in policy.named_parameters())
 
 
 @pytest.mark.parametrize(

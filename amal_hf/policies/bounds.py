@@ -21,6 +21,8 @@ from amal_hf.shapes import LossTable
 Projection: TypeAlias = Callable[[LossTable], LossTable]
 """For a table: the nearest allowed weights, `(B, K) -> (B, K)`."""
 
+_SMALLEST_MEAN = 1e-12  # its square is still above zero in fp32
+
 
 def clamp(weights: LossTable) -> LossTable:
     """Every weight on its own in [0, 2], as in the AMAL code."""
@@ -146,11 +148,13 @@ class MeanOne(Normalisation):
     def follow(self, before: Tensor, after: Tensor, present: Tensor | None = None) -> None:
         """The running mean moves with the network, and a little towards the mean of this batch."""
         mean = self._mean(after, present)
-        self.mean.mul_(mean / self._mean(before, present)).lerp_(mean, self.momentum)
+        moved = (self.mean * mean / self._mean(before, present)).lerp(mean, self.momentum)
+        # A batch that has none of the losses tells nothing. Asked on the device: nobody waits.
+        self.mean.copy_(torch.where(mean > _SMALLEST_MEAN, moved, self.mean))
 
     def _mean(self, scores: Tensor, present: Tensor | None) -> Tensor:
         raw = _only(scores.sigmoid(), present)
-        return total(raw.sum()) / total_count(len(raw), raw.device)
+        return (total(raw.sum()) / total_count(len(raw), raw.device)).clamp(min=_SMALLEST_MEAN)
 
 
 class TwiceSigmoid(Normalisation):
