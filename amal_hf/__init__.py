@@ -23,7 +23,7 @@ from amal_hf.methods import (
     meta_weight_net,
     random_weights,
 )
-from amal_hf.policies.bounds import Convex, ConvexOrNone, MeanOne, TwiceSigmoid, clamp, convex
+from amal_hf.policies.bounds import AboveAverage, Convex, ConvexOrNone, MeanOne, TwiceSigmoid, clamp, convex
 from amal_hf.policies.commentary_network import CommentaryNetwork, embed_texts
 from amal_hf.policies.example_table import ExampleTable
 from amal_hf.policies.fixed_weights import AnnealedWeights, FixedWeights, RandomWeights
@@ -54,6 +54,7 @@ __all__ = [
     "AMALSeq2SeqArguments",
     "AMALSeq2SeqTrainer",
     "AMALTrainer",
+    "AboveAverage",
     "AdamDirection",
     "AnnealedWeights",
     "AttentionMask",

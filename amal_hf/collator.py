@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from amal_hf.losses import IGNORED
 from amal_hf.shapes import ABSTAIN, EXAMPLE_ID, KEPT, REPEATED
 
 
@@ -19,8 +21,9 @@ class ExampleCollator:
 
     Args:
         collate: the collator that makes the batch.
-        columns: extra columns, beside the example id; each becomes one tensor. Its entries have one shape, or differ
-            in their length, with as many as the row has tokens.
+        columns: extra columns, beside the example id; each becomes one tensor. Its entries have one shape, or as many
+            parts as the row has labels (tokens, if it has none): these are filled up, labels with -100 and votes,
+            which are several a token, with -1.
     """
 
     def __init__(self, collate: Callable[[list[Any]], Any], columns: Sequence[str]) -> None:
@@ -36,21 +39,24 @@ class ExampleCollator:
             return self.collate(rows)
         known = [{name: value for name, value in row.items() if name not in taken} for row in rows]
         batch = self.collate(known)
-        columns: dict[str, Any] = {name: self._column([row[name] for row in rows], batch) for name in taken}
+        labelled = [len(row["labels"]) for row in known if np.ndim(row.get("labels", 0))]
+        columns: dict[str, Any] = {name: self._column([row[name] for row in rows], labelled, batch) for name in taken}
         if REPEATED in columns:
             columns[KEPT] = int((~columns.pop(REPEATED)).sum())
         return {**batch, **columns}
 
-    def _column(self, values: list[Any], batch: Mapping[str, Any]) -> torch.Tensor:
-        """One tensor; entries of different lengths belong to tokens, and are filled up as these are."""
+    def _column(self, values: list[Any], labelled: list[int], batch: Mapping[str, Any]) -> torch.Tensor:
+        """One tensor; entries that belong to tokens are filled up as these are."""
         tensors = [torch.as_tensor(value) for value in values]
-        if len({tensor.shape for tensor in tensors}) == 1:
+        of_tokens = labelled and [len(tensor) for tensor in tensors if tensor.ndim] == labelled
+        if len({tensor.shape for tensor in tensors}) == 1 and not of_tokens:
             return torch.stack(tensors)
-        length = batch["input_ids"].shape[1]
+        length = batch["labels" if labelled else "input_ids"].shape[1]
         left = getattr(self.tokenizer, "padding_side", "right") == "left"
         padded = []
         for tensor in tensors:
-            missing = tensor.new_full((length - len(tensor), *tensor.shape[1:]), ABSTAIN)
+            votes = tensor.ndim > 1 and not tensor.is_floating_point()
+            missing = tensor.new_full((length - len(tensor), *tensor.shape[1:]), ABSTAIN if votes else IGNORED)
             padded.append(torch.cat([missing, tensor] if left else [tensor, missing]))
         return torch.stack(padded)
 

@@ -11,7 +11,7 @@ test
 import logging
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Value, concatenate_datasets
+from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets
 
 from amal_hf.data import find_text_columns, normalise_text, replace_column, split_dataset
 from amal_hf.losses import IGNORED
@@ -34,8 +34,8 @@ def weak_splits(
     """Makes the splits, with no text in two of them.
 
     Args:
-        data: `train` with votes and `validation` and `test` with labels, as `read_dataset` reads them; if there is a
-            split `labeled`, its rows are L.
+        data: `train` with votes and `validation` and `test` with labels, as `read_dataset` reads them: one a row
+            (`label`), or one a token (`labels`). If there is a split `labeled`, its rows are L.
         labelled: otherwise, how many rows of `train` become L.
         meta: share of `validation` that becomes the meta set.
         seed: of the draws.
@@ -110,12 +110,15 @@ def _without(rows: Dataset, seen: set[str], columns: tuple[str, ...], name: str)
 
 
 def _training(labelled: Dataset, unlabelled: Dataset) -> Dataset:
+    # A label a token stands in `labels`, as `read_dataset` names them.
+    column = "label" if "label" in labelled.column_names else "labels"
+    kind = Value("int64") if column == "label" else List(Value("int64"))
     parts = []
     for rows, given in ((labelled, True), (unlabelled, False)):
-        truth = np.array(rows["label"][:], dtype=np.int64)
-        known = replace_column(rows, TRUTH, truth.tolist(), Value("int64"))
-        labels = np.where(truth >= 0, truth, IGNORED) if given else np.full(len(rows), IGNORED)
-        parts.append(replace_column(known, "label", labels.tolist(), Value("int64")))
+        truth = [np.array(label, dtype=np.int64) for label in rows[column][:]]
+        labels = [np.where(label >= 0, label, IGNORED) if given else np.full_like(label, IGNORED) for label in truth]
+        known = replace_column(rows, TRUTH, [label.tolist() for label in truth], kind)
+        parts.append(replace_column(known, column, [label.tolist() for label in labels], kind))
     return concatenate_datasets(parts)
 
 

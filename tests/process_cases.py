@@ -20,6 +20,7 @@ from torch.utils.data import IterableDataset
 from transformers import BertForTokenClassification, TrainerCallback
 
 from amal_hf import (
+    AboveAverage,
     AMALTrainer,
     CrossEntropy,
     Distillation,
@@ -45,6 +46,7 @@ METHODS = {
     "network": lambda: amal(LossNetwork(learning_rate=0.05)),
     "reweighting": learning_to_reweight,
     "mean one": lambda: amal(LossNetwork(learning_rate=0.05, normalisation=MeanOne())),
+    "above average": lambda: amal(LossNetwork(learning_rate=0.05, normalisation=AboveAverage())),
     "neumann": lambda: amal(ExampleTable(), direction=NeumannDirection(2, 0.1)),
     "last layer": lambda: amal(LossNetwork(learning_rate=0.05), tangent=LastLayer()),
     "published": lambda: amal_as_published(phase_epochs=1, repeats=2),

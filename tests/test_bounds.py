@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from amal_hf import Convex, ConvexOrNone, LossNetwork, MeanOne, clamp, convex
+from amal_hf import AboveAverage, Convex, ConvexOrNone, LossNetwork, MeanOne, clamp, convex
 from amal_hf.policies.policy import Observation, Sizes
 
 
@@ -38,13 +38,42 @@ def test_convex_takes_weights_that_are_far_away():
     assert convex(torch.tensor([[1e8, 0.0]])).tolist() == [[1.0, 0.0]]
 
 
-@pytest.mark.parametrize(("normalisation", "total"), [(Convex(), 1.0), (ConvexOrNone(0.25), 0.75), (MeanOne(), 1.0)])
+@pytest.mark.parametrize(
+    ("normalisation", "total"), [(Convex(), 1.0), (ConvexOrNone(0.25), 0.75), (MeanOne(), 1.0), (AboveAverage(), 1.0)]
+)
 def test_a_normalisation_starts_at_the_shares_of_the_mixture(normalisation, total):
     """A mixture of any sum starts at its shares; a share of zero starts small rather than stuck at -inf."""
     scores = normalisation.start(torch.tensor([6.0, 2.0, 0.0]))
     weights = normalisation(scores[None])
     assert scores.isfinite().all()
     torch.testing.assert_close(weights, total * torch.tensor([[0.75, 0.25, 0.0]]), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("normalisation", [MeanOne(), AboveAverage()], ids=["mean one", "above average"])
+def test_what_all_slopes_share_has_no_effect(normalisation):
+    """A number added to every slope is a learning rate in disguise, also where examples lack some of the losses."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(6, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    present = torch.tensor([[True, True], [True, False], [False, True]] * 2)
+    weights = normalisation.of_step(scores, present)
+    torch.testing.assert_close(weights.sum(), torch.tensor(6.0, dtype=torch.float64))
+    gradient = torch.autograd.grad((weights * present).sum(), scores)[0]
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)
+
+
+def test_which_average_a_slope_is_compared_with():
+    """The plain one, or the one weighted by the weights, as the closed forms have it: where one example has most of
+    the weight, another that is better than average rises or falls.
+    """
+    scores = torch.tensor([[3.0], [-3.0], [-3.0]], dtype=torch.float64, requires_grad=True)
+    slopes = torch.tensor([[3.0], [2.0], [-2.0]], dtype=torch.float64)
+    raw = scores.sigmoid().detach()
+    weighted, plain = (raw * slopes).sum() / raw.sum(), slopes.mean()
+    assert plain < slopes[1] < weighted
+    for normalisation, average in ((MeanOne(), weighted), (AboveAverage(), plain)):
+        gain = (normalisation.of_step(scores) * slopes).mean()
+        expected = raw * (1 - raw) * (slopes - average) / raw.sum()
+        torch.testing.assert_close(torch.autograd.grad(gain, scores)[0], expected)
 
 
 def test_a_running_mean_moves_with_the_network():

@@ -72,6 +72,33 @@ def test_ids_and_columns_stay_with_their_examples(tokenizer, collator, token_lab
     assert ids != sorted(ids)
 
 
+@pytest.mark.parametrize("count", [3, 5], ids=["of two lengths", "of one length"])
+def test_columns_of_tokens_are_filled_up_as_their_labels_are(tokenizer, count):
+    """To the length of the batch, be that longer than every row; labels with what losses ignore, votes with what
+    abstains. A second column of labels was filled with -1, a class that no student has.
+    """
+    sizes = [2 + (number == 4) for number in range(count)]
+    rows = [
+        {
+            "input_ids": [5] * size,
+            "labels": [1] * size,
+            "majority": [2] * size,
+            "soft": [[0.5, 0.5]] * size,
+            "votes": [[0, 1, 2]] * size,
+            "of_all": [7, 7, 7],
+        }
+        for size in sizes
+    ]
+    inner = DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=4)
+    batch = ExampleCollator(inner, ["majority", "soft", "votes", "of_all"])(rows)
+    filled = torch.arange(4) >= torch.tensor(sizes)[:, None]
+    assert batch["labels"].shape == batch["majority"].shape == (count, 4)
+    assert batch["majority"].equal(torch.where(filled, -100, 2))
+    assert batch["soft"].equal(torch.where(filled, -100, 0.5)[..., None].expand(-1, -1, 2))
+    assert batch["votes"].equal(torch.where(filled[..., None], -1, torch.arange(3)))
+    assert batch["of_all"].shape == (count, 3)
+
+
 def test_rows_without_ids_pass_through(tokenizer):
     """Evaluation batches are what the user's own collator makes of them."""
     rows = ragged(tokenizer, False).remove_columns(["votes", "score"])

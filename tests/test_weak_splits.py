@@ -85,3 +85,18 @@ def test_labelled_rows_of_the_test_set_are_dropped_when_asked(caplog):
         splits = weak_splits(data(labeled=rows(195, 8)), drop_overlap=True)
     assert len(splits["labelled"]) == 5
     assert "3 of 8 labelled rows" in caplog.text
+
+
+def test_labels_of_tokens():
+    """Sentences of several lengths whose tokens are labelled: the truth moves, and -100 stands on every token."""
+    features = Features({"tokens": List(Value("string")), "labels": List(ClassLabel(names=["O", "Dish", "Price"]))})
+
+    def tagged(first, count):
+        sizes = [1 + number % 3 for number in range(first, first + count)]
+        words = [[f"word {first + row}"] * size for row, size in enumerate(sizes)]
+        return Dataset.from_dict({"tokens": words, "labels": [[2] * size for size in sizes]}, features=features)
+
+    splits = weak_splits(DatasetDict(train=tagged(0, 30), validation=tagged(40, 10), test=tagged(50, 10)), labelled=8)
+    truth, labels = splits["train"][TRUTH][:], splits["train"]["labels"][:]
+    assert labels[:8] == truth[:8] and set(sum(truth, [])) == {2} and set(sum(labels[8:], [])) == {-100}
+    assert list(map(len, labels)) == list(map(len, splits["train"]["tokens"][:]))

@@ -157,6 +157,27 @@ class MeanOne(Normalisation):
         return (total(raw.sum()) / total_count(len(raw), raw.device)).clamp(min=_SMALLEST_MEAN)
 
 
+class AboveAverage(MeanOne):
+    """As `MeanOne`, but a weight rises where its slope is above the average of all slopes, whatever weights they have.
+
+    The gradient of `MeanOne` compares a slope with the mean weighted by the weights. That mean rises with what has
+    weight already, and over thousands of updates few examples are left with all of it: among right translations the
+    10th and 90th percentile were 0.3 and 1.8 where less than a fifth of what slopes say is about being right. Here
+    everything above average keeps its weight, so examples are sorted into kept and left out. It is slower: in a run of
+    less than a hundred updates `MeanOne` comes further.
+
+    Args:
+        momentum: share of the new mean in the running one.
+    """
+
+    def of_step(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
+        """The weights; their gradient is that of weights less their plain mean over all processes' batches."""
+        raw = _only(scores.sigmoid(), present)
+        given = torch.ones_like(raw) if present is None else present.to(raw)
+        common = total(raw.sum()) / total(given.sum()).clamp(min=1)
+        return (raw - given * (common - common.detach())) / self._mean(scores, present).detach()
+
+
 class TwiceSigmoid(Normalisation):
     """Every weight on its own in (0, 2), as in Meta-Weight-Net: not normalised at all."""
 
