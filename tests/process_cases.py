@@ -25,10 +25,12 @@ from amal_hf import (
     CrossEntropy,
     Distillation,
     ExampleTable,
+    FlatProduct,
     LastLayer,
     LossNetwork,
     MeanOne,
     NeumannDirection,
+    StateNetwork,
     Trajectory,
     amal,
     amal_as_published,
@@ -51,6 +53,9 @@ METHODS = {
     "last layer": lambda: amal(LossNetwork(learning_rate=0.05), tangent=LastLayer()),
     "published": lambda: amal_as_published(phase_epochs=1, repeats=2),
     "trajectory": lambda: deep_interactions(trajectory=Trajectory(2)),
+    "memory": lambda: deep_interactions(
+        StateNetwork((), learning_rate=0.05, memory=True), trajectory=Trajectory(2, FlatProduct())
+    ),
     "tokens": lambda: replace(amal(LossNetwork(learning_rate=0.05)), per_token=True),
 }
 
@@ -131,7 +136,7 @@ def new_trainer(
         "num_train_epochs": 1 if accumulation == 1 else 2,
         "max_steps": -1,
         "meta_batch_size": 6,
-        "meta_interval": None if method in ("reweighting", "trajectory") else 1,
+        "meta_interval": None if method in ("reweighting", "trajectory", "memory") else 1,
         "ddp_backend": "gloo" if count > 1 else None,
         "weights_dir": str(folder / "rows") if in_file else None,
     }

@@ -25,7 +25,9 @@ def _grid(names, accumulations=(1, 3), **more):
 PLAIN = _grid(("table", "network", "reweighting"))  # 22 rows in batches of 8: a ragged end
 EVEN = {"even": {"method": "table", "accumulation": 1, "rows": 24}}
 OTHER = _grid(
-    ("mean one", "above average", "neumann", "last layer", "published", "trajectory"), (3,), num_train_epochs=3
+    ("mean one", "above average", "neumann", "last layer", "published", "trajectory", "memory"),
+    (3,),
+    num_train_epochs=3,
 )
 SHUFFLED = {
     "random": {"method": "table", "rows": 22, "train_sampling_strategy": "random", "num_train_epochs": 2},

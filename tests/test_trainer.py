@@ -10,11 +10,13 @@ from conftest import tiny_bert, toy_arguments, toy_rows
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from amal_hf import (
+    AboveAverage,
     AMALTrainer,
     ConvexOrNone,
     CrossEntropy,
     Distillation,
     ExampleTable,
+    FlatProduct,
     LastLayer,
     LossNetwork,
     MeanOne,
@@ -46,6 +48,9 @@ METHODS = {
     "as published": lambda: amal_as_published(phase_epochs=1, repeats=2),
     "learning to reweight": learning_to_reweight,
     "deep interactions": lambda: deep_interactions(trajectory=Trajectory(2)),
+    "deep interactions, memory": lambda: deep_interactions(
+        StateNetwork((), normalisation=AboveAverage(), memory=True), trajectory=Trajectory(2, FlatProduct())
+    ),
     "token mask": lambda: commentaries(TokenMask(torch.randn(60, 8, generator=_seeded(), dtype=torch.float64), [0])),
     "deep interactions, restarted": lambda: dataclasses.replace(
         deep_interactions(StateNetwork((-1,)), trajectory=Trajectory(3)), restart_every=3

@@ -9,10 +9,14 @@ from amal_hf.losses import IGNORED, at_least_fp32
 from amal_hf.policies.bounds import Normalisation, TwiceSigmoid
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.policy import Observation, Signals, Sizes
+from amal_hf.policies.slope_memory import SlopeMemory
 from amal_hf.processes import total, total_count
 from amal_hf.shapes import Batch, Features, Logits, LossTable
 from amal_hf.tokens import token_means
 
+
+SMALLEST_LOSS = 0.1
+"""In nats: what slopes are divided by at least. An example below it has next to no gradient left."""
 
 LABEL_WIDTH, MOST_LABELS = 16, 512
 """Width of a label's embedding, and how many are told apart; a larger vocabulary is hashed."""
@@ -32,6 +36,10 @@ class StateNetwork(LossNetwork):
         learning_rate: of its own Adam. 3e-3.
         normalisation: `TwiceSigmoid()` (w = 1 for one loss at the start), or another of `bounds.py`. `MeanOne()` rules
             out that all weights rise or fall together, which is a learning rate in disguise.
+        memory: read the mean of an example's own slopes so far as well, and take all slopes relative to the losses.
+            An example with a large loss has a long gradient, which helps whatever it says: a network that reads the
+            loss would weigh up what is hard before it weighs down what is wrong. For runs of many epochs whose student
+            begins with little knowledge, such as a translator from scratch.
         seed: of its first weights.
 
     References:
@@ -49,10 +57,13 @@ class StateNetwork(LossNetwork):
         hidden: int = 128,
         learning_rate: float = 3e-3,
         normalisation: Normalisation | None = None,
+        memory: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(hidden, learning_rate, TwiceSigmoid() if normalisation is None else normalisation, seed)
         self.layers = layers
+        self.memory = memory
+        self.needs_ids = memory
         self.needs_hidden_states = layers != ()
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
@@ -64,11 +75,13 @@ class StateNetwork(LossNetwork):
         self.widths = self._chosen(sizes.states)
         self.label_count = min(sizes.labels, MOST_LABELS)
         self.register_buffer("running_losses", torch.zeros(sizes.losses))
+        if self.memory:
+            self.slopes = SlopeMemory(sizes.examples, sizes.losses)
         super().reset(sizes, initial)
 
     def describe(self) -> str:
         """Layers, width and normalisation."""
-        return f"{super().describe()}, layers {self.layers}"
+        return f"{super().describe()}, layers {self.layers}{', memory' if self.memory else ''}"
 
     def body(self, sizes: Sizes) -> nn.Module:
         """From features to the hidden layer."""
@@ -76,7 +89,7 @@ class StateNetwork(LossNetwork):
 
     def surface_width(self, sizes: Sizes) -> int:
         """Columns of surface statistics, progress included."""
-        return super().width(sizes) + 1 + sizes.losses
+        return super().width(sizes) + 1 + sizes.losses * (1 + self.memory)
 
     def width(self, sizes: Sizes) -> int:
         """Columns of `inputs`."""
@@ -99,11 +112,20 @@ class StateNetwork(LossNetwork):
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
         """As `LossNetwork`; takes note of the losses for their running mean."""
-        super().update(observation, slopes)
         first = sum(self.widths) + self.label_count
         losses = observation.features[:, first : first + len(self.running_losses)]
+        if self.memory:
+            slopes = slopes / losses.expm1().clamp(min=SMALLEST_LOSS)
+        super().update(observation, slopes)
+        if self.memory:
+            self.slopes.note(observation.ids, slopes)
         mean = total(losses.to(self.running_losses.dtype).sum(0)) / total_count(len(losses), losses.device)
         self.running_losses = self.running_losses.to(losses.device).lerp(mean, 0.1)
+
+    def inputs(self, observation: Observation) -> Tensor:
+        """As `LossNetwork`, and with a memory the mean slopes of these very examples so far."""
+        inputs = super().inputs(observation)
+        return torch.cat([inputs, self.slopes.read(observation.ids).to(inputs)], 1) if self.memory else inputs
 
     def _places(self, count: int) -> list[int]:
         return list(range(count)) if self.layers is None else list(self.layers)

@@ -27,17 +27,20 @@ class RowStore(nn.Module):
         fill: `(K,)` what a row holds before it is first written.
         folder: keeps the table there, in a file rather than in memory. Without, only a large table of known length
             is a file, in the system's folder for temporary files.
+        in_memory: how many numbers a table without a folder may have before it is a file.
     """
 
     table: Tensor | RowFile
     fill: Tensor
 
-    def __init__(self, examples: int | None, fill: Tensor, folder: str | None = None) -> None:
+    def __init__(
+        self, examples: int | None, fill: Tensor, folder: str | None = None, in_memory: float = IN_MEMORY
+    ) -> None:
         super().__init__()
         self.fixed = examples is not None
         self.rows_of: dict[int, int] = {}
         self.register_buffer("fill", fill.clone(), persistent=False)
-        if examples is not None and (folder is not None or examples * len(fill) > IN_MEMORY):
+        if examples is not None and (folder is not None or examples * len(fill) > in_memory):
             self.table = RowFile(examples, fill, folder)
             self.log = RowLog(self.table)
         else:
