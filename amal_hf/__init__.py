@@ -25,6 +25,7 @@ from amal_hf.methods import (
 )
 from amal_hf.policies.bounds import AboveAverage, Convex, ConvexOrNone, MeanOne, TwiceSigmoid, clamp, convex
 from amal_hf.policies.commentary_network import CommentaryNetwork, embed_texts
+from amal_hf.policies.delayed import Delayed
 from amal_hf.policies.example_table import ExampleTable
 from amal_hf.policies.fixed_weights import AnnealedWeights, FixedWeights, RandomWeights
 from amal_hf.policies.frozen import Frozen, save_policy
@@ -70,6 +71,7 @@ __all__ = [
     "ConvexOrNone",
     "CrossEntropy",
     "CustomLoss",
+    "Delayed",
     "Direction",
     "Distillation",
     "DoubleBackward",

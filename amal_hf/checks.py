@@ -132,11 +132,11 @@ def _check_meta_step(trainer: Any) -> None:
             f"{trainer.method.restart_every} steps, and a learning rate that changes over the whole run would make "
             f'every short run another one. Set lr_scheduler_type="constant" and no warm-up.'
         )
-    trajectory, interval = trainer.method.trajectory, args.meta_interval or trainer.method.usual_interval
-    if trajectory is not None and interval < trajectory.steps:
+    reach, interval = trainer.method.reach, args.meta_interval or trainer.method.usual_interval
+    if trainer.method.looks_back and interval < reach:
         raise ValueError(
-            f"AMALTrainer: '{trainer.method.name}' learns through {trajectory.steps} steps and cannot do so every "
-            f"{interval}. Set meta_interval to {trajectory.steps} or more, or leave it out."
+            f"AMALTrainer: '{trainer.method.name}' learns through {reach} steps and cannot do so every "
+            f"{interval}. Set meta_interval to {reach} or more, or leave it out."
         )
     if trainer.method.restart_every and interval != trainer.method.restart_every:
         raise ValueError(

@@ -28,7 +28,7 @@ from amal_hf.shapes import Batch, Evaluate, Evaluation
 from amal_hf.sharded import cut_again, differentiation
 from amal_hf.student_inputs import StudentInputs
 from amal_hf.tangents import movable_parameters
-from amal_hf.trajectories import walk_back
+from amal_hf.trajectories import Trajectory, walk_back
 
 
 class Student(NamedTuple):
@@ -60,8 +60,8 @@ class WeightLearner:
         method: how weights are learned.
         mixture: the losses, with the method's policy.
         meta_set: the clean batches.
-        interval: optimizer steps from one meta step to the next; not asked if the method learns in phases. With a
-            trajectory, its steps are the last ones before a meta step.
+        interval: optimizer steps from one meta step to the next; not asked if the method learns in phases. The steps
+            of a trajectory or a window are the last ones before a meta step.
     """
 
     def __init__(self, method: Method, mixture: Mixture, meta_set: MetaSet, interval: int) -> None:
@@ -72,7 +72,7 @@ class WeightLearner:
         self.steps_taken = 0
         self.last_phase = 0
         self.recorder = (
-            None if method.trajectory is None else Recorder(method.trajectory, method.restart_every, interval)
+            Recorder(method.reach, method.trajectory, method.restart_every, interval) if method.looks_back else None
         )
 
     def is_due(self, step: int) -> bool:
@@ -88,7 +88,7 @@ class WeightLearner:
         return True
 
     def learn(self, student: Student, batches: Sequence[Batch], meta_batch: Batch) -> MetaReport:
-        """One meta step from the micro-batches of one optimizer step, already prepared by the mixture."""
+        """One meta step from micro-batches of one optimizer step or several, already prepared by the mixture."""
         module = self.method.tangent.scope(student.model)
         with undisturbed(student.model):
             meta_run = _run(student, module, meta_batch)
@@ -131,7 +131,7 @@ class WeightLearner:
         return restore
 
     def follow(self, student: Student, step: int, warmup: int, prepare: Callable[[Batch], Batch]) -> MetaReport | None:
-        """Before an optimizer step: learn from the trajectory that has just ended, and record the step that begins.
+        """Before an optimizer step: learn from the steps that have just ended, and record the one that begins.
 
         Args:
             student: as it stands.
@@ -144,13 +144,21 @@ class WeightLearner:
             return None
         report = None
         if recorder.full:
-            report = self.learn_from_trajectory(student, recorder, prepare(self.next_meta_batch()))
+            meta_batch = prepare(self.next_meta_batch())
+            if recorder.trajectory is None:
+                device = next(student.model.parameters()).device
+                report = self.learn(student, recorder.batches(device), meta_batch)
+            else:
+                report = self.learn_from_trajectory(student, recorder.trajectory, recorder, meta_batch)
+            recorder.clear()
         recorder.restart(student.optimizer, step)
         recorder.begin_step(student.optimizer, step - warmup)
         return report
 
-    def learn_from_trajectory(self, student: Student, recorder: Recorder, meta_batch: Batch) -> MetaReport:
-        """One update of the policy from all recorded steps; then recording begins anew."""
+    def learn_from_trajectory(
+        self, student: Student, trajectory: Trajectory, recorder: Recorder, meta_batch: Batch
+    ) -> MetaReport:
+        """One update of the policy from all recorded steps, walked back."""
         trained = {id(p) for group in student.optimizer.param_groups for p in group["params"]}
         params = {name: p for name, p in movable_parameters(student.model).items() if id(p) in trained}
         with undisturbed(student.model):
@@ -162,7 +170,7 @@ class WeightLearner:
         student.model.train()  # as when the steps were taken
         with differentiable_checkpointing(student.model):
             observation, slopes = walk_back(
-                recorder.trajectory,
+                trajectory,
                 student.optimizer,
                 params,
                 steps,
@@ -173,7 +181,6 @@ class WeightLearner:
         student.model.train(was_training)
         slopes, finite = scaled(slopes)
         self.mixture.policy.update(observation, slopes)
-        recorder.clear()
         self.steps_taken += 1
         return MetaReport(value, total((~finite).sum()))
 

@@ -50,6 +50,9 @@ class Method:
             length.
         trajectory: learn through the last B student steps, in place of `direction`, `tangent`, `repeats` and
             `lookahead`. After every B steps as in the paper, or at a longer interval, which costs less.
+        window: optimizer steps whose examples a meta step judges, where the student stands. One: those of the step
+            that it comes before. More: those of the last ones before it, so that many examples share one meta
+            gradient, which then can be taken over many clean ones. At most the interval, which they are by default.
         per_token: weigh tokens instead of whole examples, where students label or generate them.
         restart_every: optimizer steps after which the student and its optimizer begin again where they began (Teaching
             with Commentaries: whole short runs); 0 is off. The trajectory then covers a whole short run.
@@ -67,6 +70,7 @@ class Method:
     trajectory: Trajectory | None = None
     restart_every: int = 0
     batch_policy: BatchPolicy | None = None
+    window: int = 1
     per_token: bool = False
     citation: str = ""
 
@@ -78,8 +82,17 @@ class Method:
     @property
     def usual_interval(self) -> int:
         """Optimizer steps from one meta step to the next, where the run's arguments do not say otherwise."""
-        own = self.policy.interval if self.trajectory is None else self.trajectory.steps
-        return self.interval or own
+        return self.interval or (self.reach if self.looks_back else self.policy.interval)
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the weights learn from steps that have been taken."""
+        return self.trajectory is not None or self.window > 1
+
+    @property
+    def reach(self) -> int:
+        """From how many steps."""
+        return self.window if self.trajectory is None else self.trajectory.steps
 
     def __post_init__(self) -> None:
         if self.per_token and (self.policy.needs_ids or self.batch_policy is not None):
@@ -87,16 +100,22 @@ class Method:
                 f"Method '{self.name}': per_token=True is for weights that are computed from what a token looks like; "
                 f"{type(self.batch_policy or self.policy).__name__} goes by example. Use LossNetwork or StateNetwork."
             )
-        if self.batch_policy is not None and (self.trajectory is not None or self.phase_epochs):
+        if self.window < 1 or (self.window > 1 and self.trajectory is not None):
+            raise ValueError(
+                f"Method '{self.name}': window must be a whole number from 1, and 1 beside a trajectory, which has "
+                f"steps of its own; got {self.window}."
+            )
+        if self.batch_policy is not None and (self.looks_back or self.phase_epochs):
             raise ValueError(
                 f"Method '{self.name}': {type(self.batch_policy).__name__} learns from the step that its batch is "
-                f"trained on, by a direction, and neither through a trajectory nor in phases. Leave these out; "
-                f"NeumannDirection() looks further than one step."
+                f"trained on, by a direction, and neither through a trajectory, nor from a window, nor in phases. "
+                f"Leave these out; NeumannDirection() looks further than one step."
             )
-        if self.trajectory is not None and (self.policy.holds_for_one_step or self.phase_epochs):
+        if self.looks_back and (self.policy.holds_for_one_step or self.phase_epochs):
             raise ValueError(
-                f"Method '{self.name}': a trajectory teaches the weights of later steps, which neither weights that "
-                f"hold for one step ({type(self.policy).__name__}) nor phases between epochs can use. Leave it out."
+                f"Method '{self.name}': a trajectory or a window teaches the weights of later steps, which neither "
+                f"weights that hold for one step ({type(self.policy).__name__}) nor phases between epochs can use. "
+                f"Leave it out."
             )
         if self.restart_every and (self.trajectory is None or self.trajectory.steps != self.restart_every):
             steps = None if self.trajectory is None else self.trajectory.steps

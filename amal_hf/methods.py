@@ -158,7 +158,9 @@ def meta_weight_net(*, direction: Direction | None = None, tangent: Tangent | No
     )
 
 
-def deep_interactions(policy: Policy | None = None, *, trajectory: Trajectory | None = None) -> Method:
+def deep_interactions(
+    policy: Policy | None = None, *, trajectory: Trajectory | None = None, window: int = 1
+) -> Method:
     """Learning to Reweight with Deep Interactions (arXiv:2007.04649): a network that reads the student's states.
 
     Args:
@@ -168,11 +170,14 @@ def deep_interactions(policy: Policy | None = None, *, trajectory: Trajectory | 
             runs momentum SGD backwards, `Trajectory(rewind=Reversal())`; the default works with AdamW too. All steps
             are gone back through, as in the paper; with `AMALArguments(meta_interval=20)` the last 5 of every 20, for
             a quarter of the cost.
+        window: above 1, no trajectory: the examples of so many steps are judged where the student stands (the paper's
+            B = 1 for each), by one meta gradient.
     """
     return Method(
         name="deep_interactions",
         policy=StateNetwork() if policy is None else policy,
-        trajectory=Trajectory() if trajectory is None else trajectory,
+        trajectory=Trajectory() if trajectory is None and window == 1 else trajectory,
+        window=window,
         citation=DEEP_INTERACTIONS_CITATION,
     )
 

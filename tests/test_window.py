@@ -1,0 +1,164 @@
+"""Many batches judged by one meta gradient, and weights that are learned before they are used."""
+
+import pytest
+import torch
+from conftest import tiny_bert, toy_arguments, toy_rows
+from transformers import TrainerCallback
+
+from amal_hf import (
+    AMALTrainer,
+    CrossEntropy,
+    Delayed,
+    ExampleTable,
+    FixedWeights,
+    LossNetwork,
+    MeanOne,
+    Method,
+    RectifiedSlopes,
+    SGDDirection,
+    StateNetwork,
+    Trajectory,
+    deep_interactions,
+)
+from amal_hf.policies.policy import Observation, Sizes
+from amal_hf.tangents import movable_parameters
+
+
+def new_trainer(folder, method, **options):
+    learns = method.policy.learns
+    return AMALTrainer(
+        model=tiny_bert().double(),
+        args=toy_arguments(folder, **{"max_steps": 12, "logging_steps": 1, **options}),
+        train_dataset=toy_rows(24),
+        meta_dataset=toy_rows(10, 4) if learns else None,
+        losses=[CrossEntropy()],
+        method=method,
+    )
+
+
+def alike(ours, theirs):
+    return all(torch.equal(a, b) for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True))
+
+
+class Watched(ExampleTable):
+    """Compares what it is told with gradients of single examples, where the student stands at that moment."""
+
+    def __init__(self):
+        super().__init__(learning_rate=1e-9)
+        self.trainer, self.seen = None, []
+
+    def update(self, observation, slopes):
+        super().update(observation, slopes)
+        model, rows = self.trainer.model, self.trainer.train_dataset
+        model.eval()
+        meta = self.trainer._prepare_inputs(self.trainer._learner.next_meta_batch())
+        moved = list(movable_parameters(model).values())
+        direction = torch.autograd.grad(self.losses(model, meta).mean(), moved)
+        batch = self.trainer.data_collator([rows[example] for example in observation.ids.tolist()])
+        gradients = [torch.autograd.grad(loss, moved) for loss in self.each(model, batch)]
+        expected = torch.stack([sum((a * b).sum() for a, b in zip(direction, g, strict=True)) for g in gradients])
+        model.train()
+        self.seen.append((observation.ids.tolist(), slopes[:, 0], expected / expected.abs().mean()))
+
+    def each(self, model, batch):
+        for row in range(len(batch["labels"])):
+            yield self.losses(model, {name: value[row : row + 1] for name, value in batch.items()}).sum()
+
+    def losses(self, model, batch):
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
+
+
+def test_slopes_are_those_of_all_examples_since_the_last_update_where_the_student_stands(tmp_path):
+    """Equal to products of single gradients in float64, without dropout, the steps' micro-batches together."""
+    trainer = new_trainer(
+        tmp_path,
+        Method("window", Watched(), SGDDirection(), window=3),
+        gradient_accumulation_steps=2,
+        per_device_train_batch_size=2,
+        meta_batch_size=10,
+    )
+    policy = trainer.mixture.policy
+    policy.trainer = trainer
+    trainer.train()
+    assert [len(ids) for ids, _, _ in policy.seen] == [12, 12, 12]
+    for _, slopes, expected in policy.seen:
+        torch.testing.assert_close(slopes, expected, rtol=1e-5, atol=1e-7)
+    learned = [entry["step"] for entry in trainer.state.log_history if "meta_loss" in entry]
+    assert learned == [4, 7, 10]
+
+
+@pytest.mark.parametrize("step", [4, 5, 9])
+def test_an_interrupted_run_equals_the_uninterrupted_one(tmp_path, step):
+    """Within a window, after one, and between two where the interval is longer."""
+
+    def trainer():
+        method = Method("window", LossNetwork(learning_rate=0.05, normalisation=MeanOne()), window=2)
+        return new_trainer(tmp_path, method, meta_interval=5, save_strategy="steps", save_steps=1)
+
+    whole, again = trainer(), trainer()
+    whole.train()
+    assert [entry["step"] for entry in whole.state.log_history if "meta_loss" in entry] == [6, 11]
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert alike(whole, again)
+
+
+def test_delayed_weights_are_learned_from_the_first_and_used_later(tmp_path):
+    """Until then the student is that of the fixed mixture, bit for bit; afterwards it is not."""
+
+    def run(until, steps):
+        fixed = until is None
+        policy = FixedWeights() if fixed else Delayed(ExampleTable(learning_rate=0.5), until)
+        trainer = new_trainer(tmp_path, Method("delayed", policy, window=1 if fixed else 2), max_steps=12)
+        trainer.add_callback(StopAfter(steps))
+        trainer.train()
+        return trainer
+
+    assert alike(run(0.5, 6), run(None, 6))
+    assert not alike(run(0.5, 9), run(None, 9))
+    early = run(0.5, 6).mixture.policy.policy.store.table
+    assert early.std() > 0.1
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.steps
+
+
+def test_examples_of_several_steps_are_each_weighed_as_at_their_time():
+    """A trajectory may lie on both sides of the moment from which weights are used."""
+    policy = Delayed(ExampleTable(learning_rate=0.5), 0.5)
+    policy.reset(Sizes(1, 0, 4), torch.ones(1))
+    seen = Observation(torch.arange(4), torch.zeros(4, 0), torch.tensor([0.2, 0.8, 0.2, 0.8]))
+    policy.update(seen, torch.tensor([[1.0], [1.0], [-1.0], [-1.0]]))
+    assert policy.weights(seen).flatten().tolist() == [1.0, 1.5, 1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Method("none", ExampleTable(), window=0), "window must be a whole number from 1"),
+        (lambda: Method("both", ExampleTable(), trajectory=Trajectory(), window=2), "1 beside a trajectory"),
+        (lambda: deep_interactions(trajectory=Trajectory(), window=2), "1 beside a trajectory"),
+        (lambda: Method("online", RectifiedSlopes(), window=2), "neither weights that hold for one step"),
+        (lambda: Delayed(RectifiedSlopes(), 0.5), "meta_warmup_steps"),
+        (lambda: Delayed(StateNetwork(), 1.0), "share of training between 0 and 1"),
+    ],
+)
+def test_bad_input(build, message):
+    """With what came and what to do."""
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_what_cannot_work_is_said_before_the_first_step(tmp_path):
+    """An interval that is shorter than the window, and a run that is shorter than the interval."""
+    with pytest.raises(ValueError, match="learns through 5 steps and cannot do so every 4"):
+        new_trainer(tmp_path, deep_interactions(window=5), meta_interval=4)
+    trainer = new_trainer(tmp_path, deep_interactions(window=5), max_steps=4)
+    with pytest.raises(ValueError, match="only 4 in all"):
+        trainer.train()
+    assert trainer.state.global_step == 0
