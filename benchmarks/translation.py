@@ -4,8 +4,8 @@
     python benchmarks/translation.py --table
 
 Runs `recipes/translate_deep_interactions.py` once a seed, keeps its numbers as JSON: German to English, a T5 of one
-layer of width 96, 24 epochs, weights learned through the last 5 of every 40 steps, 500 pairs each of meta, dev and
-test set taken out of the given training set. Half an hour a seed on one core.
+layer of width 96, 24 epochs, `--method long_runs` with all 500 meta pairs at every meta step, 500 pairs each of meta,
+dev and test set taken out of the given training set. Half an hour a seed on one core.
 """
 
 import argparse
@@ -31,8 +31,12 @@ OPTIONS = [
     "500",
     "--generation_max_length",
     "40",
-    "--meta_interval",
-    "40",
+    "--method",
+    "long_runs",
+    "--meta_batch_size",
+    "500",
+    "--meta_warmup_steps",
+    "1250",
     "--student",
     "t5",
     "--layers",

@@ -37,12 +37,14 @@ from transformers import (
 )
 
 from amal_hf import (
+    AboveAverage,
     AMALSeq2SeqArguments,
     AMALSeq2SeqTrainer,
     CardDetails,
     Comparison,
     Contender,
     CrossEntropy,
+    Delayed,
     LossNetwork,
     MeanOne,
     Method,
@@ -56,8 +58,17 @@ from amal_hf.metrics import auc
 from amal_hf.translation import exact_match
 
 
+def of_long_runs() -> Method:
+    """For real sentences: what 20 steps saw is judged by one gradient over many clean pairs, a network that reads no
+    states remembers what each pair did so far, and its weights are used from 40 % of training on.
+    """
+    network = StateNetwork((), learning_rate=2e-3, normalisation=AboveAverage(), memory=True)
+    return deep_interactions(Delayed(network, until=0.4), window=20)
+
+
 METHODS: dict[str, Callable[[], Method]] = {
     "deep_interactions": lambda: deep_interactions(StateNetwork(normalisation=MeanOne())),
+    "long_runs": of_long_runs,
     "loss_network": lambda: amal(LossNetwork(normalisation=MeanOne())),
 }
 METHOD = "deep_interactions"
