@@ -46,7 +46,7 @@ from amal_hf.spear import Spear
 from amal_hf.students import student_from_teacher
 from amal_hf.tangents import DoubleBackward, FiniteDifference, ForwardMode, Tangent
 from amal_hf.trainer import AMALTrainer
-from amal_hf.trajectories import ExactProduct, FiniteProduct, FlatProduct, Trajectory
+from amal_hf.trajectories import ExactProduct, FiniteProduct, Trajectory
 from amal_hf.translation import translation_metrics
 
 
@@ -80,7 +80,6 @@ __all__ = [
     "FiniteDifference",
     "FiniteProduct",
     "FixedWeights",
-    "FlatProduct",
     "ForwardMode",
     "Frozen",
     "GeneralizedCrossEntropy",

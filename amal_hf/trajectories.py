@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from amal_hf.adjoints import Adjoints, clip_adjoint, step_adjoint
@@ -63,7 +62,8 @@ class FiniteProduct(Product):
 
     def __call__(self, step: Step, params: Params, vector: Params, dtype: torch.dtype) -> tuple[LossTable, Params]:
         """Losses and gradients on both sides."""
-        size = _size(self.radius, vector, dtype)
+        radius = radius_for(dtype) if self.radius is None else self.radius
+        size = radius / global_norm(vector).clamp(min=torch.finfo(torch.float32).tiny)
         sides = []
         with movable(params, vector) as move:
             for side in (size, -size):
@@ -74,32 +74,6 @@ class FiniteProduct(Product):
         (plus, plus_gradients), (minus, minus_gradients) = sides
         product = {name: (plus_gradients[name] - minus_gradients[name]) / (2 * size) for name in params}
         return (plus - minus) / (2 * size), product
-
-
-class FlatProduct(Product):
-    """As if the losses had no curvature: slopes alone, by two forward passes, a third of what `FiniteProduct` costs.
-
-    The adjoint then changes from step to step only as the optimizer's arithmetic has it. For many steps in one walk,
-    where what matters is that every example has a slope and the meta gradient is shared.
-
-    Args:
-        radius: length of the step in parameter space, as for `FiniteDifference`.
-    """
-
-    def __init__(self, radius: float | None = None) -> None:
-        self.radius = radius
-
-    @torch.no_grad()
-    def __call__(self, step: Step, params: Params, vector: Params, dtype: torch.dtype) -> tuple[LossTable, Params]:
-        """The losses' differences, and zeros."""
-        size = _size(self.radius, vector, dtype)
-        sides = []
-        with movable(params, vector) as move:
-            for side in (size, -size):
-                move(side)
-                sides.append(step.evaluate().losses)
-        plus, minus = sides
-        return (plus - minus) / (2 * size), {name: torch.zeros_like(p) for name, p in params.items()}
 
 
 class ExactProduct(Product):
@@ -119,12 +93,6 @@ class ExactProduct(Product):
             slopes, *products = torch.autograd.grad(along, [probe, *params.values()], allow_unused=True)
         filled = [torch.zeros_like(p) if g is None else g for p, g in zip(params.values(), products, strict=True)]
         return slopes, dict(zip(params, totals(filled), strict=True))
-
-
-def _size(radius: float | None, vector: Params, dtype: torch.dtype) -> Tensor:
-    """What the vector is multiplied by to become a step of this length."""
-    length = radius_for(dtype) if radius is None else radius
-    return length / global_norm(vector).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 # ---- the walk ----

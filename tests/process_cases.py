@@ -25,7 +25,6 @@ from amal_hf import (
     CrossEntropy,
     Distillation,
     ExampleTable,
-    FlatProduct,
     LastLayer,
     LossNetwork,
     MeanOne,
@@ -53,9 +52,7 @@ METHODS = {
     "last layer": lambda: amal(LossNetwork(learning_rate=0.05), tangent=LastLayer()),
     "published": lambda: amal_as_published(phase_epochs=1, repeats=2),
     "trajectory": lambda: deep_interactions(trajectory=Trajectory(2)),
-    "memory": lambda: deep_interactions(
-        StateNetwork((), learning_rate=0.05, memory=True), trajectory=Trajectory(2, FlatProduct())
-    ),
+    "memory": lambda: deep_interactions(StateNetwork((), learning_rate=0.05, memory=True), window=2),
     "tokens": lambda: replace(amal(LossNetwork(learning_rate=0.05)), per_token=True),
 }
 

@@ -16,7 +16,6 @@ from amal_hf import (
     CrossEntropy,
     Distillation,
     ExampleTable,
-    FlatProduct,
     LastLayer,
     LossNetwork,
     MeanOne,
@@ -49,7 +48,7 @@ METHODS = {
     "learning to reweight": learning_to_reweight,
     "deep interactions": lambda: deep_interactions(trajectory=Trajectory(2)),
     "deep interactions, memory": lambda: deep_interactions(
-        StateNetwork((), normalisation=AboveAverage(), memory=True), trajectory=Trajectory(2, FlatProduct())
+        StateNetwork((), normalisation=AboveAverage(), memory=True), window=2
     ),
     "token mask": lambda: commentaries(TokenMask(torch.randn(60, 8, generator=_seeded(), dtype=torch.float64), [0])),
     "deep interactions, restarted": lambda: dataclasses.replace(
@@ -75,7 +74,7 @@ def new_trainer(folder, method, rows=24, model=None, callbacks=None, losses=None
         options["meta_interval"] = None
     if made is not None and made.restart_every:
         options["lr_scheduler_type"] = "constant"
-    if made is not None and made.trajectory is not None:
+    if made is not None and made.looks_back:
         options["meta_interval"] = None
     return AMALTrainer(
         model=tiny_bert() if model is None else model,
@@ -144,9 +143,9 @@ def test_the_student_does_not_notice_a_meta_step(tmp_path, method, monkeypatch):
     trainer = new_trainer(
         tmp_path, method, train=toy_rows(24), gradient_accumulation_steps=2, num_train_epochs=3, max_steps=-1
     )
-    owner, name = (
-        (AMALTrainer, "_meta_step") if trainer.method.trajectory is None else (WeightLearner, "learn_from_trajectory")
-    )
+    owner, name = (AMALTrainer, "_meta_step")
+    if trainer.method.looks_back:
+        owner, name = WeightLearner, "learn" if trainer.method.trajectory is None else "learn_from_trajectory"
     inner, steps = getattr(owner, name), []
 
     def snapshot():

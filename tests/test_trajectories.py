@@ -11,7 +11,7 @@ from amal_hf.policies.policy import Observation
 from amal_hf.rewinds import Reversal, Snapshots
 from amal_hf.shapes import Evaluation
 from amal_hf.steps import Step, put, snapshot
-from amal_hf.trajectories import ExactProduct, FiniteProduct, FlatProduct, Trajectory, check_optimizer, walk_back
+from amal_hf.trajectories import ExactProduct, FiniteProduct, Trajectory, check_optimizer, walk_back
 
 
 EXAMPLES, RATE = 4, 0.05
@@ -136,32 +136,6 @@ def test_finite_products_are_close(make, rule, frozen):
     _, slopes = setting.train(make(setting.student.parameters()), Trajectory(20, FiniteProduct(), Snapshots(), frozen))
     expected = trajectory_slopes_by_unrolling(start, setting.losses, setting.meta_loss, setting.weights, rule)
     assert error(slopes, expected) < 1e-3
-
-
-class LinearSetting(Setting):
-    """Losses whose Hessian is zero."""
-
-    def losses(self, params, number):
-        outputs = functional_call(self.student[0], dict(params), (self.inputs[number],))
-        return torch.stack([outputs[:, :2].sum(1), outputs[:, 2:].sum(1)], 1)
-
-    def __init__(self, steps):
-        super().__init__(steps)
-        self.params = dict(self.student[0].named_parameters())
-
-    def meta_loss(self, params):
-        return functional_call(self.student[0], dict(params), (self.meta,)).square().mean()
-
-
-@every_optimizer
-def test_flat_products_are_exact_where_nothing_is_curved(make, rule, frozen):
-    """For losses that are linear in the parameters, through twenty steps and the optimizer's arithmetic."""
-    setting = LinearSetting(20)
-    start = {name: p.detach().clone() for name, p in setting.params.items()}
-    trajectory = Trajectory(20, FlatProduct(), Snapshots(), frozen)
-    _, slopes = setting.train(make(setting.params.values()), trajectory)
-    expected = trajectory_slopes_by_unrolling(start, setting.losses, setting.meta_loss, setting.weights, rule)
-    assert error(slopes, expected) < 1e-4
 
 
 @pytest.mark.parametrize("every", [1, 3, 20])
