@@ -75,6 +75,21 @@ class WeightLearner:
             Recorder(method.reach, method.trajectory, method.restart_every, interval) if method.looks_back else None
         )
 
+    def check(self, optimizer: Optimizer, warmup: int, max_steps: int) -> None:
+        """Refuse a run that cannot learn as asked, before its first step.
+
+        Raises:
+            ValueError: nothing is learned any more when the warm-up is over, or as `Recorder.check`.
+        """
+        if not self.method.learns_at(warmup / max_steps):
+            raise ValueError(
+                f"AMALTrainer: '{self.method.name}' learns weights in the first part of training only "
+                f"({self.method.policy.describe()}), and the meta warm-up of {warmup} of {max_steps} steps leaves "
+                f"nothing of it. Lower meta_warmup_steps, or begin to use the weights later."
+            )
+        if self.recorder is not None:
+            self.recorder.check(optimizer, max_steps - warmup)
+
     def is_due(self, step: int) -> bool:
         """Whether optimizer step `step`, counted from the end of the warm-up, begins with a meta step."""
         return not self.method.phase_epochs and self.recorder is None and step >= 0 and step % self.interval == 0
@@ -141,6 +156,9 @@ class WeightLearner:
         """
         recorder = self.recorder
         if recorder is None or step < warmup:
+            return None
+        if not self.method.learns_at(student.progress):
+            recorder.clear()
             return None
         report = None
         if recorder.full:

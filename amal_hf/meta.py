@@ -84,6 +84,10 @@ class Method:
         """Optimizer steps from one meta step to the next, where the run's arguments do not say otherwise."""
         return self.interval or (self.reach if self.looks_back else self.policy.interval)
 
+    def learns_at(self, progress: float) -> bool:
+        """Whether anything is still learned when this share of training is done."""
+        return self.policy.learns_at(progress) or (self.batch_policy is not None and self.batch_policy.learns)
+
     @property
     def looks_back(self) -> bool:
         """Whether the weights learn from steps that have been taken."""

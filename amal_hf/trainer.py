@@ -251,12 +251,14 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         """Let the weights learn, if it is time to."""
         warmup = self.args.get_meta_warmup_steps(self.state.max_steps)
         step = self.state.global_step
+        if step == 0:
+            learner.check(self.optimizer, warmup, self.state.max_steps)
         if learner.recorder is not None:
-            if step == 0:
-                learner.recorder.check(self.optimizer, self.state.max_steps - warmup)
             report = learner.follow(self._student(), step, warmup, lambda b: self._prepare_inputs(own_part(b)))
             if report is not None:
                 self._statistics.add_meta(*report)
+        elif not self.method.learns_at(self._progress()):
+            return
         elif learner.begin_phase(int(self.state.epoch or 0)):
             for batch in self._whole_training_set():
                 self._meta_step(learner, [batch])

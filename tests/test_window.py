@@ -120,6 +120,27 @@ def test_delayed_weights_are_learned_from_the_first_and_used_later(tmp_path):
     assert early.std() > 0.1
 
 
+def test_delayed_weights_stay_as_they_are_once_they_are_used(tmp_path):
+    """No meta step follows, every example has the weight that the policy gave it last, and a run that is interrupted
+    before or after ends as one that is not.
+    """
+
+    def trainer():
+        policy = Delayed(LossNetwork(learning_rate=0.05, normalisation=MeanOne()), 0.5)
+        return new_trainer(tmp_path, Method("delayed", policy, window=2), save_strategy="steps", save_steps=1)
+
+    whole = trainer()
+    whole.train()
+    assert [entry["step"] for entry in whole.state.log_history if "meta_loss" in entry] == [3, 5]
+    used = [entry["weight_labels_p90"] for entry in whole.state.log_history if "weight_labels_p90" in entry]
+    assert set(used[:6]) == {1.0} and any(value != 1.0 for value in used[6:])
+    given = whole.example_weights()["labels"][:]
+    for step in (3, 6, 9):
+        again = trainer()
+        again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert alike(whole, again) and again.example_weights()["labels"][:] == given
+
+
 class StopAfter(TrainerCallback):
     def __init__(self, steps):
         self.steps = steps
@@ -155,10 +176,13 @@ def test_bad_input(build, message):
 
 
 def test_what_cannot_work_is_said_before_the_first_step(tmp_path):
-    """An interval that is shorter than the window, and a run that is shorter than the interval."""
+    """An interval shorter than the window, a run shorter than the interval, a warm-up until weights are used."""
     with pytest.raises(ValueError, match="learns through 5 steps and cannot do so every 4"):
         new_trainer(tmp_path, deep_interactions(window=5), meta_interval=4)
     trainer = new_trainer(tmp_path, deep_interactions(window=5), max_steps=4)
     with pytest.raises(ValueError, match="only 4 in all"):
         trainer.train()
     assert trainer.state.global_step == 0
+    late = Method("late", Delayed(ExampleTable(), 0.25))
+    with pytest.raises(ValueError, match="leaves nothing of it"):
+        new_trainer(tmp_path, late, meta_warmup_steps=3).train()

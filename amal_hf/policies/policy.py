@@ -113,6 +113,11 @@ class Policy(nn.Module, ABC):
             slopes: `(B, K)`, scaled to mean magnitude one; 0 for examples that are to be left alone.
         """
 
+    def learns_at(self, progress: float) -> bool:
+        """Whether there is still something to learn when this share of training is done."""
+        del progress
+        return self.learns
+
     def restorer(self, ids: ExampleIds) -> Callable[[], None]:
         """A function that puts back what the policy knows now, should an update for the examples `ids` not count."""
         del ids
