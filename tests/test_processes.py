@@ -25,7 +25,7 @@ def _grid(names, accumulations=(1, 3), **more):
 PLAIN = _grid(("table", "network", "reweighting"))  # 22 rows in batches of 8: a ragged end
 EVEN = {"even": {"method": "table", "accumulation": 1, "rows": 24}}
 OTHER = _grid(
-    ("mean one", "above average", "neumann", "last layer", "published", "trajectory", "memory"),
+    ("mean one", "above average", "neumann", "last layer", "published", "trajectory", "memory", "delayed"),
     (3,),
     num_train_epochs=3,
 )
