@@ -60,10 +60,10 @@ from amal_hf.translation import exact_match
 
 def of_long_runs() -> Method:
     """For real sentences: what 20 steps saw is judged by one gradient over many clean pairs, a network that reads no
-    states remembers what each pair did so far, and its weights are used from 55 % of training on.
+    states remembers what each pair did so far, and its weights are used from the middle of training on.
     """
-    network = StateNetwork((), learning_rate=2e-3, normalisation=AboveAverage(), memory=True)
-    return deep_interactions(Delayed(network, until=0.55), window=20)
+    network = StateNetwork((), learning_rate=2e-3, normalisation=AboveAverage(), memory=True, labels=False)
+    return deep_interactions(Delayed(network, until=0.5), window=20)
 
 
 METHODS: dict[str, Callable[[], Method]] = {

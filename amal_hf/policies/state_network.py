@@ -40,6 +40,7 @@ class StateNetwork(LossNetwork):
             An example with a large loss has a long gradient, which helps whatever it says: a network that reads the
             loss would weigh up what is hard before it weighs down what is wrong. For runs of many epochs whose student
             begins with little knowledge, such as a translator from scratch.
+        labels: read the label. Where labels are words, thousands of them, a network that does learns more slowly.
         seed: of its first weights.
 
     References:
@@ -58,12 +59,14 @@ class StateNetwork(LossNetwork):
         learning_rate: float = 3e-3,
         normalisation: Normalisation | None = None,
         memory: bool = False,
+        labels: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__(hidden, learning_rate, TwiceSigmoid() if normalisation is None else normalisation, seed)
         self.layers = layers
         self.memory = memory
         self.needs_ids = memory
+        self.labels = labels
         self.needs_hidden_states = layers != ()
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
@@ -73,7 +76,7 @@ class StateNetwork(LossNetwork):
             ValueError: a layer that the student does not have.
         """
         self.widths = self._chosen(sizes.states)
-        self.label_count = min(sizes.labels, MOST_LABELS)
+        self.label_count = min(sizes.labels, MOST_LABELS) if self.labels else 0
         self.register_buffer("running_losses", torch.zeros(sizes.losses))
         if self.memory:
             self.slopes = SlopeMemory(sizes.examples, sizes.losses)
@@ -81,7 +84,8 @@ class StateNetwork(LossNetwork):
 
     def describe(self) -> str:
         """Layers, width and normalisation."""
-        return f"{super().describe()}, layers {self.layers}{', memory' if self.memory else ''}"
+        options = [", memory"] * self.memory + [", no labels"] * (not self.labels)
+        return f"{super().describe()}, layers {self.layers}{''.join(options)}"
 
     def body(self, sizes: Sizes) -> nn.Module:
         """From features to the hidden layer."""
