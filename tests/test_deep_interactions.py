@@ -55,10 +55,11 @@ def signals(examples=8, seed=0):
 # ---- the network ----
 
 
+@pytest.mark.parametrize("labels", [True, False], ids=["labels", "no labels"])
 @pytest.mark.parametrize("layers", [None, (-1,), (0, 2), ()])
-def test_it_starts_at_one_and_learns_from_what_it_sees(layers):
+def test_it_starts_at_one_and_learns_from_what_it_sees(layers, labels):
     """Every form of the ablation begins with w = 1, and can tell examples apart afterwards."""
-    policy = StateNetwork(layers, learning_rate=1e-2)
+    policy = StateNetwork(layers, learning_rate=1e-2, labels=labels)
     policy.reset(SIZES, torch.ones(1))
     seen = Observation(torch.arange(8), policy.observe(signals()), 0.5)
     assert seen.features.shape[1] + 1 == policy.width(SIZES)
@@ -69,6 +70,15 @@ def test_it_starts_at_one_and_learns_from_what_it_sees(layers):
     weights = policy.weights(seen).detach()[:, 0]
     assert weights[::2].min() > 1.2
     assert weights[1::2].max() < 0.8
+
+
+def test_labels_may_be_left_out():
+    """Then nothing but the margin depends on them, and no embedding is trained."""
+    policy = StateNetwork((), labels=False)
+    policy.reset(SIZES, torch.ones(1))
+    seen = policy.observe(signals())
+    assert seen.shape[1] + 1 == policy.width(SIZES) == StateNetwork(()).surface_width(SIZES)
+    assert not [name for name, _ in policy.network.named_parameters() if "embedding" in name]
 
 
 def test_a_state_counts_as_one_observation():

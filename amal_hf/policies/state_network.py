@@ -155,8 +155,8 @@ class _Reader(nn.Module):
         super().__init__()
         self.parts = [*widths, labels, surface]
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
-        self.embedding = nn.Linear(labels, LABEL_WIDTH, bias=False)
-        self.hidden = nn.Linear(sum(widths) + LABEL_WIDTH + surface, hidden)
+        self.embedding = nn.Linear(labels, LABEL_WIDTH, bias=False) if labels else nn.Identity()
+        self.hidden = nn.Linear(sum(widths) + LABEL_WIDTH * (labels > 0) + surface, hidden)
 
     def forward(self, features: Tensor) -> Tensor:
         """`(B, F) -> (B, hidden)`."""
