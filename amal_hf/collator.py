@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -39,7 +38,7 @@ class ExampleCollator:
             return self.collate(rows)
         known = [{name: value for name, value in row.items() if name not in taken} for row in rows]
         batch = self.collate(known)
-        labelled = [len(row["labels"]) for row in known if np.ndim(row.get("labels", 0))]
+        labelled = [len(row["labels"]) for row in known if _is_several(row.get("labels"))]
         columns: dict[str, Any] = {name: self._column([row[name] for row in rows], labelled, batch) for name in taken}
         if REPEATED in columns:
             columns[KEPT] = int((~columns.pop(REPEATED)).sum())
@@ -59,6 +58,10 @@ class ExampleCollator:
             missing = tensor.new_full((length - len(tensor), *tensor.shape[1:]), ABSTAIN if votes else IGNORED)
             padded.append(torch.cat([missing, tensor] if left else [tensor, missing]))
         return torch.stack(padded)
+
+
+def _is_several(value: Any) -> bool:
+    return value.ndim > 0 if hasattr(value, "ndim") else isinstance(value, Sequence)
 
 
 class NumberedDataset(Dataset[dict[str, Any]]):
