@@ -46,6 +46,8 @@ LEVELS = [
         "policies.row_file",
         "policies.row_log",
         "policies.bounds",
+        "policies.slope_memory",
+        "policies.delayed",
         "policies.commentary_network",
         "policies.example_table",
         "policies.fixed_weights",

@@ -24,11 +24,14 @@ def _grid(names, accumulations=(1, 3), **more):
 
 PLAIN = _grid(("table", "network", "reweighting"))  # 22 rows in batches of 8: a ragged end
 EVEN = {"even": {"method": "table", "accumulation": 1, "rows": 24}}
-OTHER = _grid(
-    ("mean one", "above average", "neumann", "last layer", "published", "trajectory", "memory", "delayed"),
-    (3,),
-    num_train_epochs=3,
-)
+OTHER = {
+    **_grid(
+        ("mean one", "above average", "neumann", "last layer", "published", "trajectory", "memory"),
+        (3,),
+        num_train_epochs=3,
+    ),
+    **_grid(("delayed",), (3,), num_train_epochs=6),  # weights are learned in the third step, and used from the fourth
+}
 SHUFFLED = {
     "random": {"method": "table", "rows": 22, "train_sampling_strategy": "random", "num_train_epochs": 2},
     "dispatched": {"method": "table", "rows": 22, "accelerator_config": {"dispatch_batches": True}},
