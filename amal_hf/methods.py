@@ -172,6 +172,9 @@ def deep_interactions(
             a quarter of the cost.
         window: above 1, no trajectory: the examples of so many steps are judged where the student stands (the paper's
             B = 1 for each), by one meta gradient.
+
+    Raises:
+        ValueError: a trajectory and a window.
     """
     return Method(
         name="deep_interactions",

@@ -24,7 +24,7 @@ import transformers
 from bodies import MAX_LENGTH
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from spread import spread
-from training import Looks
+from training import LOOKS, Looks
 from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -58,7 +58,7 @@ from amal_hf.weak_splits import weak_splits
 
 
 RESULTS = Path(__file__).parent / "results" / "slots"
-EPOCHS, CLEAN_EPOCHS, BATCH, LOOKS = 3, 5, 32, 8
+EPOCHS, CLEAN_EPOCHS, BATCH = 3, 5, 32
 MAJORITY, FILLED = "majority", "majority_or_outside"
 THEN_CLEAN = ", then clean rows"
 

@@ -40,7 +40,8 @@ class StateNetwork(LossNetwork):
             An example with a large loss has a long gradient, which helps whatever it says: a network that reads the
             loss would weigh up what is hard before it weighs down what is wrong. For runs of many epochs whose student
             begins with little knowledge, such as a translator from scratch.
-        labels: read the label. Where labels are words, thousands of them, a network that does learns more slowly.
+        labels: read the label. Where labels are words, thousands of them, a network that did learned more slowly from
+            recorded slopes of translations (`benchmarks/LOG.md`).
         seed: of its first weights.
 
     References:
