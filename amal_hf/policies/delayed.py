@@ -47,11 +47,22 @@ class Delayed(Policy):
         self.learning_rate = policy.learning_rate
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
-        """Everything begins at the initial mixture."""
+        """Everything begins at the initial mixture.
+
+        Raises:
+            ValueError: a policy with a table too large for memory, as a checkpoint holds only one that is a file.
+        """
         self.register_buffer("mixture", initial.clone())
         self.store = RowStore(sizes.examples, initial, sizes.folder)
         self.policy.learning_rate = self.learning_rate
-        self.policy.reset(sizes, initial)
+        self.policy.reset(sizes._replace(folder=None), initial)
+        rows = self.policy.rows()
+        if rows is not None and not rows.in_memory:
+            raise ValueError(
+                f"Delayed: {type(self.policy).__name__} for {sizes.examples} examples and {sizes.losses} losses would "
+                f"be a file beside the file of weights in use, and checkpoints keep one. Use a network, or the table "
+                f"without Delayed."
+            )
 
     def observe(self, signals: Signals) -> Features:
         """As the policy does."""
