@@ -121,10 +121,12 @@ def _check_hidden_states(student: Any) -> None:
 def _check_meta_step(trainer: Any) -> None:
     args = trainer.args
     _check_processes(trainer)
-    if trainer.method.policy.holds_for_one_step and args.meta_interval not in (None, 1):
+    reach, interval = trainer.method.reach, args.meta_interval or trainer.method.usual_interval
+    if trainer.method.policy.holds_for_one_step and interval != reach:
         raise ValueError(
             f"AMALTrainer: the weights of '{trainer.method.name}' are those of one optimizer step, so every step "
-            f"needs its meta step; meta_interval is {args.meta_interval}. Leave it out."
+            f"needs its slopes; meta_interval is {interval}. Leave it out; with Method(window=B) B steps share one "
+            f"meta gradient."
         )
     if trainer.method.restart_every and (args.lr_scheduler_type != "constant" or args.get_warmup_steps(100)):
         raise ValueError(
@@ -132,11 +134,10 @@ def _check_meta_step(trainer: Any) -> None:
             f"{trainer.method.restart_every} steps, and a learning rate that changes over the whole run would make "
             f'every short run another one. Set lr_scheduler_type="constant" and no warm-up.'
         )
-    reach, interval = trainer.method.reach, args.meta_interval or trainer.method.usual_interval
-    if trainer.method.looks_back and interval < reach:
+    if interval < reach:
         raise ValueError(
-            f"AMALTrainer: '{trainer.method.name}' learns through {reach} steps and cannot do so every "
-            f"{interval}. Set meta_interval to {reach} or more, or leave it out."
+            f"AMALTrainer: one meta gradient of '{trainer.method.name}' teaches {reach} steps and cannot be taken "
+            f"every {interval}. Set meta_interval to {reach} or more, or leave it out."
         )
     if trainer.method.restart_every and interval != trainer.method.restart_every:
         raise ValueError(

@@ -9,10 +9,12 @@ from torch.optim import Optimizer
 
 from amal_hf.last_layer import frozen_body
 from amal_hf.meta import (
+    MetaLoss,
     MetaReport,
     Method,
     Problem,
     differentiable_checkpointing,
+    judge,
     meta_gradient,
     meta_step,
     scaled,
@@ -22,10 +24,10 @@ from amal_hf.meta_set import MetaSet
 from amal_hf.mixture import Mixture, ids_of
 from amal_hf.policies.policy import restorer
 from amal_hf.precision import quick_backward
-from amal_hf.processes import total, total_count
+from amal_hf.processes import total, total_count, whole
 from amal_hf.recorder import Recorder
-from amal_hf.shapes import Batch, Evaluate, Evaluation
-from amal_hf.sharded import cut_again, differentiation
+from amal_hf.shapes import Batch, Evaluate, Evaluation, Params
+from amal_hf.sharded import cut_again, differentiation, placed
 from amal_hf.student_inputs import StudentInputs
 from amal_hf.tangents import movable_parameters
 from amal_hf.trajectories import Trajectory, walk_back
@@ -60,8 +62,8 @@ class WeightLearner:
         method: how weights are learned.
         mixture: the losses, with the method's policy.
         meta_set: the clean batches.
-        interval: optimizer steps from one meta step to the next; not asked if the method learns in phases. The steps
-            of a trajectory or a window are the last ones before a meta step.
+        interval: optimizer steps from one meta gradient to the next; not asked if the method learns in phases. The
+            steps of a trajectory are the last ones before it, those of a window the first ones from it on.
     """
 
     def __init__(self, method: Method, mixture: Mixture, meta_set: MetaSet, interval: int) -> None:
@@ -71,9 +73,9 @@ class WeightLearner:
         self.interval = interval
         self.steps_taken = 0
         self.last_phase = 0
-        self.recorder = (
-            Recorder(method.reach, method.trajectory, method.restart_every, interval) if method.looks_back else None
-        )
+        self.direction: Params | None = None
+        trajectory = method.trajectory
+        self.recorder = None if trajectory is None else Recorder(trajectory, method.restart_every, interval)
 
     def check(self, optimizer: Optimizer, warmup: int, max_steps: int) -> None:
         """Refuse a run that cannot learn as asked, before its first step.
@@ -91,8 +93,14 @@ class WeightLearner:
             self.recorder.check(optimizer, max_steps - warmup)
 
     def is_due(self, step: int) -> bool:
-        """Whether optimizer step `step`, counted from the end of the warm-up, begins with a meta step."""
-        return not self.method.phase_epochs and self.recorder is None and step >= 0 and step % self.interval == 0
+        """Whether the weights learn before optimizer step `step`, counted from the end of the warm-up."""
+        if self.method.phase_epochs or self.recorder is not None or step < 0:
+            return False
+        return self.measures(step) or (step % self.interval < self.method.window and self.direction is not None)
+
+    def measures(self, step: int) -> bool:
+        """Whether they then do so by a new meta gradient, and not along a direction that has been measured."""
+        return step % self.interval == 0
 
     def begin_phase(self, epoch: int) -> bool:
         """Whether a pass over the training set is due now, at the first step of `epoch`; says so once."""
@@ -102,32 +110,20 @@ class WeightLearner:
         self.last_phase = epoch
         return True
 
-    def learn(self, student: Student, batches: Sequence[Batch], meta_batch: Batch) -> MetaReport:
-        """One meta step from micro-batches of one optimizer step or several, already prepared by the mixture."""
+    def learn(self, student: Student, batches: Sequence[Batch], meta_batch: Batch | None) -> MetaReport:
+        """One meta step from all micro-batches of an optimizer step, already prepared by the mixture.
+
+        Without a meta batch it goes along the direction of the last one that had one.
+        """
         module = self.method.tangent.scope(student.model)
         with undisturbed(student.model):
-            meta_run = _run(student, module, meta_batch)
-            evaluations = [self._evaluation(student, module, batch) for batch in batches]
-            ids = torch.cat([self.mixture.ids(batch) for batch in batches])
-
-            def meta_loss() -> Tensor:
-                with quick_backward(ids.device, student.dtype):
-                    return self._meta_loss(meta_run(), meta_batch)
-
-            problem = Problem(
-                module=module,
-                optimizer=student.optimizer,
-                learning_rate=student.optimizer.param_groups[0]["lr"],
-                meta_loss=meta_loss,
-                evaluate=lambda: _joined([evaluate() for evaluate in evaluations]),
-                ids=ids,
-                examples=total_count(sum(len(ids_of(batch)) for batch in batches), ids.device),
-                present=self.mixture.present_of(batches),
-                progress=student.progress,
-                dtype=student.dtype,
-                differentiate=differentiation(student.model),
-            )
-            report = meta_step(self.method, problem)
+            problem = self._problem(student, module, batches)
+            if meta_batch is None:
+                direction = placed(self.direction or {}, movable_parameters(module))
+                return MetaReport(None, judge(self.method, problem, direction))
+            meta_loss = self._meta_loss_on(student, module, meta_batch)
+            direction, report = meta_step(self.method, problem, meta_loss)
+        self.direction = direction if self.method.window > 1 else None
         self.steps_taken += 1
         return report
 
@@ -162,12 +158,9 @@ class WeightLearner:
             return None
         report = None
         if recorder.full:
-            meta_batch = prepare(self.next_meta_batch())
-            if recorder.trajectory is None:
-                device = next(student.model.parameters()).device
-                report = self.learn(student, recorder.batches(device), meta_batch)
-            else:
-                report = self.learn_from_trajectory(student, recorder.trajectory, recorder, meta_batch)
+            report = self.learn_from_trajectory(
+                student, recorder.trajectory, recorder, prepare(self.next_meta_batch())
+            )
             recorder.clear()
         recorder.restart(student.optimizer, step)
         recorder.begin_step(student.optimizer, step - warmup)
@@ -202,6 +195,31 @@ class WeightLearner:
         self.steps_taken += 1
         return MetaReport(value, total((~finite).sum()))
 
+    def _problem(self, student: Student, module: nn.Module, batches: Sequence[Batch]) -> Problem:
+        evaluations = [self._evaluation(student, module, batch) for batch in batches]
+        ids = torch.cat([self.mixture.ids(batch) for batch in batches])
+        return Problem(
+            module=module,
+            optimizer=student.optimizer,
+            learning_rate=student.optimizer.param_groups[0]["lr"],
+            evaluate=lambda: _joined([evaluate() for evaluate in evaluations]),
+            ids=ids,
+            examples=total_count(sum(len(ids_of(batch)) for batch in batches), ids.device),
+            present=self.mixture.present_of(batches),
+            progress=student.progress,
+            dtype=student.dtype,
+            differentiate=differentiation(student.model),
+        )
+
+    def _meta_loss_on(self, student: Student, module: nn.Module, batch: Batch) -> MetaLoss:
+        run, device = _run(student, module, batch), next(module.parameters()).device
+
+        def meta_loss() -> Tensor:
+            with quick_backward(device, student.dtype):
+                return self._meta_loss(run(), batch)
+
+        return meta_loss
+
     def _evaluation(self, student: Student, module: nn.Module, batch: Batch) -> Evaluate:
         """All losses of a batch as it is trained on, at every call."""
         if student.inputs.batch_policy is None:
@@ -223,15 +241,23 @@ class WeightLearner:
         return self.meta_set.batch(self.steps_taken)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in the meta set and in the phases the run is, and the trajectory that it is on."""
-        recorded = {} if self.recorder is None else self.recorder.state_dict()
-        return {"steps_taken": self.steps_taken, "last_phase": self.last_phase, "recorded": recorded}
+        """Where in the meta set and in the phases the run is, and the trajectory or the window that it is on.
+
+        Called on all processes, which may hold a part of the direction each.
+        """
+        return {
+            "steps_taken": self.steps_taken,
+            "last_phase": self.last_phase,
+            "recorded": {} if self.recorder is None else self.recorder.state_dict(),
+            "direction": {name: whole(value).cpu() for name, value in (self.direction or {}).items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         self.steps_taken, self.last_phase = state["steps_taken"], state["last_phase"]
         if self.recorder is not None:
             self.recorder.load_state_dict(state["recorded"])
+        self.direction = state["direction"] or None
 
 
 def _run(student: Student, module: nn.Module, batch: Batch) -> Callable[[], Any]:

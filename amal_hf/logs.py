@@ -50,9 +50,10 @@ class MixtureStatistics:
         if weighed.observation.present is not None:
             self._present.append(weighed.observation.present)
 
-    def add_meta(self, meta_loss: Tensor, skipped: Tensor) -> None:
-        """Take note of a bilevel step."""
-        self._meta.append(meta_loss)
+    def add_meta(self, meta_loss: Tensor | None, skipped: Tensor) -> None:
+        """Take note of a bilevel step, with the meta loss if it measured it."""
+        if meta_loss is not None:
+            self._meta.append(meta_loss)
         self._skipped.append(skipped)
 
     def add_skipped_step(self) -> None:
@@ -66,6 +67,7 @@ class MixtureStatistics:
             logs |= self._parts()
         if self._meta:
             logs["meta_loss"] = torch.stack(self._meta).float().mean().item()
+        if self._skipped:
             logs["meta_skipped"] = float(torch.stack(self._skipped).sum().item())
             if logs["meta_skipped"]:
                 logger.warning(

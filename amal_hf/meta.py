@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +50,9 @@ class Method:
             length.
         trajectory: learn through the last B student steps, in place of `direction`, `tangent`, `repeats` and
             `lookahead`. After every B steps as in the paper, or at a longer interval, which costs less.
-        window: optimizer steps whose examples a meta step judges, where the student stands. One: those of the step
-            that it comes before. More: those of the last ones before it, so that many examples share one meta
-            gradient, which then can be taken over many clean ones. At most the interval, which they are by default.
+        window: optimizer steps whose examples are judged along one and the same direction, each just before its step:
+            that of the meta step and the next ones. Many examples then share one meta gradient, which can be taken
+            over many clean ones. At most the interval, which it is by default.
         per_token: weigh tokens instead of whole examples, where students label or generate them.
         restart_every: optimizer steps after which the student and its optimizer begin again where they began (Teaching
             with Commentaries: whole short runs); 0 is off. The trajectory then covers a whole short run.
@@ -82,20 +82,15 @@ class Method:
     @property
     def usual_interval(self) -> int:
         """Optimizer steps from one meta step to the next, where the run's arguments do not say otherwise."""
-        return self.interval or (self.reach if self.looks_back else self.policy.interval)
+        return self.interval or (self.reach if self.reach > 1 else self.policy.interval)
 
     def learns_at(self, progress: float) -> bool:
         """Whether anything is still learned when this share of training is done."""
         return self.policy.learns_at(progress) or (self.batch_policy is not None and self.batch_policy.learns)
 
     @property
-    def looks_back(self) -> bool:
-        """Whether the weights learn from steps that have been taken."""
-        return self.trajectory is not None or self.window > 1
-
-    @property
     def reach(self) -> int:
-        """From how many steps."""
+        """Optimizer steps that one meta gradient teaches."""
         return self.window if self.trajectory is None else self.trajectory.steps
 
     def __post_init__(self) -> None:
@@ -109,17 +104,21 @@ class Method:
                 f"Method '{self.name}': window must be a whole number from 1, and 1 beside a trajectory, which has "
                 f"steps of its own; got {self.window}."
             )
-        if self.batch_policy is not None and (self.looks_back or self.phase_epochs):
+        if self.batch_policy is not None and (self.trajectory is not None or self.phase_epochs):
             raise ValueError(
                 f"Method '{self.name}': {type(self.batch_policy).__name__} learns from the step that its batch is "
-                f"trained on, by a direction, and neither through a trajectory, nor from a window, nor in phases. "
-                f"Leave these out; NeumannDirection() looks further than one step."
+                f"trained on, by a direction, and neither through a trajectory nor in phases. Leave these out; "
+                f"NeumannDirection() looks further than one step."
             )
-        if self.looks_back and (self.policy.holds_for_one_step or self.phase_epochs):
+        if self.trajectory is not None and (self.policy.holds_for_one_step or self.phase_epochs):
             raise ValueError(
-                f"Method '{self.name}': a trajectory or a window teaches the weights of later steps, which neither "
-                f"weights that hold for one step ({type(self.policy).__name__}) nor phases between epochs can use. "
-                f"Leave it out."
+                f"Method '{self.name}': a trajectory teaches the weights of later steps, which neither weights that "
+                f"hold for one step ({type(self.policy).__name__}) nor phases between epochs can use. Leave it out."
+            )
+        if self.window > 1 and (self.phase_epochs or self.repeats > 1):
+            raise ValueError(
+                f"Method '{self.name}': a window of {self.window} steps is judged while training and each step once; "
+                f"with phase_epochs={self.phase_epochs} and repeats={self.repeats} leave it at 1."
             )
         if self.restart_every and (self.trajectory is None or self.trajectory.steps != self.restart_every):
             steps = None if self.trajectory is None else self.trajectory.steps
@@ -131,13 +130,12 @@ class Method:
 
 @dataclass(frozen=True)
 class Problem:
-    """One bilevel step, as closures over two batches.
+    """What a bilevel step has to know of the student and of the examples of one optimizer step.
 
     Attributes:
         module: the part of the student that moves.
         optimizer: the student's; only read.
         learning_rate: of the student's next step, for the lookahead.
-        meta_loss: this process's part of the scalar `V` on the meta batch, with a graph; the parts of all add up.
         evaluate: all losses of this process's examples of this optimizer step.
         ids: which examples these are.
         examples: how many the step has over all processes; fewer than rows where the rows are tokens.
@@ -150,7 +148,6 @@ class Problem:
     module: nn.Module
     optimizer: Optimizer
     learning_rate: float
-    meta_loss: Callable[[], Tensor]
     evaluate: Evaluate
     ids: ExampleIds
     examples: Tensor | int
@@ -161,29 +158,47 @@ class Problem:
 
 
 class MetaReport(NamedTuple):
-    """What a bilevel step has to say.
+    """What a bilevel step has to say; scalars, on the device.
 
-    The meta loss and the number of examples left out for slopes that are not finite (scalars, on the device).
+    Attributes:
+        meta_loss: `V`; `None` where a direction was used that had been measured before.
+        skipped: examples left out for slopes that are not finite.
     """
 
-    meta_loss: Tensor
+    meta_loss: Tensor | None
     skipped: Tensor
 
 
-def meta_step(method: Method, problem: Problem) -> MetaReport:
-    """Update the policies once, or `method.repeats` times from the same two batches."""
-    params = movable_parameters(problem.module)
-    skipped = torch.zeros((), dtype=torch.long)
+MetaLoss: TypeAlias = Callable[[], Tensor]
+"""This process's part of the scalar `V` on the meta batch, with a graph; the parts of all add up."""
+
+
+def meta_step(method: Method, problem: Problem, meta_loss: MetaLoss) -> tuple[Params, MetaReport]:
+    """Update the policies once, or `method.repeats` times from the same two batches; also gives the last direction."""
     for _ in range(method.repeats):
-        with _one_step_ahead(method.policy, params, problem) if method.lookahead else nullcontext():
-            value, gradient = meta_gradient(params, problem.meta_loss, problem.differentiate)
-        product = hessian_product(method.policy, params, problem)
-        direction = method.direction(gradient, params, problem.optimizer, product)
-        if method.policy.learns:
-            skipped = _learn_weights(method, direction, problem)
-        if method.batch_policy is not None and method.batch_policy.learns:
-            _learn_changes(method.batch_policy, method.policy, params, direction, problem)
-    return MetaReport(value, skipped)
+        value, direction = measure_direction(method, problem, meta_loss)
+        skipped = judge(method, problem, direction)
+    return direction, MetaReport(value, skipped)
+
+
+def measure_direction(method: Method, problem: Problem, meta_loss: MetaLoss) -> tuple[Tensor, Params]:
+    """`V`, and the way in which the student's optimizer would go to lower it."""
+    params = movable_parameters(problem.module)
+    with _one_step_ahead(method.policy, params, problem) if method.lookahead else nullcontext():
+        value, gradient = meta_gradient(params, meta_loss, problem.differentiate)
+    product = hessian_product(method.policy, params, problem)
+    return value, method.direction(gradient, params, problem.optimizer, product)
+
+
+def judge(method: Method, problem: Problem, direction: Params) -> Tensor:
+    """Update the policies from the examples' slopes; gives the number of those without finite ones."""
+    skipped = torch.zeros((), dtype=torch.long)
+    if method.policy.learns:
+        skipped = _learn_weights(method, direction, problem)
+    if method.batch_policy is not None and method.batch_policy.learns:
+        params = movable_parameters(problem.module)
+        _learn_changes(method.batch_policy, method.policy, params, direction, problem)
+    return skipped
 
 
 def _learn_weights(method: Method, direction: Params, problem: Problem) -> Tensor:
@@ -211,7 +226,7 @@ def _learn_changes(
 
 
 def meta_gradient(
-    params: Params, meta_loss: Callable[[], Tensor], differentiate: Differentiate = summed_gradients
+    params: Params, meta_loss: MetaLoss, differentiate: Differentiate = summed_gradients
 ) -> tuple[Tensor, Params]:
     """`V` and `∇V` of what all processes' parts add up to; no `.grad` changes.
 

@@ -170,8 +170,8 @@ def deep_interactions(
             runs momentum SGD backwards, `Trajectory(rewind=Reversal())`; the default works with AdamW too. All steps
             are gone back through, as in the paper; with `AMALArguments(meta_interval=20)` the last 5 of every 20, for
             a quarter of the cost.
-        window: above 1, no trajectory: the examples of so many steps are judged where the student stands (the paper's
-            B = 1 for each), by one meta gradient.
+        window: above 1, no trajectory: the examples of so many steps are each judged just before their step (the
+            paper's B = 1), along one meta gradient.
 
     Raises:
         ValueError: a trajectory and a window.

@@ -1,4 +1,4 @@
-"""What a trajectory or a window has to know of the steps that the student takes."""
+"""What a trajectory has to know of the steps that the student takes."""
 
 import logging
 from collections.abc import Callable
@@ -34,14 +34,12 @@ class Recorder:
     """Keeps the steps since the weights last learned.
 
     Args:
-        length: how many there are to keep.
-        trajectory: the way back to where they began; `None` if nobody goes there.
+        trajectory: how many there are to keep, and the way back to where they began.
         restart_every: steps after which the student begins again where it began; 0 for never.
-        interval: steps from one update of the weights to the next; the last ones before each are recorded.
+        interval: steps from one trajectory's end to the next; the last ones before each end are recorded.
     """
 
-    def __init__(self, length: int, trajectory: Trajectory | None, restart_every: int, interval: int) -> None:
-        self.length = length
+    def __init__(self, trajectory: Trajectory, restart_every: int, interval: int) -> None:
         self.trajectory = trajectory
         self.interval = interval
         self.restart_every = restart_every
@@ -50,8 +48,8 @@ class Recorder:
 
     @property
     def full(self) -> bool:
-        """Whether all steps have been taken."""
-        return len(self.steps) == self.length
+        """Whether all steps of a trajectory have been taken."""
+        return len(self.steps) == self.trajectory.steps
 
     def check(self, optimizer: Optimizer, max_steps: int) -> None:
         """Refuse what there is no way back from, before the first step.
@@ -59,12 +57,11 @@ class Recorder:
         Raises:
             ValueError: an optimizer that cannot be differentiated or reversed, or a run that is too short.
         """
-        if self.trajectory is not None:
-            check_optimizer(optimizer, self.trajectory)
+        check_optimizer(optimizer, self.trajectory)
         if max_steps <= self.interval:
             raise ValueError(
-                f"The weights learn after every {self.interval} student steps, and this run has only {max_steps} in "
-                f"all. Train for longer, or use Trajectory(steps=...) or a window with fewer."
+                f"Trajectory: the weights learn after every {self.interval} student steps, and this run has only "
+                f"{max_steps} in all. Train for longer, or use Trajectory(steps=...) with fewer."
             )
 
     def restart(self, optimizer: Optimizer, step: int) -> None:
@@ -78,13 +75,12 @@ class Recorder:
 
     def begin_step(self, optimizer: Optimizer, step: int) -> None:
         """Optimizer step `step` begins, counted from the first that may be recorded."""
-        place = step % self.interval - (self.interval - self.length)
+        place = step % self.interval - (self.interval - self.trajectory.steps)
         # A run that goes on from a checkpoint may lack the beginning of a trajectory, and then waits for the next.
         if place < 0 or place != len(self.steps):
             return
         optimizer = raw(optimizer)
-        if self.trajectory is not None:
-            self.trajectory.rewind.record(optimizer, len(self.steps), self.length)
+        self.trajectory.rewind.record(optimizer, len(self.steps), self.trajectory.steps)
         self.steps.append(RecordedStep([group["lr"] for group in optimizer.param_groups]))
 
     def add(self, batch: Batch, randomness: list[Tensor], weighed: Weighed) -> None:
@@ -105,7 +101,7 @@ class Recorder:
         """
         return {
             "start": None if self.start is None else self.start._asdict(),
-            "rewind": {} if self.trajectory is None else self.trajectory.rewind.state_dict(),
+            "rewind": self.trajectory.rewind.state_dict(),
             "steps": values_of_all([_as_tensors(step) for step in self.steps]),
         }
 
@@ -120,13 +116,8 @@ class Recorder:
                 process_count(),
             )
             return
-        if self.trajectory is not None:
-            self.trajectory.rewind.load_state_dict(state["rewind"])
+        self.trajectory.rewind.load_state_dict(state["rewind"])
         self.steps = [_from_tensors(step) for step in state["steps"][process_rank()]]
-
-    def batches(self, device: torch.device) -> list[Batch]:
-        """All micro-batches; what comes from a checkpoint is on the CPU."""
-        return [_on(device, batch) for step in self.steps for batch in step.batches]
 
     def replay(self, mixture: Mixture, run: Callable[[Batch], Any], device: torch.device) -> list[Step]:
         """The steps as the walk back wants them.
@@ -140,7 +131,7 @@ class Recorder:
 
 
 def _replayed(step: RecordedStep, mixture: Mixture, run: Callable[[Batch], Any], device: torch.device) -> Step:
-    batches = [_on(device, batch) for batch in step.batches]
+    batches = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()} for batch in step.batches]
 
     def evaluate() -> Evaluation:
         parts = []
@@ -160,10 +151,6 @@ def _replayed(step: RecordedStep, mixture: Mixture, run: Callable[[Batch], Any],
     ]
     examples = total_count(sum(len(ids_of(batch)) for batch in batches), device)
     return Step(evaluate, weights, joined(moved), step.learning_rates, examples)
-
-
-def _on(device: torch.device, batch: Batch) -> Batch:
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def _as_tensors(step: RecordedStep) -> dict[str, Any]:

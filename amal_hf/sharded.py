@@ -15,6 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from amal_hf.processes import process_count, summed_gradients
 from amal_hf.shapes import Params
@@ -53,6 +54,16 @@ def differentiation(model: nn.Module) -> Differentiate:
                 p.grad = gradient
 
     return differentiate
+
+
+def placed(vector: Params, params: Params) -> Params:
+    """A vector that was read from a file whole, on the devices of the parameters and cut as they are."""
+    return {
+        name: distribute_tensor(value, p.device_mesh, p.placements)
+        if isinstance(p, DTensor) and not isinstance(value, DTensor)
+        else value.to(p.device)
+        for name, (value, p) in ((name, (value, params[name])) for name, value in vector.items())
+    }
 
 
 def cut(model: nn.Module) -> None:

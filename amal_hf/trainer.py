@@ -261,17 +261,17 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
             return
         elif learner.begin_phase(int(self.state.epoch or 0)):
             for batch in self._whole_training_set():
-                self._meta_step(learner, [batch])
+                self._meta_step(learner, [batch], True)
         elif learner.is_due(step - warmup):
             # Kept for the training step, so that teachers run once.
-            self._window.prepared = self._meta_step(learner, self._window.batches)
+            self._window.prepared = self._meta_step(learner, self._window.batches, learner.measures(step - warmup))
 
-    def _meta_step(self, learner: WeightLearner, batches: list[Batch]) -> list[Batch]:
-        """Learn from the micro-batches of one optimizer step; returns them prepared."""
+    def _meta_step(self, learner: WeightLearner, batches: list[Batch], measures: bool) -> list[Batch]:
+        """Learn from the micro-batches of one optimizer step, by a new meta gradient or not; returns them prepared."""
         prepared: list[Batch] = [self.mixture.prepare(self._prepare_inputs(dict(batch))) for batch in batches]
         if self.accelerator.scaler is not None and not self.method.phase_epochs:
             self._skipped_steps.begin(self.accelerator.scaler, learner.restorer(prepared))
-        meta_batch = self._prepare_inputs(own_part(learner.next_meta_batch()))
+        meta_batch = self._prepare_inputs(own_part(learner.next_meta_batch())) if measures else None
         self._statistics.add_meta(*learner.learn(self._student(), prepared, meta_batch))
         return prepared
 

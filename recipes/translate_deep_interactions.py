@@ -59,11 +59,11 @@ from amal_hf.translation import exact_match
 
 
 def of_long_runs() -> Method:
-    """For real sentences: what 20 steps saw is judged by one gradient over many clean pairs, a network that reads no
+    """For real sentences: one gradient over many clean pairs judges the pairs of 10 steps, a network that reads no
     states remembers what each pair did so far, and its weights are used from the middle of training on.
     """
-    network = StateNetwork((), learning_rate=2e-3, normalisation=AboveAverage(), memory=True, labels=False)
-    return deep_interactions(Delayed(network, until=0.5), window=20)
+    network = StateNetwork((), learning_rate=5e-4, normalisation=AboveAverage(), memory=True, labels=False)
+    return deep_interactions(Delayed(network, until=0.5), window=10)
 
 
 METHODS: dict[str, Callable[[], Method]] = {

@@ -53,7 +53,8 @@ METHODS = {
     "last layer": lambda: amal(LossNetwork(learning_rate=0.05), tangent=LastLayer()),
     "published": lambda: amal_as_published(phase_epochs=1, repeats=2),
     "trajectory": lambda: deep_interactions(trajectory=Trajectory(2)),
-    "memory": lambda: deep_interactions(StateNetwork((), learning_rate=0.05, memory=True), window=2),
+    "reweighting, window": lambda: replace(learning_to_reweight(), window=2),
+    "memory": lambda: deep_interactions(StateNetwork((), learning_rate=0.05, memory=True), window=3),
     "delayed": lambda: deep_interactions(
         Delayed(StateNetwork((), learning_rate=0.05, normalisation=AboveAverage(), memory=True), 0.5), window=2
     ),
@@ -137,7 +138,7 @@ def new_trainer(
         "num_train_epochs": 1 if accumulation == 1 else 2,
         "max_steps": -1,
         "meta_batch_size": 6,
-        "meta_interval": None if METHODS[method]().looks_back or method == "reweighting" else 1,
+        "meta_interval": None if METHODS[method]().reach > 1 else 1,
         "ddp_backend": "gloo" if count > 1 else None,
         "weights_dir": str(folder / "rows") if in_file else None,
     }

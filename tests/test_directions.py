@@ -141,7 +141,6 @@ def test_hessian_product_is_that_of_double_backward(attention):
         module=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         learning_rate=0.1,
-        meta_loss=lambda: losses(model).mean(),
         evaluate=lambda: Evaluation(losses(model), torch.zeros(6, 0)),
         ids=torch.arange(6),
         examples=6,

@@ -12,14 +12,13 @@ from amal_hf.shapes import Evaluation
 
 
 def linear_problem(**changes):
-    """A linear student, two examples that pull either way, and a meta loss that one of them lowers."""
+    """A linear student and two examples that pull either way."""
     student = nn.Linear(2, 1, bias=False).double()
     inputs = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
     fields = {
         "module": student,
         "optimizer": torch.optim.SGD(student.parameters(), lr=0.1),
         "learning_rate": 0.1,
-        "meta_loss": lambda: student(inputs[:1]).sum(),
         "evaluate": lambda: Evaluation(student(inputs), torch.zeros(2, 3)),
         "ids": torch.tensor([0, 1]),
         "examples": 2,
@@ -30,6 +29,11 @@ def linear_problem(**changes):
     return Problem(**{**fields, **changes})
 
 
+def first_output(problem):
+    """A meta loss that one of the two examples of `linear_problem` lowers."""
+    return lambda: problem.module(torch.tensor([[1.0, 0.0]], dtype=torch.float64)).sum()
+
+
 def table(rate=0.25, **options):
     policy = ExampleTable(learning_rate=rate)
     policy.reset(Sizes(losses=1, teachers=0, examples=2), torch.tensor([1.0]))
@@ -38,8 +42,8 @@ def table(rate=0.25, **options):
 
 def test_weight_goes_to_what_lowers_the_meta_loss():
     """Slopes are +1 and -1 by hand, scaled to mean magnitude one, so a table at rate 0.25 must move by that."""
-    method = table()
-    report = meta_step(method, linear_problem())
+    method, problem = table(), linear_problem()
+    _, report = meta_step(method, problem, first_output(problem))
     torch.testing.assert_close(method.policy.store.table, torch.tensor([[1.25], [0.75]]))
     assert report.skipped == 0
 
@@ -47,8 +51,8 @@ def test_weight_goes_to_what_lowers_the_meta_loss():
 def test_a_step_does_not_depend_on_the_learning_rate():
     """At a learning rate of 2e-5 the official constant would move nothing."""
     for rate in (1e-6, 10.0):
-        method = table(lookahead=False)
-        meta_step(method, linear_problem(learning_rate=rate))
+        method, problem = table(lookahead=False), linear_problem(learning_rate=rate)
+        meta_step(method, problem, first_output(problem))
         torch.testing.assert_close(method.policy.store.table, torch.tensor([[1.25], [0.75]]))
 
 
@@ -66,13 +70,12 @@ def test_lookahead_measures_the_meta_gradient_one_step_ahead():
             module=student,
             optimizer=problem.optimizer,
             learning_rate=3.0,
-            meta_loss=lambda s=student: s.weight.square().sum(),
             evaluate=lambda s=student: Evaluation(
                 torch.stack([s.weight.sum(), -0.2 * s.weight.sum()])[:, None], torch.zeros(2, 3)
             ),
         )
         method = table(lookahead=ahead)
-        meta_step(method, square)
+        meta_step(method, square, lambda s=student: s.weight.square().sum())
         signs.append((method.policy.store.table[0] - 1).sign().item())
         assert torch.equal(student.weight, torch.ones_like(student.weight)), "the student must be put back"
     assert signs == [1.0, -1.0]
@@ -86,11 +89,11 @@ def test_examples_with_slopes_that_are_not_finite_are_left_alone_and_counted():
         values = student(torch.ones(2, 2, dtype=torch.float64))
         return Evaluation(torch.cat([values[:1], values[1:] * float("nan")]), torch.full((2, 3), float("nan")))
 
-    problem = linear_problem(module=student, meta_loss=lambda: student.weight.sum(), evaluate=evaluate)
+    problem = linear_problem(module=student, evaluate=evaluate)
     network = LossNetwork()
     network.reset(Sizes(losses=1, teachers=0, examples=2), torch.tensor([1.0]))
     for method in (table(), Method("test", network, direction=SGDDirection())):
-        report = meta_step(method, problem)
+        _, report = meta_step(method, problem, lambda: student.weight.sum())
         assert report.skipped == 1
         assert all(torch.isfinite(value).all() for value in method.policy.parameters())
     assert table().policy.store.table[1] == 1.0

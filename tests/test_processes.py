@@ -26,11 +26,20 @@ PLAIN = _grid(("table", "network", "reweighting"))  # 22 rows in batches of 8: a
 EVEN = {"even": {"method": "table", "accumulation": 1, "rows": 24}}
 OTHER = {
     **_grid(
-        ("mean one", "above average", "neumann", "last layer", "published", "trajectory", "memory"),
+        (
+            "mean one",
+            "above average",
+            "neumann",
+            "last layer",
+            "published",
+            "trajectory",
+            "memory",
+            "reweighting, window",
+        ),
         (3,),
         num_train_epochs=3,
     ),
-    **_grid(("delayed",), (3,), num_train_epochs=6),  # weights are learned in the third step, and used from the fourth
+    **_grid(("delayed",), (3,), num_train_epochs=6),  # weights are learned in three steps, and used from the fourth on
 }
 SHUFFLED = {
     "random": {"method": "table", "rows": 22, "train_sampling_strategy": "random", "num_train_epochs": 2},
@@ -43,6 +52,13 @@ STREAMS = {f"stream, {how}": {"method": "table", "rows": 22, "dispatch": how} fo
 RESUMED = {
     "resumed": {"method": "table", "rows": 22},
     "resumed trajectory": {"method": "trajectory", "rows": 22, "num_train_epochs": 3},
+    "resumed window": {"method": "memory", "rows": 22, "num_train_epochs": 3},
+    "resumed window, sharded": {
+        "method": "memory",
+        "rows": 22,
+        "num_train_epochs": 3,
+        "sharded": "SHARDED_STATE_DICT",
+    },
     "resumed, in a file": {"method": "table", "rows": 22, "in_file": True},
     "resumed, full": {"method": "network", "rows": 22, "sharded": "FULL_STATE_DICT"},
     "resumed, sharded": {"method": "table", "rows": 22, "sharded": "SHARDED_STATE_DICT"},
@@ -63,6 +79,7 @@ def _sharded(cases):
     return {f"{name}, FSDP2": {**case, "sharded": "FULL_STATE_DICT"} for name, case in cases.items()}
 
 
+ALSO_SHARDED = ("neumann, 3", "memory, 3")
 SHARDS = {"shards": {"method": "table", "rows": 24}}
 BESIDES = {"rules": (process_cases.train_on_rules, {}), "tokens": (process_cases.train_on_tokens, {})}
 
@@ -85,7 +102,7 @@ def _one(folders):
 
 
 def _two(folders):
-    sharded = {**PLAIN, "neumann, 3": OTHER["neumann, 3"]}
+    sharded = {**PLAIN, **{name: OTHER[name] for name in ALSO_SHARDED}}
     return {
         **_jobs(process_cases.train, {**PLAIN, **OTHER, **IN_FILE, **_sharded(sharded)}),
         **_jobs(process_cases.resume, RESUMED),
@@ -194,7 +211,7 @@ def test_rows_are_counted_once_however_they_come(found, name):
     assert_equal(found[count][name], found[1][name][0])
 
 
-@pytest.mark.parametrize("name", [*PLAIN, "neumann, 3"])
+@pytest.mark.parametrize("name", [*PLAIN, *ALSO_SHARDED])
 def test_students_cut_over_processes_come_to_the_same(found, name):
     """FSDP2: shards are moved and put back bit for bit, and lengths are those of the whole direction."""
     assert_equal(found[2][f"{name}, FSDP2"], found[1][name][0])

@@ -16,7 +16,7 @@ def optimizer():
 
 def test_a_trajectory_whose_beginning_is_missing_is_not_recorded(optimizer):
     """Steps that do not follow one another cannot be walked back; the next trajectory is whole again."""
-    recorder, counts = Recorder(2, Trajectory(2), 0, 4), []
+    recorder, counts = Recorder(Trajectory(2), 0, 4), []
     for step in range(3, 8):  # the first trajectory has steps 2 and 3
         recorder.begin_step(optimizer, step)
         counts.append(len(recorder.steps))
@@ -26,11 +26,11 @@ def test_a_trajectory_whose_beginning_is_missing_is_not_recorded(optimizer):
 
 def test_a_trajectory_of_another_number_of_processes_begins_anew(optimizer, caplog):
     """Its batches belong to processes that are no longer there; the warning says so."""
-    recorder = Recorder(2, Trajectory(2), 0, 2)
+    recorder = Recorder(Trajectory(2), 0, 2)
     recorder.begin_step(optimizer, 0)
     state = recorder.state_dict()
     state["steps"] = [*state["steps"], *state["steps"]]
-    resumed = Recorder(2, Trajectory(2), 0, 2)
+    resumed = Recorder(Trajectory(2), 0, 2)
     with caplog.at_level(logging.WARNING, logger="amal_hf"):
         resumed.load_state_dict(state)
     assert "written by 2 processes and this run has 1" in caplog.text

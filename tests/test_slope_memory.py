@@ -4,7 +4,7 @@ import torch
 
 from amal_hf import AboveAverage, StateNetwork
 from amal_hf.policies.policy import Observation, Sizes
-from amal_hf.policies.slope_memory import SlopeMemory
+from amal_hf.policies.slope_memory import SlopeMemory, of_likelihoods
 
 
 ALIKE = Observation(torch.arange(40), torch.ones(40, 5), 0.5)
@@ -17,6 +17,23 @@ def test_it_holds_the_mean_of_an_examples_slopes():
     memory.note(torch.tensor([2]), torch.tensor([[2.0, 3.0]]))
     expected = torch.tensor([[2.5, 0.0], [0.0, 0.0], [1.5, 0.75], [0.0, 0.0]])
     torch.testing.assert_close(memory.read(torch.arange(4)), expected)
+
+
+def test_slopes_of_likelihoods_are_derivatives_of_exponentials():
+    """Equal to what autograd gives for `−exp(−loss)` along a direction, up to their common scale; zeros stay zero."""
+    generator = torch.Generator().manual_seed(0)
+    inner = torch.randn(6, 2, 3, generator=generator, dtype=torch.float64)
+    place = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    direction = torch.randn(3, generator=generator, dtype=torch.float64)
+
+    def losses(at):
+        return (inner @ at + inner.abs().sum(-1)).square()
+
+    slopes = torch.func.jvp(losses, (place,), (direction,))[1].detach()
+    exact = torch.func.jvp(lambda at: -losses(at).neg().exp(), (place,), (direction,))[1].detach()
+    found = of_likelihoods(slopes, losses(place).detach())
+    torch.testing.assert_close(found, exact / exact.abs().mean())
+    assert of_likelihoods(torch.zeros(3, 2), torch.ones(3, 2)).abs().sum() == 0
 
 
 def test_a_stream_may_bring_any_ids():

@@ -74,7 +74,7 @@ def new_trainer(folder, method, rows=24, model=None, callbacks=None, losses=None
         options["meta_interval"] = None
     if made is not None and made.restart_every:
         options["lr_scheduler_type"] = "constant"
-    if made is not None and made.looks_back:
+    if made is not None and made.reach > 1:
         options["meta_interval"] = None
     return AMALTrainer(
         model=tiny_bert() if model is None else model,
@@ -144,8 +144,8 @@ def test_the_student_does_not_notice_a_meta_step(tmp_path, method, monkeypatch):
         tmp_path, method, train=toy_rows(24), gradient_accumulation_steps=2, num_train_epochs=3, max_steps=-1
     )
     owner, name = (AMALTrainer, "_meta_step")
-    if trainer.method.looks_back:
-        owner, name = WeightLearner, "learn" if trainer.method.trajectory is None else "learn_from_trajectory"
+    if trainer.method.trajectory is not None:
+        owner, name = WeightLearner, "learn_from_trajectory"
     inner, steps = getattr(owner, name), []
 
     def snapshot():

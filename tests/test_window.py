@@ -41,22 +41,25 @@ def alike(ours, theirs):
 
 
 class Watched(ExampleTable):
-    """Compares what it is told with gradients of single examples, where the student stands at that moment."""
+    """Compares what it is told with gradients of single examples, where the student stands at that moment, and the
+    meta gradient of the window's first step.
+    """
 
-    def __init__(self):
+    def __init__(self, window):
         super().__init__(learning_rate=1e-9)
-        self.trainer, self.seen = None, []
+        self.window, self.trainer, self.seen = window, None, []
 
     def update(self, observation, slopes):
         super().update(observation, slopes)
         model, rows = self.trainer.model, self.trainer.train_dataset
         model.eval()
-        meta = self.trainer._prepare_inputs(self.trainer._learner.next_meta_batch())
         moved = list(movable_parameters(model).values())
-        direction = torch.autograd.grad(self.losses(model, meta).mean(), moved)
+        if len(self.seen) % self.window == 0:
+            meta = self.trainer._prepare_inputs(self.trainer._learner.next_meta_batch())
+            self.direction = torch.autograd.grad(self.losses(model, meta).mean(), moved)
         batch = self.trainer.data_collator([rows[example] for example in observation.ids.tolist()])
         gradients = [torch.autograd.grad(loss, moved) for loss in self.each(model, batch)]
-        expected = torch.stack([sum((a * b).sum() for a, b in zip(direction, g, strict=True)) for g in gradients])
+        expected = torch.stack([sum((a * b).sum() for a, b in zip(self.direction, g, strict=True)) for g in gradients])
         model.train()
         self.seen.append((observation.ids.tolist(), slopes[:, 0], expected / expected.abs().mean()))
 
@@ -69,28 +72,33 @@ class Watched(ExampleTable):
         return torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
 
 
-def test_slopes_are_those_of_all_examples_since_the_last_update_where_the_student_stands(tmp_path):
-    """Equal to products of single gradients in float64, without dropout, the steps' micro-batches together."""
+@pytest.mark.parametrize("interval", [None, 4])
+def test_a_step_is_judged_before_it_is_taken_along_the_direction_of_its_window(tmp_path, interval):
+    """Slopes equal products of single gradients in float64, without dropout, the step's micro-batches together; steps
+    between two windows are not judged.
+    """
     trainer = new_trainer(
         tmp_path,
-        Method("window", Watched(), SGDDirection(), window=3),
+        Method("window", Watched(3), SGDDirection(), window=3),
         gradient_accumulation_steps=2,
         per_device_train_batch_size=2,
         meta_batch_size=10,
+        meta_interval=interval,
     )
     policy = trainer.mixture.policy
     policy.trainer = trainer
     trainer.train()
-    assert [len(ids) for ids, _, _ in policy.seen] == [12, 12, 12]
+    assert [len(ids) for ids, _, _ in policy.seen] == [4] * (12 if interval is None else 9)
     for _, slopes, expected in policy.seen:
         torch.testing.assert_close(slopes, expected, rtol=1e-5, atol=1e-7)
-    learned = [entry["step"] for entry in trainer.state.log_history if "meta_loss" in entry]
-    assert learned == [4, 7, 10]
+    logs = trainer.state.log_history
+    assert [entry["step"] for entry in logs if "meta_loss" in entry] == [*range(1, 12, interval or 3)]
+    assert sum("meta_skipped" in entry for entry in logs) == len(policy.seen)
 
 
-@pytest.mark.parametrize("step", [4, 5, 9])
+@pytest.mark.parametrize("step", [4, 5, 6, 9])
 def test_an_interrupted_run_equals_the_uninterrupted_one(tmp_path, step):
-    """Within a window, after one, and between two where the interval is longer."""
+    """Between two windows, before one, and within one: the direction is in the checkpoint."""
 
     def trainer():
         method = Method("window", LossNetwork(learning_rate=0.05, normalisation=MeanOne()), window=2)
@@ -98,7 +106,7 @@ def test_an_interrupted_run_equals_the_uninterrupted_one(tmp_path, step):
 
     whole, again = trainer(), trainer()
     whole.train()
-    assert [entry["step"] for entry in whole.state.log_history if "meta_loss" in entry] == [6, 11]
+    assert [entry["step"] for entry in whole.state.log_history if "meta_loss" in entry] == [1, 6, 11]
     again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
     assert alike(whole, again)
 
@@ -131,7 +139,7 @@ def test_delayed_weights_stay_as_they_are_once_they_are_used(tmp_path):
 
     whole = trainer()
     whole.train()
-    assert [entry["step"] for entry in whole.state.log_history if "meta_loss" in entry] == [3, 5]
+    assert [entry["step"] for entry in whole.state.log_history if "meta_loss" in entry] == [1, 3, 5]
     used = [entry["weight_labels_p90"] for entry in whole.state.log_history if "weight_labels_p90" in entry]
     assert set(used[:6]) == {1.0} and any(value != 1.0 for value in used[6:])
     given = whole.example_weights()["labels"][:]
@@ -173,7 +181,8 @@ def test_a_table_inside_stays_in_memory_or_is_refused(tmp_path):
         (lambda: Method("none", ExampleTable(), window=0), "window must be a whole number from 1"),
         (lambda: Method("both", ExampleTable(), trajectory=Trajectory(), window=2), "1 beside a trajectory"),
         (lambda: deep_interactions(trajectory=Trajectory(), window=2), "1 beside a trajectory"),
-        (lambda: Method("online", RectifiedSlopes(), window=2), "neither weights that hold for one step"),
+        (lambda: Method("phases", ExampleTable(), window=2, phase_epochs=1), "leave it at 1"),
+        (lambda: Method("repeats", ExampleTable(), window=2, repeats=5, lookahead=True), "leave it at 1"),
         (lambda: Delayed(RectifiedSlopes(), 0.5), "meta_warmup_steps"),
         (lambda: Delayed(StateNetwork(), 1.0), "share of training between 0 and 1"),
     ],
@@ -185,13 +194,11 @@ def test_bad_input(build, message):
 
 
 def test_what_cannot_work_is_said_before_the_first_step(tmp_path):
-    """An interval shorter than the window, a run shorter than the interval, a warm-up until weights are used."""
-    with pytest.raises(ValueError, match="learns through 5 steps and cannot do so every 4"):
+    """An interval shorter than the window, one-step weights for some steps only, a warm-up until weights are used."""
+    with pytest.raises(ValueError, match="teaches 5 steps and cannot be taken every 4"):
         new_trainer(tmp_path, deep_interactions(window=5), meta_interval=4)
-    trainer = new_trainer(tmp_path, deep_interactions(window=5), max_steps=4)
-    with pytest.raises(ValueError, match="only 4 in all"):
-        trainer.train()
-    assert trainer.state.global_step == 0
+    with pytest.raises(ValueError, match="meta_interval is 3"):
+        new_trainer(tmp_path, Method("online", RectifiedSlopes(), window=2), meta_interval=3)
     late = Method("late", Delayed(ExampleTable(), 0.25))
     with pytest.raises(ValueError, match="leaves nothing of it"):
         new_trainer(tmp_path, late, meta_warmup_steps=3).train()

@@ -9,14 +9,11 @@ from amal_hf.losses import IGNORED, at_least_fp32
 from amal_hf.policies.bounds import Normalisation, TwiceSigmoid
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.policy import Observation, Signals, Sizes
-from amal_hf.policies.slope_memory import SlopeMemory
+from amal_hf.policies.slope_memory import SlopeMemory, of_likelihoods
 from amal_hf.processes import total, total_count
 from amal_hf.shapes import Batch, Features, Logits, LossTable
 from amal_hf.tokens import token_means
 
-
-SMALLEST_LOSS = 0.1
-"""In nats: what slopes are divided by at least. An example below it has next to no gradient left."""
 
 LABEL_WIDTH, MOST_LABELS = 16, 512
 """Width of a label's embedding, and how many are told apart; a larger vocabulary is hashed."""
@@ -36,10 +33,10 @@ class StateNetwork(LossNetwork):
         learning_rate: of its own Adam. 3e-3.
         normalisation: `TwiceSigmoid()` (w = 1 for one loss at the start), or another of `bounds.py`. `MeanOne()` rules
             out that all weights rise or fall together, which is a learning rate in disguise.
-        memory: read the mean of an example's own slopes so far as well, and take all slopes relative to the losses.
-            An example with a large loss has a long gradient, which helps whatever it says: a network that reads the
-            loss would weigh up what is hard before it weighs down what is wrong. For runs of many epochs whose student
-            begins with little knowledge, such as a translator from scratch.
+        memory: read the mean of an example's own slopes so far as well, and take all slopes for those of likelihoods,
+            `exp(−loss)`. An example with a large loss has a long gradient, which helps whatever it says: a network
+            that reads the loss would weigh up what is hard before it weighs down what is wrong. For runs of many
+            epochs whose student begins with little knowledge, such as a translator from scratch.
         labels: read the label. Where labels are words, thousands of them, a network that did learned more slowly from
             recorded slopes of translations (`benchmarks/LOG.md`).
         seed: of its first weights.
@@ -120,7 +117,7 @@ class StateNetwork(LossNetwork):
         first = sum(self.widths) + self.label_count
         losses = observation.features[:, first : first + len(self.running_losses)]
         if self.memory:
-            slopes = slopes / losses.expm1().clamp(min=SMALLEST_LOSS)
+            slopes = of_likelihoods(slopes, losses.expm1())
         super().update(observation, slopes)
         if self.memory:
             self.slopes.note(observation.ids, slopes)
