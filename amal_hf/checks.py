@@ -121,8 +121,8 @@ def _check_hidden_states(student: Any) -> None:
 def _check_meta_step(trainer: Any) -> None:
     args = trainer.args
     _check_processes(trainer)
-    reach, interval = trainer.method.reach, args.meta_interval or trainer.method.usual_interval
-    if trainer.method.policy.holds_for_one_step and interval != reach:
+    interval, trajectory = args.meta_interval or trainer.method.usual_interval, trainer.method.trajectory
+    if trainer.method.policy.holds_for_one_step and interval > trainer.method.window:
         raise ValueError(
             f"AMALTrainer: the weights of '{trainer.method.name}' are those of one optimizer step, so every step "
             f"needs its slopes; meta_interval is {interval}. Leave it out; with Method(window=B) B steps share one "
@@ -134,10 +134,10 @@ def _check_meta_step(trainer: Any) -> None:
             f"{trainer.method.restart_every} steps, and a learning rate that changes over the whole run would make "
             f'every short run another one. Set lr_scheduler_type="constant" and no warm-up.'
         )
-    if interval < reach:
+    if trajectory is not None and interval < trajectory.steps:
         raise ValueError(
-            f"AMALTrainer: one meta gradient of '{trainer.method.name}' teaches {reach} steps and cannot be taken "
-            f"every {interval}. Set meta_interval to {reach} or more, or leave it out."
+            f"AMALTrainer: '{trainer.method.name}' learns through {trajectory.steps} steps and cannot do so every "
+            f"{interval}. Set meta_interval to {trajectory.steps} or more, or leave it out."
         )
     if trainer.method.restart_every and interval != trainer.method.restart_every:
         raise ValueError(

@@ -123,7 +123,7 @@ class WeightLearner:
                 return MetaReport(None, judge(self.method, problem, direction))
             meta_loss = self._meta_loss_on(student, module, meta_batch)
             direction, report = meta_step(self.method, problem, meta_loss)
-        self.direction = direction if self.method.window > 1 else None
+        self.direction = direction if min(self.method.window, self.interval) > 1 else None
         self.steps_taken += 1
         return report
 

@@ -46,13 +46,14 @@ class Method:
             where the student stands, as in Learning to Reweight.
         phase_epochs: learn in a separate pass over the training set at the start of every so many epochs (AMAL: 10)
             rather than while training; 0 is off.
-        interval: optimizer steps from one meta step to the next; `None` takes the policy's own, or the trajectory's
-            length.
+        interval: optimizer steps from one meta gradient to the next; `None` takes the policy's own times the window,
+            or the trajectory's length.
         trajectory: learn through the last B student steps, in place of `direction`, `tangent`, `repeats` and
             `lookahead`. After every B steps as in the paper, or at a longer interval, which costs less.
         window: optimizer steps whose examples are judged along one and the same direction, each just before its step:
-            that of the meta step and the next ones. Many examples then share one meta gradient, which can be taken
-            over many clean ones. At most the interval, which it is by default.
+            that of the meta gradient and the next ones. Many examples then share one meta gradient, which costs less
+            or can be taken over more clean ones; the direction, as large as the student, is kept meanwhile. All steps
+            where the interval is shorter.
         per_token: weigh tokens instead of whole examples, where students label or generate them.
         restart_every: optimizer steps after which the student and its optimizer begin again where they began (Teaching
             with Commentaries: whole short runs); 0 is off. The trajectory then covers a whole short run.
@@ -82,16 +83,13 @@ class Method:
     @property
     def usual_interval(self) -> int:
         """Optimizer steps from one meta step to the next, where the run's arguments do not say otherwise."""
-        return self.interval or (self.reach if self.reach > 1 else self.policy.interval)
+        if self.trajectory is not None:
+            return self.interval or self.trajectory.steps
+        return self.interval or self.window * self.policy.interval
 
     def learns_at(self, progress: float) -> bool:
         """Whether anything is still learned when this share of training is done."""
         return self.policy.learns_at(progress) or (self.batch_policy is not None and self.batch_policy.learns)
-
-    @property
-    def reach(self) -> int:
-        """Optimizer steps that one meta gradient teaches."""
-        return self.window if self.trajectory is None else self.trajectory.steps
 
     def __post_init__(self) -> None:
         if self.per_token and (self.policy.needs_ids or self.batch_policy is not None):

@@ -140,7 +140,7 @@ def measure(name: str, student: str, compiled: bool, scale: Scale) -> dict[str, 
         callbacks=[turns],
     )
     trainer.train()
-    fixed, learned = typical_steps(turns.ticks, interval or trainer.method.usual_interval)
+    fixed, learned = typical_steps(turns.ticks, interval or trainer.method.usual_interval, trainer.method.window)
     fixed_bytes, learned_bytes = np.median(np.reshape(turns.peaks, (PAIRS, 2)), 0)
     tokens = scale.batch * scale.length
     return {

@@ -177,8 +177,8 @@ def measure(name: str, length: int) -> dict[str, float]:
         plain, learned = whole_epochs(ticks)
     else:
         learner = None if phase_epochs else trainer._learner
-        every = learner.interval if learner else STEPS_PER_EPOCH
-        plain, learned = typical_steps(ticks, every, max(phase_epochs, 1))
+        every, window = (learner.interval, learner.method.window) if learner else (STEPS_PER_EPOCH, 1)
+        plain, learned = typical_steps(ticks, every, window, max(phase_epochs, 1))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"time": learned / plain, "plain": plain, "bytes": peak}
 
@@ -217,25 +217,28 @@ def turns_of(method: Method | None, load: Load) -> tuple[AMALTrainer, list[float
     return trainer, turns.ticks
 
 
-def typical_steps(ticks: list[float], every: int, periods: int = 1) -> tuple[float, float]:
+def typical_steps(ticks: list[float], every: int, window: int = 1, periods: int = 1) -> tuple[float, float]:
     """Seconds of a step with the fixed mixture and with the method.
 
-    Every `every`-th step of the method learns; in a whole run only every `periods`-th of those does.
+    Of every `every` steps of the method the first has a meta gradient and the first `window` are judged; in a whole
+    run only every `periods`-th time.
     """
-    plain, without, within = kinds_of_steps(ticks, every)
-    return plain, without + (within - without) / (every * periods)
+    plain, without, judged, within = kinds_of_steps(ticks, every, window)
+    more = within - without + (min(window, every) - 1) * (judged - without)
+    return plain, without + more / (every * periods)
 
 
-def kinds_of_steps(ticks: list[float], every: int) -> tuple[float, float, float]:
-    """Seconds of a step with the fixed mixture, and of those of the method that do not learn and that do.
+def kinds_of_steps(ticks: list[float], every: int, window: int = 1) -> tuple[float, float, float, float]:
+    """Seconds of a step with the fixed mixture, and of those of the method.
 
-    Medians, which leave out disturbed steps.
+    These do not learn, or are only judged, or have a meta gradient as well. Medians, which leave out disturbed steps; of a kind that there is not, those of the fixed mixture.
     """
     # The first step of an epoch begins with the change-over: left out, unless it learns.
-    seconds = step_seconds(ticks)
-    learns = np.arange(STEPS_PER_EPOCH) % every == 0
-    fixed, within = float(np.median(seconds[:, 0, 1:])), float(np.median(seconds[:, 1, learns]))
-    return fixed, fixed if every == 1 else float(np.median(seconds[:, 1, ~learns])), within
+    seconds, place = step_seconds(ticks), np.arange(STEPS_PER_EPOCH) % every
+    fixed = float(np.median(seconds[:, 0, 1:]))
+    kinds = (place >= window, (place > 0) & (place < window), place == 0)
+    without, judged, within = (float(np.median(seconds[:, 1, kind])) if kind.any() else fixed for kind in kinds)
+    return fixed, without, judged, within
 
 
 def whole_epochs(ticks: list[float]) -> tuple[float, float]:

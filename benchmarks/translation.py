@@ -4,8 +4,8 @@
     python benchmarks/translation.py --table
 
 Runs `recipes/translate_deep_interactions.py` once a seed, keeps its numbers as JSON: German to English, a T5 of one
-layer of width 96, 24 epochs, `--method long_runs` with 250 of 500 meta pairs at every meta step, 500 pairs each of meta,
-dev and test set taken out of the given training set. Half an hour a seed on one core.
+layer of width 96, 24 epochs, `--method long_runs` with 250 of 500 meta pairs in a meta gradient, 500 pairs each of
+meta, dev and test set taken out of the given training set. Half an hour a seed on one core.
 """
 
 import argparse

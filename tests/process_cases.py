@@ -138,7 +138,7 @@ def new_trainer(
         "num_train_epochs": 1 if accumulation == 1 else 2,
         "max_steps": -1,
         "meta_batch_size": 6,
-        "meta_interval": None if METHODS[method]().reach > 1 else 1,
+        "meta_interval": None if METHODS[method]().policy.interval == 1 else 1,
         "ddp_backend": "gloo" if count > 1 else None,
         "weights_dir": str(folder / "rows") if in_file else None,
     }

@@ -274,7 +274,7 @@ def test_what_cannot_work_is_said_before_the_first_step(tmp_path):
     restarted = Method("short runs", StateNetwork(), trajectory=Trajectory(3), restart_every=3)
     with pytest.raises(ValueError, match='lr_scheduler_type="constant"'):
         new_trainer(tmp_path, restarted)
-    with pytest.raises(ValueError, match="teaches 5 steps and cannot be taken every 4"):
+    with pytest.raises(ValueError, match="learns through 5 steps and cannot do so every 4"):
         new_trainer(tmp_path, deep_interactions(), meta_interval=4)
     with pytest.raises(ValueError, match="neither weights that hold for one step"):
         Method("online", RectifiedSlopes(), trajectory=Trajectory())

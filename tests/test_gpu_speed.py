@@ -23,12 +23,12 @@ def scripts(monkeypatch):
 
     for script in (gpu_speed, overhead):
         monkeypatch.setattr(script, "PAIRS", 1)
-        monkeypatch.setattr(script, "STEPS_PER_EPOCH", 8)
+        monkeypatch.setattr(script, "STEPS_PER_EPOCH", 16)
     return gpu_speed
 
 
 def test_a_meta_step_is_timed_with_the_steps_that_learn(scripts, tmp_path, monkeypatch):
-    """A meta step of a second at every fourth step costs a quarter of a second a step; the fixed mixture has none."""
+    """Judging takes a second at four steps of sixteen, so a quarter of a second a step; the fixed mixture has none."""
     take_step = AMALTrainer._meta_step
 
     def slow(self, *args):

@@ -74,7 +74,7 @@ def new_trainer(folder, method, rows=24, model=None, callbacks=None, losses=None
         options["meta_interval"] = None
     if made is not None and made.restart_every:
         options["lr_scheduler_type"] = "constant"
-    if made is not None and made.reach > 1:
+    if made is not None and made.trajectory is not None:
         options["meta_interval"] = None
     return AMALTrainer(
         model=tiny_bert() if model is None else model,

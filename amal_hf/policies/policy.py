@@ -75,9 +75,9 @@ class Policy(nn.Module, ABC):
         needs_ids: whether weights belong to examples by id, so that a stream has to bring a column of ids.
         needs_hidden_states: whether `observe` reads the student's hidden states.
         holds_for_one_step: whether weights are of use only to the step that they were learned at, so that every step
-            must begin with a meta step.
-        interval: optimizer steps from one meta step to the next, where `AMALArguments.meta_interval` does not say
-            otherwise.
+            must be judged.
+        interval: of how many optimizer steps one is enough to be judged, where neither the method nor
+            `AMALArguments.meta_interval` says otherwise.
         learning_rate: how far one update goes, in units of slopes whose mean magnitude is one.
     """
 
