@@ -231,7 +231,8 @@ def typical_steps(ticks: list[float], every: int, window: int = 1, periods: int 
 def kinds_of_steps(ticks: list[float], every: int, window: int = 1) -> tuple[float, float, float, float]:
     """Seconds of a step with the fixed mixture, and of those of the method.
 
-    These do not learn, or are only judged, or have a meta gradient as well. Medians, which leave out disturbed steps; of a kind that there is not, those of the fixed mixture.
+    These do not learn, or are only judged, or have a meta gradient as well. Medians, which leave out disturbed steps;
+    of a kind that there is not, those of the fixed mixture.
     """
     # The first step of an epoch begins with the change-over: left out, unless it learns.
     seconds, place = step_seconds(ticks), np.arange(STEPS_PER_EPOCH) % every
