@@ -26,8 +26,8 @@ class AMALArguments(TrainingArguments):
     meta_interval: int | None = field(
         default=None,
         metadata={
-            "help": "Optimizer steps from one meta gradient to the next. By default what the method wants: 16 for "
-            "amal() with a network, which judges 4 of these steps, 1 with a table."
+            "help": "Optimizer steps from one meta gradient to the next. By default what the method wants: 8 for "
+            "amal() with a network, which judges 2 of these steps, 1 with a table."
         },
     )
     meta_batch_size: int = field(

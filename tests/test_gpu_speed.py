@@ -28,7 +28,7 @@ def scripts(monkeypatch):
 
 
 def test_a_meta_step_is_timed_with_the_steps_that_learn(scripts, tmp_path, monkeypatch):
-    """Judging takes a second at four steps of sixteen, so a quarter of a second a step; the fixed mixture has none."""
+    """Judging takes a second at two steps of eight, so a quarter of a second a step; the fixed mixture has none."""
     take_step = AMALTrainer._meta_step
 
     def slow(self, *args):
