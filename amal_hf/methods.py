@@ -73,7 +73,7 @@ def amal(
     Args:
         policy: `LossNetwork()` by default: it carries what it learns on one example over to all that look alike, so
             that it is enough if every 4th training step is judged: 2 of 8, along one meta gradient (as good as two,
-            `benchmarks/LOG.md`). `ExampleTable()` gives every example free weights and takes a meta step at every step.
+            `benchmarks/LOG.md`). `ExampleTable()` gives every example free weights, with a meta step at every step.
         direction: `AdamDirection()` by default, since `Trainer` trains with AdamW; `SGDDirection()` for SGD.
         tangent: `FiniteDifference()` by default: all layers, two forward passes, nothing switched off. `LastLayer()`
             is cheapest: with it the default policy learns at every 16th step, which keeps the cost below 5 %.
