@@ -1,5 +1,7 @@
 """Many batches judged by one meta gradient, and weights that are learned before they are used."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tiny_bert, toy_arguments, toy_rows
@@ -11,6 +13,7 @@ from amal_hf import (
     Delayed,
     ExampleTable,
     FixedWeights,
+    LastLayer,
     LossNetwork,
     MeanOne,
     Method,
@@ -18,7 +21,9 @@ from amal_hf import (
     SGDDirection,
     StateNetwork,
     Trajectory,
+    amal,
     deep_interactions,
+    learning_to_reweight,
 )
 from amal_hf.policies.policy import Observation, Sizes
 from amal_hf.tangents import movable_parameters
@@ -94,6 +99,26 @@ def test_a_step_is_judged_before_it_is_taken_along_the_direction_of_its_window(t
     logs = trainer.state.log_history
     assert [entry["step"] for entry in logs if "meta_loss" in entry] == [*range(1, 12, interval or 3)]
     assert sum("meta_skipped" in entry for entry in logs) == len(policy.seen)
+
+
+@pytest.mark.parametrize(
+    ("method", "judged", "measured"),
+    [
+        (lambda: amal(), [0, 1, 8, 9, 16, 17], [0, 8, 16]),
+        (lambda: replace(amal(), window=1, interval=4), [0, 4, 8, 12, 16], [0, 4, 8, 12, 16]),
+        (lambda: amal(ExampleTable()), [*range(20)], [*range(20)]),
+        (lambda: amal(tangent=LastLayer()), [0, 16], [0, 16]),
+        (lambda: deep_interactions(window=10), [*range(20)], [0, 10]),
+        (lambda: replace(learning_to_reweight(), window=5), [*range(20)], [0, 5, 10, 15]),
+    ],
+)
+def test_which_steps_are_judged_and_which_have_a_meta_gradient(tmp_path, method, judged, measured):
+    """Of a run of 20 steps, by default; as the documentation of the methods says."""
+    trainer = new_trainer(tmp_path, method(), max_steps=20)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["step"] - 1 for entry in logs if "meta_skipped" in entry] == judged
+    assert [entry["step"] - 1 for entry in logs if "meta_loss" in entry] == measured
 
 
 @pytest.mark.parametrize("step", [4, 5, 6, 9])
