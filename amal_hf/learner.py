@@ -74,6 +74,7 @@ class WeightLearner:
         self.steps_taken = 0
         self.last_phase = 0
         self.direction: Params | None = None
+        self.steps_left = 0  # that the direction is still for
         trajectory = method.trajectory
         self.recorder = None if trajectory is None else Recorder(trajectory, method.restart_every, interval)
 
@@ -96,7 +97,7 @@ class WeightLearner:
         """Whether the weights learn before optimizer step `step`, counted from the end of the warm-up."""
         if self.method.phase_epochs or self.recorder is not None or step < 0:
             return False
-        return self.measures(step) or (step % self.interval < self.method.window and self.direction is not None)
+        return self.measures(step) or self.direction is not None
 
     def measures(self, step: int) -> bool:
         """Whether they then do so by a new meta gradient, and not along a direction that has been measured."""
@@ -120,11 +121,14 @@ class WeightLearner:
             problem = self._problem(student, module, batches)
             if meta_batch is None:
                 direction = placed(self.direction or {}, movable_parameters(module))
-                return MetaReport(None, judge(self.method, problem, direction))
-            meta_loss = self._meta_loss_on(student, module, meta_batch)
-            direction, report = meta_step(self.method, problem, meta_loss)
-        self.direction = direction if min(self.method.window, self.interval) > 1 else None
-        self.steps_taken += 1
+                report = MetaReport(None, judge(self.method, problem, direction))
+            else:
+                meta_loss = self._meta_loss_on(student, module, meta_batch)
+                direction, report = meta_step(self.method, problem, meta_loss)
+                self.steps_taken += 1
+                self.steps_left = min(self.method.window, self.interval)
+        self.steps_left -= 1
+        self.direction = direction if self.steps_left else None
         return report
 
     def restorer(self, batches: Sequence[Batch]) -> Callable[[], None]:
@@ -250,6 +254,7 @@ class WeightLearner:
             "last_phase": self.last_phase,
             "recorded": {} if self.recorder is None else self.recorder.state_dict(),
             "direction": {name: whole(value).cpu() for name, value in (self.direction or {}).items()},
+            "steps_left": self.steps_left,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -257,7 +262,7 @@ class WeightLearner:
         self.steps_taken, self.last_phase = state["steps_taken"], state["last_phase"]
         if self.recorder is not None:
             self.recorder.load_state_dict(state["recorded"])
-        self.direction = state["direction"] or None
+        self.direction, self.steps_left = state["direction"] or None, state["steps_left"]
 
 
 def _run(student: Student, module: nn.Module, batch: Batch) -> Callable[[], Any]:

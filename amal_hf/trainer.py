@@ -258,7 +258,7 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
             if report is not None:
                 self._statistics.add_meta(*report)
         elif not self.method.learns_at(self._progress()):
-            return
+            learner.direction = None
         elif learner.begin_phase(int(self.state.epoch or 0)):
             for batch in self._whole_training_set():
                 self._meta_step(learner, [batch], True)

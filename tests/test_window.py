@@ -26,6 +26,7 @@ from amal_hf import (
     learning_to_reweight,
 )
 from amal_hf.policies.policy import Observation, Sizes
+from amal_hf.state import STATE_NAME
 from amal_hf.tangents import movable_parameters
 
 
@@ -132,6 +133,8 @@ def test_an_interrupted_run_equals_the_uninterrupted_one(tmp_path, step):
     whole, again = trainer(), trainer()
     whole.train()
     assert [entry["step"] for entry in whole.state.log_history if "meta_loss" in entry] == [1, 6, 11]
+    saved = torch.load(tmp_path / f"checkpoint-{step}" / STATE_NAME)["learner"]["direction"]
+    assert bool(saved) == (step == 6)  # a copy of the student that is not needed would only take room
     again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
     assert alike(whole, again)
 
@@ -173,6 +176,7 @@ def test_delayed_weights_stay_as_they_are_once_they_are_used(tmp_path):
         again = trainer()
         again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
         assert alike(whole, again) and again.example_weights()["labels"][:] == given
+        assert again._learner.direction is None
 
 
 class StopAfter(TrainerCallback):
