@@ -13,6 +13,7 @@ from amal_hf import (
     Delayed,
     ExampleTable,
     FixedWeights,
+    LabelBlend,
     LastLayer,
     LossNetwork,
     MeanOne,
@@ -22,6 +23,7 @@ from amal_hf import (
     StateNetwork,
     Trajectory,
     amal,
+    commentaries,
     deep_interactions,
     learning_to_reweight,
 )
@@ -31,7 +33,7 @@ from amal_hf.tangents import movable_parameters
 
 
 def new_trainer(folder, method, **options):
-    learns = method.policy.learns
+    learns = method.learns
     return AMALTrainer(
         model=tiny_bert().double(),
         args=toy_arguments(folder, **{"max_steps": 12, "logging_steps": 1, **options}),
@@ -137,6 +139,18 @@ def test_an_interrupted_run_equals_the_uninterrupted_one(tmp_path, step):
     assert bool(saved) == (step == 6)  # a copy of the student that is not needed would only take room
     again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
     assert alike(whole, again)
+
+
+def test_changes_of_batches_learn_at_every_step_of_a_window(tmp_path):
+    """Along one direction as weights do, each time by another gradient."""
+    trainer = new_trainer(tmp_path, replace(commentaries(LabelBlend(3)), window=3), max_steps=6)
+    blend, seen = trainer.method.batch_policy, []
+    update = blend.update
+    blend.update = lambda gradients: (seen.append(torch.cat([g.flatten() for g in gradients])), update(gradients))
+    trainer.train()
+    assert [entry["step"] for entry in trainer.state.log_history if "meta_loss" in entry] == [1, 4]
+    assert len(seen) == 6 and all(g.abs().sum() > 0 and torch.isfinite(g).all() for g in seen)
+    assert all(not torch.equal(a, b) for a, b in zip(seen, seen[1:], strict=False))
 
 
 def test_delayed_weights_are_learned_from_the_first_and_used_later(tmp_path):
