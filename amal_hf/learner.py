@@ -132,7 +132,10 @@ class WeightLearner:
         return report
 
     def restorer(self, batches: Sequence[Batch]) -> Callable[[], None]:
-        """A function that takes back the meta step to come, from prepared batches, in all that it changes."""
+        """A function that takes back the meta step to come, in all that the policies learn from it.
+
+        A direction stays: the student has not moved, and a window's next steps need one.
+        """
         steps, changes = self.steps_taken, self.method.batch_policy
         parts = [self.mixture.policy.restorer(torch.cat([self.mixture.ids(batch) for batch in batches]))]
         if changes is not None:

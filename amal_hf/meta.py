@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from amal_hf.batch_policies.batch_policy import BatchPolicy, batch_gradient
 from amal_hf.directions import AdamDirection, Direction, Product
-from amal_hf.policies.policy import Observation, Policy, weights_of
+from amal_hf.policies.policy import Observation, Policy, of_unit_magnitude, weights_of
 from amal_hf.processes import summed_gradients, total, totals
 from amal_hf.shapes import Evaluate, Evaluation, ExampleIds, Features, LossTable, Params
 from amal_hf.sharded import Differentiate, cut_again
@@ -82,7 +82,7 @@ class Method:
 
     @property
     def usual_interval(self) -> int:
-        """Optimizer steps from one meta step to the next, where the run's arguments do not say otherwise."""
+        """Optimizer steps from one meta gradient to the next, where the run's arguments do not say otherwise."""
         if self.trajectory is not None:
             return self.interval or self.trajectory.steps
         return self.interval or self.window * self.policy.interval
@@ -237,14 +237,9 @@ def meta_gradient(
 
 
 def scaled(slopes: LossTable) -> tuple[LossTable, Tensor]:
-    """Slopes scaled to mean magnitude one over all processes, and which examples are finite, `(B,)`; the others get 0.
-
-    A loss that an example does not have has the slope 0, and does not count for the mean.
-    """
+    """Slopes `of_unit_magnitude`, and which examples are finite, `(B,)`; the others get 0."""
     finite = torch.isfinite(slopes).all(1)
-    kept = torch.where(finite[:, None], slopes, 0.0)
-    magnitude = total(kept.abs().sum()) / total(kept.count_nonzero()).clamp(min=1)
-    return kept / magnitude.clamp(min=torch.finfo(slopes.dtype).tiny), finite
+    return of_unit_magnitude(torch.where(finite[:, None], slopes, 0.0)), finite
 
 
 @contextmanager

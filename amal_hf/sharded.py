@@ -58,12 +58,13 @@ def differentiation(model: nn.Module) -> Differentiate:
 
 def placed(vector: Params, params: Params) -> Params:
     """A vector that was read from a file whole, on the devices of the parameters and cut as they are."""
-    return {
-        name: distribute_tensor(value, p.device_mesh, p.placements)
-        if isinstance(p, DTensor) and not isinstance(value, DTensor)
-        else value.to(p.device)
-        for name, (value, p) in ((name, (value, params[name])) for name, value in vector.items())
-    }
+    return {name: _placed_as(params[name], value) for name, value in vector.items()}
+
+
+def _placed_as(parameter: Tensor, value: Tensor) -> Tensor:
+    if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    return value.to(parameter.device)
 
 
 def cut(model: nn.Module) -> None:

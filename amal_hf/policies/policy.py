@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from amal_hf.losses import Task
 from amal_hf.policies.store import RowStore
+from amal_hf.processes import total
 from amal_hf.shapes import Batch, ExampleIds, Features, Logits, LossTable
 from amal_hf.top_logits import TopLogits
 
@@ -145,6 +146,15 @@ def restorer(module: nn.Module) -> Callable[[], None]:
         module.load_state_dict(kept)
 
     return restore
+
+
+def of_unit_magnitude(slopes: LossTable) -> LossTable:
+    """Slopes of mean magnitude one over all processes, `(B, K)`: the unit in which policies' learning rates are given.
+
+    A loss that an example does not have has the slope 0, and does not count for the mean.
+    """
+    magnitude = total(slopes.abs().sum()) / total(slopes.count_nonzero()).clamp(min=1)
+    return slopes / magnitude.clamp(min=torch.finfo(slopes.dtype).tiny)
 
 
 def weights_of(policy: Policy, observation: Observation) -> LossTable:

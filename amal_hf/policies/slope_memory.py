@@ -5,16 +5,15 @@ import math
 import torch
 from torch import Tensor, nn
 
+from amal_hf.policies.policy import of_unit_magnitude
 from amal_hf.policies.store import RowStore
-from amal_hf.processes import rows_of_all, total
+from amal_hf.processes import rows_of_all
 from amal_hf.shapes import ExampleIds, LossTable
 
 
 def of_likelihoods(slopes: LossTable, losses: LossTable) -> LossTable:
     """Slopes of `−exp(−loss)` from those of the losses, `(B, K)`, again of mean magnitude one over all processes."""
-    slopes = slopes * losses.neg().exp().to(slopes)
-    magnitude = total(slopes.abs().sum()) / total(slopes.count_nonzero()).clamp(min=1)
-    return slopes / magnitude.clamp(min=torch.finfo(slopes.dtype).tiny)
+    return of_unit_magnitude(slopes * losses.neg().exp().to(slopes))
 
 
 class SlopeMemory(nn.Module):
