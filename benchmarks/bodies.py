@@ -1,7 +1,7 @@
 """What students and teachers of the quality benchmark are made of.
 
 frozen    a head over frozen MiniLM embeddings (seconds a run); its teacher is a wider head over the same
-2, 3      so many layers of MiniLM, all of it trained; the teacher is the whole MiniLM, fine-tuned
+2, 3, 6   so many layers of MiniLM, all of it trained; the teacher is the whole MiniLM, fine-tuned
 
 Texts are read once: as row numbers of a table of embeddings, or as tokens.
 """

@@ -1,7 +1,8 @@
 """The runs of the quality benchmark: each a few phases of training, with up to four options of which dev chooses.
 
-Controls learn no weights; rules of thumb weigh by a fixed rule; learned ones have a meta step. All take as many steps
-of the student as its body's epochs over the training rows, whatever the phases.
+Controls learn no weights; rules of thumb weigh by a fixed rule; learned ones have a meta step; an oracle is told what
+nobody knows, to show what could be won. All take as many steps of the student as its body's epochs over the training
+rows, whatever the phases.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
-from rivals import Geometry, GivenWeights, TeacherAgreement, TeacherConfidence
+from rivals import Geometry, GivenWeights, TeacherAgreement, TeacherConfidence, right_votes
 from settings import Bench
 from suspects import kept_rows
 from teaching import teacher_logits
@@ -26,6 +27,7 @@ from amal_hf import (
     MeanOne,
     MetaWeightNet,
     Method,
+    PerLossNetwork,
     Policy,
     RuleLosses,
     SharedWeights,
@@ -39,7 +41,7 @@ from amal_hf import (
 
 Losses: TypeAlias = Callable[[Bench], list[Loss]]
 NewMethod: TypeAlias = Callable[[Bench], Method]
-Kind: TypeAlias = Literal["control", "rule of thumb", "learned", "ours"]
+Kind: TypeAlias = Literal["control", "rule of thumb", "learned", "ours", "oracle"]
 
 CLEAN = ("clean",)
 """Stands for all splits with labels known to be right."""
@@ -128,6 +130,11 @@ def everything(bench: Bench) -> list[Loss]:
     return [CrossEntropy(), CrossEntropy("majority", column="majority"), RuleLosses(bench.rules)]
 
 
+def rules_and_teacher(bench: Bench) -> list[Loss]:
+    """The label where there is one, every rule that fired, and a teacher that was trained on the clean rows."""
+    return [*label_and_rules(bench), with_teacher(bench)[1]]
+
+
 def always(make: Callable[[], Method]) -> NewMethod:
     """A method that does not depend on where it is used."""
     return lambda bench: make()
@@ -148,6 +155,11 @@ def suspects_to_teacher(bench: Bench) -> Method:
     """Suspected labels have no weight, and their teacher has all."""
     kept = torch.from_numpy(kept_rows(bench)).float()
     return Method("suspects_to_teacher", GivenWeights(torch.stack([kept, 1 - kept], 1)))
+
+
+def without_wrong_votes(bench: Bench) -> Method:
+    """As a fixed mixture, had nobody voted wrong."""
+    return Method("without_wrong_votes", GivenWeights(right_votes(bench)))
 
 
 def rule_policy() -> LossNetwork:
@@ -276,6 +288,8 @@ DISTILLATION: dict[str, Contender] = {
 # ---- rules ----
 
 MAJORITY = Phase(aggregated("majority"))
+VOICES = Phase(rules_and_teacher)
+AMAL_VOICES = replace(VOICES, method=always(lambda: amal(PerLossNetwork())))
 
 VOTES: dict[str, Contender] = {
     "labels of L only": Contender("control", {f"rate {r}": (Phase(rows=("labelled",), rate=r),) for r in (1.0, 0.3)}),
@@ -286,6 +300,12 @@ VOTES: dict[str, Contender] = {
     "random weights": Contender("control", one(Phase(everything, method=always(random_weights)))),
     "majority and clean rows": Contender("control", one(replace(MAJORITY, rows=("train", "meta")))),
     "majority, then clean rows": Contender("control", {f"rate {r}": then_clean(MAJORITY, r) for r in CLEAN_RATES}),
+    "clean teacher, then clean rows": Contender(
+        "control", {f"rate {r}": then_clean(Phase(with_teacher), r) for r in CLEAN_RATES}
+    ),
+    "rules and clean teacher, then clean rows": Contender(
+        "control", {f"rate {r}": then_clean(VOICES, r) for r in CLEAN_RATES}
+    ),
     "majority between clean rows": Contender("control", one(*between_clean(MAJORITY))),
     "small-loss selection": Contender(
         "rule of thumb",
@@ -309,6 +329,12 @@ VOTES: dict[str, Contender] = {
     ),
     "amal(), some votes or none": Contender("ours", one(AMAL_OR_NONE)),
     "amal(), some votes or none, between clean rows": Contender("ours", one(*between_clean(AMAL_OR_NONE))),
+    "amal(), clean teacher, then clean rows": Contender(
+        "ours", {f"rate {r}": then_clean(AMAL_VOICES, r) for r in CLEAN_RATES}
+    ),
+    "right votes and clean teacher, then clean rows": Contender(
+        "oracle", {f"rate {r}": then_clean(replace(VOICES, method=without_wrong_votes), r) for r in CLEAN_RATES}
+    ),
 }
 
 

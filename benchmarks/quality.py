@@ -59,7 +59,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", default=[], help="folders of data sets")
-    parser.add_argument("--student", choices=[FrozenBody.kind, "2", "3"], default=FrozenBody.kind)
+    parser.add_argument("--student", choices=[FrozenBody.kind, "2", "3", "6"], default=FrozenBody.kind)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, help="by default all that the data have")
     parser.add_argument("--runs", nargs="+", help="by default all of a setting")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -95,7 +95,7 @@ class Matrix:
 
     def untaught(self) -> list[Place]:
         """One place for every teacher that is not there yet."""
-        missing = {teacher_file(place): place for place in self.places() if place.setting != RULES}
+        missing = {teacher_file(place): place for place in self.places()}
         return [place for file, place in missing.items() if not file.exists()]
 
     def tuning(self) -> Iterator[Cell]:

@@ -1,11 +1,16 @@
 """Rival policies: a network on the geometry of student, teacher and label, rules of thumb, and given weights."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from settings import Bench
 from torch import Tensor
 
 from amal_hf import LossNetwork, Policy
+from amal_hf.losses import IGNORED
 from amal_hf.policies.policy import Observation, Signals, Sizes
+from amal_hf.shapes import VOTES
+from amal_hf.weak_splits import TRUTH
 
 
 class Geometry(LossNetwork):
@@ -81,3 +86,12 @@ class GivenWeights(Policy):
 
     def update(self, observation: Observation, slopes: Tensor) -> None:
         """Nothing to learn."""
+
+
+def right_votes(bench: Bench) -> Tensor:
+    """`(N, 1 + m + 1)`: equal weights for the label where there is one, the votes that are right, and the teacher."""
+    rows = bench.splits["train"]
+    votes, truth, labels = (np.array(rows[name][:]) for name in (VOTES, TRUTH, "label"))
+    right = (votes >= 0) & (votes == truth[:, None])
+    believed = np.column_stack([labels != IGNORED, right, np.ones(len(rows), dtype=bool)])
+    return torch.from_numpy(believed / believed.sum(1, keepdims=True)).float()

@@ -6,7 +6,8 @@ flipped40    the same with 40 %
 few          40 % wrong, and ten clean rows a class instead of 300 in all
 teacher30    labels are right; on 30 % of the rows the teacher's logits are those of another row
 imbalance    the rarest class has one row for 20 of the commonest; the teacher was trained on these rows
-rules        few labelled rows; on the others rules vote (`weak_splits`, half of the validation set is the meta set)
+rules        few labelled rows; on the others rules vote (`weak_splits`, half of the validation set is the meta set);
+             the teacher was trained on all clean rows, those of the meta set among them
 
 Clean rows are taken out of the training set (300, or ten a class if that is more); they are the meta set of what
 learns weights, and training rows of the controls that say so. Dev and test are the set's own.

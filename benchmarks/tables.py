@@ -22,13 +22,13 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "quality"
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
 
-KINDS = ["control", "rule of thumb", "learned", "ours"]
+KINDS = ["control", "rule of thumb", "learned", "ours", "oracle"]
 OURS = [
     "amal()",
     "amal(), then clean rows",
     "amal(), mean one",
     "amal(), mean one, then clean rows",
-    "amal() between clean rows",
+    "amal(), clean teacher, then clean rows",
 ]
 DETECTING = ["amal()", "meta_weight_net()", "learning_to_reweight()", "geometry network"]
 DATA = ["trec", "banking77", "sst2", "youtube", "sms"]
@@ -41,7 +41,7 @@ SETTINGS = {
     "imbalance": "imbalance 1:20",
     "rules": "rules",
 }
-STUDENTS = {"frozen": "head over frozen MiniLM", "2": "2-layer MiniLM", "3": "3-layer MiniLM"}
+STUDENTS = {"frozen": "head over frozen MiniLM", "2": "2-layer MiniLM", "3": "3-layer MiniLM", "6": "MiniLM"}
 METRICS = {"accuracy": "", "macro_f1": ", macro F1", "f1": ", F1"}
 
 Record = dict[str, Any]

@@ -1,4 +1,7 @@
-"""The teachers of the quality benchmark: trained once on the labels as they stand, kept as logits in a file."""
+"""The teachers of the quality benchmark: trained once on the labels as they stand, kept as logits in a file.
+
+With rules there are labels on clean rows alone; a teacher is trained on these, and says what it thinks of all others.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from bodies import CACHE, FrozenBody, LayeredBody
+from datasets import concatenate_datasets
 from numpy.typing import NDArray
 from settings import TAUGHT_AS, Bench, Place, new_bench
 from torch import Tensor
@@ -14,6 +18,8 @@ from transformers import set_seed
 
 
 CORRUPTED = 0.3
+FEWEST_STEPS = 150
+"""Of a teacher, however few rows it is trained on."""
 
 
 def teacher_logits(bench: Bench) -> Tensor:
@@ -60,8 +66,9 @@ def _taught_in(place: Place) -> str:
 def _taught(bench: Bench) -> NDArray[np.float32]:
     set_seed(bench.place.seed)
     body = bench.body
-    rows = read(bench, bench.splits["train"])
-    steps = body.teacher_epochs * -(-len(rows) // body.batch_size)
+    labelled = bench.clean if bench.rules else ("train",)
+    rows = concatenate_datasets([read(bench, bench.splits[name]) for name in labelled])
+    steps = max(body.teacher_epochs * -(-len(rows) // body.batch_size), FEWEST_STEPS)
     teacher = body.teacher(bench.classes)
     trainer = train(bench, teacher, rows, steps, Looks(bench.metric), learning_rate=body.teacher_rate)
     parts = [trainer.predict(read(bench, bench.splits[name])).predictions for name in ("train", "meta")]
