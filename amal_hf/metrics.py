@@ -145,10 +145,35 @@ def auc(scores: NDArray[Any], positives: NDArray[Any]) -> float:
     count = int(positive.sum())
     if count in (0, len(positive)):
         raise ValueError(f"AUC compares positives with negatives, but {count} of {len(positive)} are positive.")
-    _, inverse, ties = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(ties) - (ties - 1) / 2)[inverse]
-    above = ranks[positive].sum() - count * (count + 1) / 2
+    above = _ranks(values)[positive].sum() - count * (count + 1) / 2
     return float(above / (count * (len(positive) - count)))
+
+
+def rank_correlation(first: NDArray[Any], second: NDArray[Any]) -> float:
+    """Spearman's rank correlation, ties sharing their mean rank.
+
+    Args:
+        first, second: (N,) numbers, for instance the learned weights of rules and their precision; pairs of which one
+            is NaN are left out.
+
+    Returns:
+        From -1 to 1; NaN where fewer than two pairs are left, or where all numbers of a side are equal.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    pair = np.stack([np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)])
+    one, other = (_ranks(values) for values in pair[:, ~np.isnan(pair).any(0)])
+    if len(one) == 0 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return float("nan")
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From 1 on, the smallest first; ties share their mean rank."""
+    _, inverse, ties = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = (np.cumsum(ties) - (ties - 1) / 2)[inverse]
+    return ranks
 
 
 def _check_shapes(logits: NDArray[Any], labels: NDArray[Any], teacher_logits: NDArray[Any] | None) -> None:

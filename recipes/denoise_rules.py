@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict, Value, concatenate_datasets
 from numpy.typing import NDArray
@@ -57,7 +56,7 @@ from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset, r
 from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
 from amal_hf.intervals import bootstrap_interval
 from amal_hf.losses import IGNORED
-from amal_hf.metrics import classification_metrics
+from amal_hf.metrics import classification_metrics, rank_correlation
 from amal_hf.plots import plot_rule_weights
 from amal_hf.precision import has_fast_bf16
 from amal_hf.rules import Rule, RuleSummary, apply_rules, keyword_rule, summarise_rules
@@ -411,8 +410,8 @@ def rule_order(bench: Bench, trainer: AMALTrainer) -> float:
     """Spearman's correlation of the rules' mean weights with their precision."""
     votes, truth = (np.array(bench.data["train"][name][:]) for name in (VOTES, TRUTH))
     weights = rule_weights(bench, trainer)
-    found = pd.DataFrame(summarise_rules(votes, bench.rules, truth, weights))[["weight", "precision"]]
-    return float(found.astype(float).corr("spearman").iloc[0, 1])
+    found = summarise_rules(votes, bench.rules, truth, weights)
+    return rank_correlation(np.array([rule.weight for rule in found]), np.array([rule.precision for rule in found]))
 
 
 def summarise(bench: Bench, weights: NDArray[Any] | None) -> list[dict[str, Any]]:

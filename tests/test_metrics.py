@@ -4,6 +4,7 @@ import json
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import EvalPrediction
@@ -17,12 +18,25 @@ from amal_hf.metrics import (
     MatthewsCorrelation,
     auc,
     classification_metrics,
+    rank_correlation,
 )
 
 
 def one_hot(classes, count=3):
     """Logits whose largest entry is the given class."""
     return np.eye(count)[np.asarray(classes)]
+
+
+def test_rank_correlation_is_that_of_pandas():
+    """With ties and missing numbers as well; without an answer it is NaN."""
+    numbers = np.random.default_rng(0).integers(0, 6, (2, 40)).astype(float)
+    numbers[0, 3], numbers[1, 5] = np.nan, np.nan
+    assert rank_correlation(*numbers) == pytest.approx(pd.DataFrame(numbers.T).corr("spearman").iloc[0, 1])
+    assert rank_correlation(numbers[0], -numbers[0]) == pytest.approx(-1)
+    assert np.isnan(rank_correlation(numbers[0], np.ones(40)))
+    assert np.isnan(rank_correlation(np.array([1.0, np.nan]), np.array([np.nan, 1.0])))
+    with pytest.raises(ValueError, match="same shape"):
+        rank_correlation(numbers[0], numbers[1, 1:])
 
 
 @pytest.mark.parametrize(

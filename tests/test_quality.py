@@ -92,6 +92,7 @@ def test_every_run_takes_the_same_number_of_steps_and_can_be_measured(setting, r
     assert sum(cell.steps_of(bench, phases)) == 4 * TRAIN // 20
     record = cell.run_cell(cell.Cell(bench.place, run, option))
     assert {"accuracy", "macro_f1", "f1"} == record["test"].keys()
+    assert -1 <= record["auc"].pop("rule order", 0.0) <= 1
     assert all(0 <= value <= 1 for value in [record["dev"], *record["test"].values(), *record["auc"].values()])
     if run in ("amal()", "meta_weight_net()", "learning_to_reweight()"):
         assert ("vote weight" if setting == "rules" else "label weight") in record["auc"]
