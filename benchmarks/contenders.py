@@ -18,6 +18,7 @@ from teaching import teacher_logits
 
 from amal_hf import (
     AnnealedWeights,
+    Convex,
     ConvexOrNone,
     CrossEntropy,
     Distillation,
@@ -170,6 +171,7 @@ def rule_policy() -> LossNetwork:
 AMAL = Phase(with_teacher, method=always(amal))
 AMAL_MEAN_ONE = Phase(with_teacher, method=always(lambda: amal(LossNetwork(normalisation=MeanOne()))))
 AMAL_VOTES = Phase(everything, method=always(amal))
+AMAL_CONVEX_VOTES = Phase(everything, method=always(lambda: amal(LossNetwork(normalisation=Convex()))))
 AMAL_OR_NONE = Phase(everything, method=always(lambda: amal(rule_policy())))
 TEACHER = Phase(with_teacher, (0.0, 1.0))
 
@@ -324,8 +326,9 @@ VOTES: dict[str, Contender] = {
     "amal()": Contender("ours", one(AMAL_VOTES)),
     "amal(), then clean rows": Contender("ours", {f"rate {r}": then_clean(AMAL_VOTES, r) for r in CLEAN_RATES}),
     "amal() between clean rows": Contender("ours", one(*between_clean(AMAL_VOTES))),
-    "amal(), mean one": Contender(
-        "ours", one(Phase(everything, method=always(lambda: amal(LossNetwork(normalisation=MeanOne())))))
+    "amal(), convex": Contender("ours", one(AMAL_CONVEX_VOTES)),
+    "amal(), convex, then clean rows": Contender(
+        "ours", {f"rate {r}": then_clean(AMAL_CONVEX_VOTES, r) for r in CLEAN_RATES}
     ),
     "amal(), some votes or none": Contender("ours", one(AMAL_OR_NONE)),
     "amal(), some votes or none, between clean rows": Contender("ours", one(*between_clean(AMAL_OR_NONE))),

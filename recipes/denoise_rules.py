@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from amal_hf import (
     Contender,
     ConvexOrNone,
     CrossEntropy,
+    Distillation,
     Loss,
     LossNetwork,
     Method,
@@ -81,7 +83,7 @@ FAST_BF16 = has_fast_bf16()
 class Run:
     """A source of supervision: which rows, which losses, how weighed, and whether clean rows come first and last."""
 
-    losses: Callable[[list[str]], Sequence[Loss]] = lambda rules: [CrossEntropy()]
+    losses: "Callable[[Bench], Sequence[Loss]]" = lambda bench: [CrossEntropy()]
     method: Callable[[], Method] | None = None
     rows: tuple[str, ...] = ("train",)
     first_clean: bool = False
@@ -89,19 +91,24 @@ class Run:
     pace: float = 1.0  # of the learning rate, on votes: who follows them slowly still knows the clean rows
 
 
-def label_and_rules(rules: list[str]) -> list[Loss]:
+def label_and_rules(bench: "Bench") -> list[Loss]:
     """The label where there is one, and every rule that fired."""
-    return [CrossEntropy(), RuleLosses(rules)]
+    return [CrossEntropy(), RuleLosses(bench.rules)]
 
 
-def everything(rules: list[str]) -> list[Loss]:
+def everything(bench: "Bench") -> list[Loss]:
     """The label, the majority of the votes, and every rule that fired."""
-    return [CrossEntropy(), CrossEntropy("majority", column="majority"), RuleLosses(rules)]
+    return [CrossEntropy(), CrossEntropy("majority", column="majority"), RuleLosses(bench.rules)]
 
 
-def aggregated(column: str) -> Callable[[list[str]], Sequence[Loss]]:
+def rules_and_teacher(bench: "Bench") -> list[Loss]:
+    """The label where there is one, every rule that fired, and a larger model that knows the clean rows."""
+    return [*label_and_rules(bench), Distillation(bench.teacher)]
+
+
+def aggregated(column: str) -> "Callable[[Bench], Sequence[Loss]]":
     """The label where there is one, and the aggregated votes."""
-    return lambda rules: [CrossEntropy(), CrossEntropy(column, column=column)]
+    return lambda bench: [CrossEntropy(), CrossEntropy(column, column=column)]
 
 
 RUNS: dict[str, Run] = {
@@ -124,9 +131,11 @@ RUNS: dict[str, Run] = {
         first_clean=True,
         then_clean=True,
     ),
+    "rules and teacher, then clean rows": Run(rules_and_teacher, then_clean=True),
+    "amal with teacher, then clean rows": Run(rules_and_teacher, lambda: amal(PerLossNetwork()), then_clean=True),
 }
 OURS = "amal between clean rows"
-FIRST_EPOCHS, LAST_EPOCHS = 10, 5
+FIRST_EPOCHS, LAST_EPOCHS, TEACHER_EPOCHS = 10, 5, 15
 CLEAN_PHASES = (
     "Before and after the steps above, whose last evaluation is told, it was trained on the labelled rows and the "
     f"clean set alone, for {FIRST_EPOCHS} and {LAST_EPOCHS} epochs."
@@ -187,6 +196,16 @@ class Bench:
     tokenizer: PreTrainedTokenizerBase
     names: list[str]
     rules: list[str]
+
+    @cached_property
+    def teacher(self) -> str:
+        """Folder of a model that was fine-tuned on the clean rows; trained when it is first asked for."""
+        print("\nteacher")
+        set_seed(self.args.seed)
+        folder = f"{self.args.output_dir}/teacher"
+        trainer, _ = on_clean_rows(self, new_model(self), TEACHER_EPOCHS, self.args.learning_rate / 2)
+        trainer.save_model(folder)
+        return folder
 
 
 def main() -> None:
@@ -298,13 +317,14 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
     chosen = RUNS[name]
     rows = rows_of(bench, chosen.rows)
     print(f"\n{name}: {len(rows)} rows")
+    losses = chosen.losses(bench) if "train" in chosen.rows else [CrossEntropy()]
     set_seed(bench.args.seed)
     args = copy.copy(bench.args)
     args.push_to_hub = args.push_to_hub and name == OURS
+    args.teacher_cache_dir = args.teacher_cache_dir or f"{args.output_dir}/teacher_cache"
     # All runs take as many steps as one over all rows.
     args.max_steps = round(args.num_train_epochs * -(-len(bench.data["train"]) // args.train_batch_size))
     method = chosen.method() if chosen.method else None
-    losses = chosen.losses(bench.rules) if "train" in chosen.rows else [CrossEntropy()]
     student, seconds = new_student(bench), 0.0
     if chosen.first_clean:
         trainer, seconds = on_clean_rows(bench, student, FIRST_EPOCHS, args.learning_rate)
@@ -366,12 +386,18 @@ def f1_of_last_class(guess: NDArray[Any], truth: NDArray[Any]) -> float:
 
 def new_student(bench: Bench) -> PreTrainedModel:
     """The same student for every run."""
-    student = AutoModelForSequenceClassification.from_pretrained(
+    whole = new_model(bench)
+    return whole if bench.recipe.model else student_from_teacher(whole, bench.recipe.layers)
+
+
+def new_model(bench: Bench) -> PreTrainedModel:
+    """The whole checkpoint, with a new head."""
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
         bench.recipe.model or demo_teacher_path(),
         id2label=dict(enumerate(bench.names)),
         label2id={name: number for number, name in enumerate(bench.names)},
     )
-    return student if bench.recipe.model else student_from_teacher(student, bench.recipe.layers)
+    return model
 
 
 def new_trainer(

@@ -49,6 +49,17 @@ def test_a_normalisation_starts_at_the_shares_of_the_mixture(normalisation, tota
     torch.testing.assert_close(weights, total * torch.tensor([[0.75, 0.25, 0.0]]), rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("normalisation", [Convex(), MeanOne(), AboveAverage()])
+def test_an_example_that_lacks_losses_starts_with_the_same_sum(normalisation):
+    """Of a mixture of 0.5, 0.3 and 0.2 an example with the last two has 0.6 and 0.4, as with a fixed mixture; one with
+    none has nothing.
+    """
+    scores = normalisation.start(torch.tensor([0.5, 0.3, 0.2])).repeat(3, 1)
+    present = torch.tensor([[True, True, True], [False, True, True], [False, False, False]])
+    expected = torch.tensor([[0.5, 0.3, 0.2], [0.0, 0.6, 0.4], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(normalisation(scores, present), expected)
+
+
 @pytest.mark.parametrize("normalisation", [MeanOne(), AboveAverage()], ids=["mean one", "above average"])
 def test_what_all_slopes_share_has_no_effect(normalisation):
     """A number added to every slope is a learning rate in disguise, also where examples lack some of the losses."""

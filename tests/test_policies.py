@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from amal_hf import (
+    Convex,
     ConvexOrNone,
     ExampleTable,
     FixedWeights,
@@ -42,7 +43,7 @@ class Entry(NamedTuple):
     start: Callable[[Tensor], Tensor] | None
 
 
-def network(normalisation=None):
+def network(normalisation):
     return lambda: LossNetwork(normalisation=copy.deepcopy(normalisation))
 
 
@@ -50,7 +51,7 @@ SAME, DIMMED = (lambda mixture: mixture), (lambda mixture: 0.9 * mixture)
 FREE = {"clamped table": Entry(ExampleTable, SAME), "mean-one network": Entry(network(MeanOne()), SAME)}
 CONVEX = {
     "convex table": Entry(lambda: ExampleTable(bound=convex), SAME),
-    "convex network": Entry(network(), SAME),
+    "convex network": Entry(network(Convex()), SAME),
 }
 LEARNING = {**FREE, **CONVEX, "convex-or-none network": Entry(network(ConvexOrNone()), DIMMED)}
 ALIKE = {"fixed": Entry(FixedWeights, SAME), "shared": Entry(SharedWeights, SAME)}
@@ -286,6 +287,17 @@ def test_the_weights_of_an_example_do_not_depend_on_how_a_batch_is_cut(name):
     policy, whole = taught(begun(name)), seen()
     parts = [Observation(whole.ids[cut], whole.features[cut], 0.5) for cut in (slice(0, 1), slice(1, 6), slice(6, 8))]
     torch.testing.assert_close(torch.cat([policy.weights(part) for part in parts]), policy.weights(whole))
+
+
+@pytest.mark.parametrize(("teachers", "expected"), [(0, MeanOne), (1, Convex)])
+def test_a_network_shares_out_where_there_is_a_teacher_and_weighs_examples_where_there_is_none(teachers, expected):
+    """A teacher can stand in for a wrong label; without one an example must be able to count less, and a single loss
+    to be weighed at all. What was asked for stays.
+    """
+    for given, kind in ((None, expected), (ConvexOrNone(), ConvexOrNone)):
+        policy = LossNetwork(normalisation=given)
+        policy.reset(Sizes(2, teachers, None), torch.tensor([0.5, 0.5]))
+        assert type(policy.normalisation) is kind
 
 
 def test_mean_one_weights_sum_to_one_on_average():

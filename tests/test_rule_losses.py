@@ -10,12 +10,12 @@ from transformers import BertForTokenClassification
 
 from amal_hf import (
     AMALTrainer,
+    Convex,
     ConvexOrNone,
     CrossEntropy,
     Distillation,
     ExampleTable,
     LossNetwork,
-    MeanOne,
     Method,
     PerLossNetwork,
     RuleLosses,
@@ -85,12 +85,16 @@ def test_soft_and_hard_labels_of_another_column():
         assert values[2] == 0 and loss.present({"majority": column})[:, 0].tolist() == expected
 
 
+def new_convex():
+    return LossNetwork(normalisation=Convex())
+
+
 POLICIES = {
     "fixed": FixedWeights,
     "table": ExampleTable,
     "network": LossNetwork,
+    "network, convex": new_convex,
     "network or none": lambda: LossNetwork(normalisation=ConvexOrNone()),
-    "network, mean one": lambda: LossNetwork(normalisation=MeanOne()),
     "per loss": PerLossNetwork,
     "per loss or none": lambda: PerLossNetwork(normalisation=ConvexOrNone()),
     "shared": SharedWeights,
@@ -129,7 +133,7 @@ def test_what_is_missing_has_no_weight(tmp_path, new_policy):
     if not isinstance(trainer.mixture.policy, ExampleTable):  # whose rows are kept, and masked when used
         assert (table[~present] == 0).all()
     assert (table[present] > 0).mean() > 0.9
-    if new_policy in (FixedWeights, LossNetwork):
+    if new_policy in (FixedWeights, new_convex):
         np.testing.assert_allclose(table.sum(1), 1.0, rtol=1e-5)
 
 
@@ -204,7 +208,7 @@ def test_token_votes_travel_with_their_tokens(tmp_path):
         meta_dataset=meta.remove_columns("weak_labels"),
         data_collator=pad,
         losses=[RuleLosses(["value", "even"])],
-        method=amal(LossNetwork(normalisation=MeanOne())),
+        method=amal(),
     )
     trainer.train()
     batch = trainer.data_collator([trainer.train_dataset[row] for row in (0, 3)])

@@ -111,6 +111,9 @@ class ConvexOrNone(Normalisation):
 class MeanOne(Normalisation):
     """Sigmoids, scaled so that weights sum to one on average over examples: these compete with one another as well.
 
+    An example that lacks some of the losses, as rules that abstain do, starts with the same sum as the others: its
+    sigmoids are divided by the share of the mixture that it has.
+
     An update divides by the mean of its own batch, which takes the common part out of the gradient. In between,
     weights are divided by a running mean of these, because a batch that is cut in pieces has several means. An update
     moves the running mean as much as the mean of its batch: one that only ran after it let all weights swing together
@@ -121,6 +124,7 @@ class MeanOne(Normalisation):
     """
 
     mean: Tensor
+    shares: Tensor
 
     def __init__(self, momentum: float = 0.1) -> None:
         super().__init__()
@@ -128,6 +132,7 @@ class MeanOne(Normalisation):
             raise ValueError(f"MeanOne: momentum must lie in (0, 1], got {momentum}.")
         self.momentum = momentum
         self.register_buffer("mean", torch.ones(()))
+        self.register_buffer("shares", torch.ones(()), persistent=False)
 
     def start(self, initial: Tensor) -> Tensor:
         """Logits of half the shares, over a running mean that starts at a half.
@@ -135,15 +140,17 @@ class MeanOne(Normalisation):
         A share near one would start where a sigmoid has no gradient left.
         """
         self.mean.fill_(0.5)
-        return (0.5 * initial / initial.sum()).clamp(min=1e-4).logit()
+        halves = (0.5 * initial / initial.sum()).clamp(min=1e-4)
+        self.shares = 2 * halves
+        return halves.logit()
 
     def forward(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
         """`(B, K) -> (B, K)`."""
-        return _only(scores.sigmoid(), present) / self.mean
+        return self._raw(scores, present) / self.mean
 
     def of_step(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
         """Divided by the mean over all processes' batches."""
-        return _only(scores.sigmoid(), present) / self._mean(scores, present)
+        return self._raw(scores, present) / self._mean(scores, present)
 
     def follow(self, before: Tensor, after: Tensor, present: Tensor | None = None) -> None:
         """The running mean moves with the network, and a little towards the mean of this batch."""
@@ -153,8 +160,15 @@ class MeanOne(Normalisation):
         self.mean.copy_(torch.where(mean > _SMALLEST_MEAN, moved, self.mean))
 
     def _mean(self, scores: Tensor, present: Tensor | None) -> Tensor:
-        raw = _only(scores.sigmoid(), present)
+        raw = self._raw(scores, present)
         return (total(raw.sum()) / total_count(len(raw), raw.device)).clamp(min=_SMALLEST_MEAN)
+
+    def _raw(self, scores: Tensor, present: Tensor | None) -> Tensor:
+        raw = scores.sigmoid()
+        if present is None:
+            return raw
+        held = (self.shares * present).sum(-1, keepdim=True)
+        return _only(raw, present) / torch.where(held > 0, held, 1)
 
 
 class AboveAverage(MeanOne):
@@ -172,7 +186,7 @@ class AboveAverage(MeanOne):
 
     def of_step(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
         """The weights; their gradient is that of weights less their plain mean over all processes' batches."""
-        raw = _only(scores.sigmoid(), present)
+        raw = self._raw(scores, present)
         given = torch.ones_like(raw) if present is None else present.to(raw)
         common = total(raw.sum()) / total(given.sum()).clamp(min=1)
         return (raw - given * (common - common.detach())) / self._mean(scores, present).detach()

@@ -55,8 +55,8 @@ class Frozen(Policy):
             FileNotFoundError: there is no such file.
             ValueError: it is no safetensors file, or was learned for other losses, labels or hidden sizes.
         """
-        saved = self._read(self.saved) if isinstance(self.saved, Path) else self.saved
         self.policy.reset(sizes, initial)
+        saved = self._read(self.saved) if isinstance(self.saved, Path) else self.saved
         own = _tensors(self.policy)
         differing = sorted(
             name

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from amal_hf.losses import CrossEntropy, entropy
-from amal_hf.policies.bounds import Convex, Normalisation
+from amal_hf.policies.bounds import Convex, MeanOne, Normalisation
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
 from amal_hf.processes import summed_gradients, total_count
 from amal_hf.shapes import Features, Logits, LossTable
@@ -23,7 +23,10 @@ class LossNetwork(Policy):
     Args:
         hidden: width of the one hidden layer.
         learning_rate: of its own Adam. 1e-2: at 3e-3 the pattern came too late to matter.
-        normalisation: `Convex()` (softmax over the losses, the default), `ConvexOrNone()` or `MeanOne()`.
+        normalisation: by default `Convex()`, a softmax over the losses of an example, where there is a teacher that
+            can stand in for a wrong label, and `MeanOne()` where there is none: then all that is said of an example
+            may be wrong, and it should count less (`benchmarks/LOG.md` has both of either). Or `ConvexOrNone()`, or
+            `AboveAverage()`.
         seed: of its first weights.
 
     References: The form of Meta-Weight-Net (Shu et al. 2019, arXiv:1902.07379), widened from one loss to several,
@@ -32,6 +35,7 @@ class LossNetwork(Policy):
 
     interval = 4
     network: nn.Module
+    normalisation: Normalisation
 
     def __init__(
         self, hidden: int = 32, learning_rate: float = 1e-2, normalisation: Normalisation | None = None, seed: int = 0
@@ -43,11 +47,14 @@ class LossNetwork(Policy):
             )
         self.hidden = hidden
         self.learning_rate = learning_rate
-        self.normalisation = Convex() if normalisation is None else normalisation
+        self.by_sizes = normalisation is None
+        self.normalisation = MeanOne() if normalisation is None else normalisation
         self.seed = seed
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
         """A new network that starts with the initial mixture."""
+        if self.by_sizes:
+            self.normalisation = Convex() if sizes.teachers else MeanOne()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             self.network = self.new_network(sizes, self.normalisation.start(initial))
