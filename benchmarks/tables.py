@@ -41,6 +41,7 @@ SETTINGS = {
     "imbalance": "imbalance 1:20",
     "rules": "rules",
 }
+WITHOUT_ERRORS = ("clean", "imbalance")
 STUDENTS = {"frozen": "head over frozen MiniLM", "2": "2-layer MiniLM", "3": "3-layer MiniLM", "6": "MiniLM"}
 METRICS = {"accuracy": "", "macro_f1": ", macro F1", "f1": ", F1"}
 
@@ -94,18 +95,14 @@ class Group:
         }
         return max(dev, key=lambda run: dev[run]) if dev else None
 
-    def difference(self, run: str, other: str) -> str:
-        """By how much a run is better on the test set, with a paired interval over the seeds that both have."""
+    def gains(self, run: str, other: str) -> dict[int, float]:
+        """By how many points a run is better on the test set, for each of the seeds that both have."""
         ours, theirs = self.cells.get(run, {}), self.cells[other]
-        gains = [
-            100 * (ours[seed]["test"][self.metric] - theirs[seed]["test"][self.metric])
+        return {
+            seed: 100 * (ours[seed]["test"][self.metric] - theirs[seed]["test"][self.metric])
             for seed in ours
             if seed in theirs
-        ]
-        if not gains:
-            return ""
-        width = half_width(gains)
-        return f"{np.mean(gains):+.1f}" + ("" if width is None else f" ± {width:.1f}")
+        }
 
 
 def main() -> None:
@@ -154,7 +151,7 @@ def filled(page: str, blocks: dict[str, str]) -> str:
 
 
 def summary(groups: list[Group]) -> str:
-    """What learned weights gain over the best control of each setting."""
+    """What learned weights gain over the best control of each setting, and on average where there are errors."""
     head = [
         "data, setting",
         "student",
@@ -163,16 +160,38 @@ def summary(groups: list[Group]) -> str:
         "its test score",
         *(f"`{run}`" for run in OURS),
     ]
-    return table(head, [row for group in groups if (row := _summary_row(group))])
+    compared = [(g, best) for g in groups if (best := g.best_control()) and any(run in g.cells for run in OURS)]
+    rows = [_summary_row(group, best) for group, best in compared]
+    for student in STUDENTS:
+        faulty = [(g, best) for g, best in compared if g.student == student and g.setting not in WITHOUT_ERRORS]
+        if len(faulty) > 1:
+            rows.append(_mean_row(student, faulty))
+    return table(head, rows)
 
 
-def _summary_row(group: Group) -> list[str] | None:
-    best = group.best_control()
-    if best is None or not any(run in group.cells for run in OURS):
-        return None
-    gains = [group.difference(run, best) for run in OURS]
+def _summary_row(group: Group, best: str) -> list[str]:
+    gains = [_signed(group.gains(run, best)) for run in OURS]
     seeds = str(len(group.cells[best]))
     return [group.title, STUDENTS[group.student], seeds, best, spread(group.tests(best)), *gains]
+
+
+def _mean_row(student: str, faulty: list[tuple[Group, str]]) -> list[str]:
+    """Over all settings with errors; empty for a run that lacks one of them."""
+    means = []
+    for run in OURS:
+        gains = [group.gains(run, best) for group, best in faulty]
+        seeds = set.intersection(*(set(one) for one in gains))
+        means.append(_signed({seed: float(np.mean([one[seed] for one in gains])) for seed in seeds}))
+    return [f"**mean of the {len(faulty)} with errors**", STUDENTS[student], "", "", "", *means]
+
+
+def _signed(gains: dict[int, float]) -> str:
+    """Mean over the seeds with its interval."""
+    if not gains:
+        return ""
+    values = list(gains.values())
+    width = half_width(values)
+    return f"{np.mean(values):+.1f}" + ("" if width is None else f" ± {width:.1f}")
 
 
 def everything(groups: list[Group]) -> str:

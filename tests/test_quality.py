@@ -181,12 +181,32 @@ def test_tables_show_paired_gains_over_the_control_that_dev_chooses():
     ]
     (group,) = tables.groups_of(record | {"data": "trec"} for record in records)
     assert group.best_control() == "teacher only"
-    assert group.difference("amal()", "teacher only") == "+2.0 ± 2.5"
+    assert group.gains("amal()", "teacher only") == pytest.approx({0: 1.0, 1: 2.0, 2: 3.0})
+    assert "| teacher only | 85.0 ± 12.4 | +2.0 ± 2.5 |" in tables.summary([group])
     assert tables.mean_ranks([group], ["labels only", "teacher only", "amal()"]) == {
         "labels only": 1.0,
         "amal()": 2.0,
         "teacher only": 3.0,
     }
+
+
+def test_gains_are_averaged_over_the_settings_with_errors():
+    """By hand: a gain of 1, 2 and 3 points in one setting and of 3 in the other are 2, 2.5 and 3 on average; right
+    labels do not count, and a run that lacks a setting has no average.
+    """
+    records = [
+        record
+        for seed in range(3)
+        for setting, gain in (("flipped40", 0.01 * (1 + seed)), ("teacher30", 0.03), ("clean", 0.3))
+        for record in (
+            record_of(setting, "teacher only", "", seed, 0.6, 0.5),
+            record_of(setting, "amal()", "", seed, 0.7, 0.5 + gain),
+            *([record_of(setting, "amal(), mean one", "", seed, 0.7, 0.6)] if setting == "flipped40" else []),
+        )
+    ]
+    last = tables.summary(tables.groups_of(record | {"data": "trec"} for record in records)).splitlines()[-1]
+    assert last.startswith("| **mean of the 2 with errors** |")
+    assert "| +2.5 ± 1.2 |  |  |" in last
 
 
 def test_tables_in_the_pages_are_those_of_the_cells():
