@@ -28,7 +28,6 @@ from amal_hf import (
     MeanOne,
     MetaWeightNet,
     Method,
-    PerLossNetwork,
     Policy,
     RuleLosses,
     SharedWeights,
@@ -291,7 +290,7 @@ DISTILLATION: dict[str, Contender] = {
 
 MAJORITY = Phase(aggregated("majority"))
 VOICES = Phase(rules_and_teacher)
-AMAL_VOICES = replace(VOICES, method=always(lambda: amal(PerLossNetwork())))
+AMAL_VOICES = replace(VOICES, method=always(amal))
 
 VOTES: dict[str, Contender] = {
     "labels of L only": Contender("control", {f"rate {r}": (Phase(rows=("labelled",), rate=r),) for r in (1.0, 0.3)}),
