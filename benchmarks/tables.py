@@ -134,7 +134,8 @@ def groups_of(records: Iterable[Record]) -> list[Group]:
 
 
 def rendered(groups: list[Group]) -> dict[str, str]:
-    """Every table by the name of its marker."""
+    """Every table by the name of its marker; settings without any control yet have nothing to be compared with."""
+    groups = [group for group in groups if group.best_control()]
     return {
         "against controls": summary(groups),
         "all runs": everything(groups),

@@ -2,13 +2,14 @@
 
     python recipes/denoise_rules.py                               # needs no hub: docstrings and hand-written rules
     python recipes/denoise_rules.py --dataset wrench/trec         # a folder in WRENCH format
-    python recipes/denoise_rules.py --dataset wrench/sms --runs "labels and meta rows" "amal between clean rows"
+    python recipes/denoise_rules.py --dataset wrench/sms --runs "labels and meta rows" "majority vote"
 
 1. Read rows with votes; split into few labelled rows, many unlabelled ones, a clean meta set, dev and test.
-2. Train the same student from each source of supervision, on the same budget; dev chooses among the checkpoints.
-3. Print a table, and what is known of every rule: how often it is right, and what weight it has learned.
+2. Fine-tune a teacher, the whole model, on the clean rows.
+3. Train the same student from each source of supervision, on the same budget; dev chooses among the checkpoints.
+4. Print a table, and what is known of every rule: how often it is right, and what weight it has learned.
    Draw both, and write a page to look through the examples by weight and rule.
-4. Save the student of "amal between clean rows" with its card; with --push_to_hub also publish it.
+5. Save the student of "amal with teacher, then clean rows" with its card; with --push_to_hub also publish it.
 """
 
 import copy
@@ -39,11 +40,9 @@ from amal_hf import (
     CardDetails,
     Comparison,
     Contender,
-    ConvexOrNone,
     CrossEntropy,
     Distillation,
     Loss,
-    LossNetwork,
     Method,
     PerLossNetwork,
     RuleLosses,
@@ -106,6 +105,11 @@ def rules_and_teacher(bench: "Bench") -> list[Loss]:
     return [*label_and_rules(bench), Distillation(bench.teacher)]
 
 
+def label_and_teacher(bench: "Bench") -> list[Loss]:
+    """The label where there is one, and the larger model."""
+    return [CrossEntropy(), Distillation(bench.teacher)]
+
+
 def aggregated(column: str) -> "Callable[[Bench], Sequence[Loss]]":
     """The label where there is one, and the aggregated votes."""
     return lambda bench: [CrossEntropy(), CrossEntropy(column, column=column)]
@@ -121,26 +125,28 @@ RUNS: dict[str, Run] = {
     "meta_weight_net": Run(label_and_rules, meta_weight_net),
     "majority vote, then clean rows": Run(aggregated("majority"), then_clean=True),
     "weights of rules": Run(label_and_rules, lambda: Method("shared_weights", SharedWeights(), interval=4)),
-    "amal": Run(everything, lambda: amal(LossNetwork(normalisation=ConvexOrNone()))),
+    "amal": Run(everything, amal),
     "amal rule by rule": Run(label_and_rules, lambda: amal(PerLossNetwork()), first_clean=True, pace=0.1),
-    "amal, then clean rows": Run(everything, lambda: amal(LossNetwork(normalisation=ConvexOrNone())), then_clean=True),
+    "amal, then clean rows": Run(everything, amal, then_clean=True),
     "majority vote between clean rows": Run(aggregated("majority"), first_clean=True, then_clean=True),
-    "amal between clean rows": Run(
-        everything,
-        lambda: amal(LossNetwork(normalisation=ConvexOrNone())),
-        first_clean=True,
-        then_clean=True,
-    ),
+    "amal between clean rows": Run(everything, amal, first_clean=True, then_clean=True),
+    "teacher, then clean rows": Run(label_and_teacher, then_clean=True),
     "rules and teacher, then clean rows": Run(rules_and_teacher, then_clean=True),
-    "amal with teacher, then clean rows": Run(rules_and_teacher, lambda: amal(PerLossNetwork()), then_clean=True),
+    "amal with teacher, then clean rows": Run(rules_and_teacher, amal, then_clean=True),
 }
-OURS = "amal between clean rows"
+OURS = "amal with teacher, then clean rows"
 FIRST_EPOCHS, LAST_EPOCHS, TEACHER_EPOCHS = 10, 5, 15
 CLEAN_PHASES = (
-    "Before and after the steps above, whose last evaluation is told, it was trained on the labelled rows and the "
-    f"clean set alone, for {FIRST_EPOCHS} and {LAST_EPOCHS} epochs."
+    "After the steps above, whose last evaluation is told, it was trained on the labelled rows and the clean set "
+    f"alone, for {LAST_EPOCHS} epochs; its teacher for {TEACHER_EPOCHS}, and on nothing else."
 )
-DEFAULT_RUNS = ["labels and meta rows", "majority vote", "uniform mixture", "majority vote between clean rows", OURS]
+DEFAULT_RUNS = [
+    "labels and meta rows",
+    "majority vote",
+    "teacher, then clean rows",
+    "rules and teacher, then clean rows",
+    OURS,
+]
 
 
 @dataclass
@@ -463,6 +469,7 @@ def card_details(bench: Bench, rows: list[dict[str, Any]]) -> CardDetails:
     return replace(
         known,
         finetuned_from=bench.recipe.model or TEACHER_ID,
+        teachers=(bench.recipe.model or TEACHER_ID,),
         comparison=Comparison(contenders, OURS, dataset=data),
         limits=(*known.limits, CLEAN_PHASES),
     )

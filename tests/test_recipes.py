@@ -123,7 +123,7 @@ def test_learn_and_reuse_a_commentary(tmp_path, kind):
 @pytest.mark.slow
 def test_denoise_rules(tmp_path):
     """Sources of supervision end in a table; every rule gets a line, and a point in a figure."""
-    runs = ["labels and meta rows", "majority vote", "weights of rules", "amal", "amal between clean rows"]
+    runs = ["labels and meta rows", "majority vote", "weights of rules", "amal", "amal with teacher, then clean rows"]
     recipe = str(ROOT / "recipes" / "denoise_rules.py")
     command = [sys.executable, recipe, "--smoke", "--output_dir", str(tmp_path), "--runs", *runs]
     subprocess.run(command, capture_output=True, check=True)
