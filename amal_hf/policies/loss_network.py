@@ -25,8 +25,8 @@ class LossNetwork(Policy):
         learning_rate: of its own Adam. 1e-2: at 3e-3 the pattern came too late to matter.
         normalisation: by default `Convex()`, a softmax over the losses of an example, where there is a teacher that
             can stand in for a wrong label, and `MeanOne()` where there is none: then all that is said of an example
-            may be wrong, and it should count less (`benchmarks/LOG.md` has both of either). Or `ConvexOrNone()`, or
-            `AboveAverage()`.
+            may be wrong, and it should count less. `benchmarks/LOG.md` compares the two in both cases. Or
+            `ConvexOrNone()`, or `AboveAverage()`.
         seed: of its first weights.
 
     References: The form of Meta-Weight-Net (Shu et al. 2019, arXiv:1902.07379), widened from one loss to several,
