@@ -143,9 +143,10 @@ def _read(folder: Path) -> DatasetDict:
 
 def _body(place: Place, data: DatasetDict) -> Body:
     model = place.model or demo_teacher_path()
+    texts = [text for rows in data.values() for text in rows["text"]]
     if place.student == FrozenBody.kind:
-        return FrozenBody(place.data.name, [text for rows in data.values() for text in rows["text"]], model)
-    return LayeredBody(int(place.student), model)
+        return FrozenBody(place.data.name, texts, model)
+    return LayeredBody(int(place.student), texts, model)
 
 
 def _planted(data: DatasetDict, place: Place) -> DatasetDict:
