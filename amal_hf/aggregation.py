@@ -1,15 +1,47 @@
-"""Many votes on a row made into one label, hard or soft.
+"""Many votes on a row made into one label, hard or soft, and put beside the row.
 
 Soft labels are `(n, C)` and sum to one in every row; rows on which no rule votes are uniform. Hard labels are `(n,)`,
 with -100 for those rows, which costs a student nothing.
 """
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
 import numpy as np
+from datasets import Dataset, List, Value
 from numpy.typing import NDArray
 
+from amal_hf.data import replace_column
 from amal_hf.losses import IGNORED
 from amal_hf.rules import check_votes
-from amal_hf.shapes import ABSTAIN
+from amal_hf.shapes import ABSTAIN, VOTES
+
+
+Aggregate: TypeAlias = Callable[[NDArray[np.integer], int, int], NDArray[Any]]
+"""Votes `(n, m)`, C and a seed to labels: `(n,)` if hard, `(n, C)` if soft."""
+
+
+def add_aggregated(rows: Dataset, column: str, aggregate: Aggregate, classes: int, seed: int = 0) -> Dataset:
+    """The dataset with the votes on each row without a label as one label, in a column for `CrossEntropy`.
+
+    It is -100 on rows that have a label of their own and on rows that nobody voted on: neither costs a student
+    anything.
+
+    Args:
+        rows: with votes in `weak_labels` and labels in `label`, -100 where there is none; as `weak_splits` makes them.
+        column: to write.
+        aggregate: `majority_vote`, `label_model`, or any function of their kind.
+        classes: C.
+        seed: for `aggregate`.
+
+    Raises:
+        ValueError: what `aggregate` does not take.
+    """
+    votes, labels = np.array(rows[VOTES][:]), np.array(rows["label"][:])
+    found = aggregate(votes, classes, seed)
+    found[(labels != IGNORED) | ~(votes != ABSTAIN).any(1)] = IGNORED
+    feature = Value("int64") if found.ndim == 1 else List(Value("float64"))
+    return replace_column(rows, column, found.tolist(), feature)
 
 
 def vote_shares(votes: NDArray[np.integer], classes: int) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from amal_hf.losses import IGNORED
-from amal_hf.rules import RuleSummary, summarise_rules
+from amal_hf.rule_summary import RuleSummary
 from amal_hf.run_figures import Picture, can_draw, pictures
 from amal_hf.run_record import Rules, RunRecord
 
@@ -75,11 +75,7 @@ def page_data(record: RunRecord) -> dict[str, Any]:
 
 def rule_table(record: RunRecord) -> list[dict[str, str]]:
     """A line for every rule, the least believed first; empty without rules."""
-    if record.rules is None:
-        return []
-    truth = record.labels if record.truth is None else record.truth
-    entries = summarise_rules(record.rules.votes, record.rules.names, truth, record.rules.weights)
-    ranked = sorted(entries, key=lambda entry: (np.isnan(entry.weight), entry.weight))
+    ranked = sorted(record.rule_summaries(), key=lambda entry: (np.isnan(entry.weight), entry.weight))
     return [
         {name: shown(getattr(entry, name)) for name in RuleSummary._fields if name != "classes"} for entry in ranked
     ]

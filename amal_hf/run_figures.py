@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from amal_hf.rules import summarise_rules
 from amal_hf.run_record import RunRecord
 
 
@@ -107,13 +106,10 @@ def _clean_and_flipped(record: RunRecord, weights: dict[str, Any]) -> Iterator[P
 def _rules(record: RunRecord) -> Iterator[Picture]:
     from amal_hf import plots
 
-    truth = record.labels if record.truth is None else record.truth
-    if record.rules is None or truth is None:
-        return
-    entries = summarise_rules(record.rules.votes, record.rules.names, truth, record.rules.weights)
+    entries = record.rule_summaries()
     precision, weight = (np.array([getattr(entry, part) for entry in entries]) for part in ("precision", "weight"))
     if np.isfinite(precision + weight).any():
-        figure = plots.plot_rule_weights(weight, precision, record.rules.names)
+        figure = plots.plot_rule_weights(weight, precision, [entry.name for entry in entries])
         yield Picture(
             "rules", figure, "The learned weight of every rule against the share of its votes that are right"
         )

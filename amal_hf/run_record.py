@@ -16,6 +16,7 @@ from amal_hf.example_notes import GUESS, STUDENT, group_means
 from amal_hf.losses import IGNORED
 from amal_hf.noise import TRUE_LABEL
 from amal_hf.rule_losses import RuleLosses
+from amal_hf.rule_summary import RuleSummary, summarise_rules
 
 
 SHOWN_TEXTS = 8
@@ -75,6 +76,13 @@ class RunRecord:
     texts: dict[str, list[str]] = field(default_factory=dict)
     shares: NDArray[np.float32] | None = None
     masked: list[tuple[list[str], list[float]]] = field(default_factory=list)
+
+    def rule_summaries(self) -> list[RuleSummary]:
+        """What is known of every rule, right being what the truth says, or else the labels; empty without rules."""
+        if self.rules is None:
+            return []
+        truth = self.labels if self.truth is None else self.truth
+        return summarise_rules(self.rules.votes, self.rules.names, truth, self.rules.weights)
 
 
 @torch.no_grad()

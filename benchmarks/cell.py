@@ -20,8 +20,8 @@ from transformers import set_seed
 from transformers.trainer_utils import EvalPrediction
 
 from amal_hf import AMALTrainer
-from amal_hf.metrics import auc, rank_correlation
-from amal_hf.rules import summarise_rules
+from amal_hf.metrics import auc
+from amal_hf.rule_summary import rule_order, summarise_rules
 from amal_hf.shapes import VOTES
 from amal_hf.weak_splits import TRUTH
 
@@ -169,8 +169,7 @@ def _of_weights(bench: Bench, weighed: AMALTrainer) -> dict[str, float]:
         weights = np.column_stack([table[f"rules/rule_{j}"][: len(train)] for j in range(bench.rules)])
         fired = (votes >= 0) & np.isfinite(weights)
         found["vote weight"] = auc(weights[fired], (votes == truth[:, None])[fired])
-        rules = summarise_rules(votes, labels=truth, weights=np.where(fired, weights, np.nan))
-        order = rank_correlation(np.array([r.weight for r in rules]), np.array([r.precision for r in rules]))
+        order = rule_order(summarise_rules(votes, labels=truth, weights=np.where(fired, weights, np.nan)))
         if np.isfinite(order):
             found["rule order"] = order
     return found

@@ -17,15 +17,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from bodies import Body, FrozenBody, LayeredBody
-from datasets import Dataset, DatasetDict, Value, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from numpy.typing import NDArray
 
-from amal_hf.aggregation import label_model, majority_vote
-from amal_hf.data import read_dataset, replace_column, split_dataset
+from amal_hf.aggregation import add_aggregated, label_model, majority_vote
+from amal_hf.data import read_dataset, split_dataset
 from amal_hf.demo import demo_teacher_path
 from amal_hf.losses import IGNORED
 from amal_hf.noise import TRUE_LABEL, flip_labels, make_imbalanced
@@ -160,11 +159,7 @@ def _planted(data: DatasetDict, place: Place) -> DatasetDict:
 def _with_rules(data: DatasetDict, seed: int) -> DatasetDict:
     classes = data["train"].features["label"].num_classes
     splits = weak_splits(data, seed=seed, drop_overlap=True)
-    votes, unlabelled = np.array(splits["train"][VOTES][:]), np.array(splits["train"]["label"][:]) == IGNORED
-    majority = np.where(unlabelled, majority_vote(votes, classes, seed), IGNORED)
-    splits["train"] = replace_column(splits["train"], "majority", majority.tolist(), Value("int64"))
+    splits["train"] = add_aggregated(splits["train"], "majority", majority_vote, classes, seed)
     if find_spec("snorkel"):
-        soft: NDArray[Any] = label_model(votes, classes, seed)
-        soft[~(unlabelled & (votes >= 0).any(1))] = IGNORED
-        splits["train"] = splits["train"].add_column("label_model", soft.tolist())
+        splits["train"] = add_aggregated(splits["train"], "label_model", label_model, classes, seed)
     return splits

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Value, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from numpy.typing import NDArray
 from transformers import (
     AutoModelForSequenceClassification,
@@ -52,28 +52,20 @@ from amal_hf import (
     meta_weight_net,
     student_from_teacher,
 )
-from amal_hf.aggregation import label_model, majority_vote
-from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset, replace_column
+from amal_hf.aggregation import add_aggregated, label_model, majority_vote
+from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset
 from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
+from amal_hf.demo_rules import docstring_rules
 from amal_hf.intervals import bootstrap_interval
-from amal_hf.losses import IGNORED
-from amal_hf.metrics import classification_metrics, rank_correlation
+from amal_hf.metrics import classification_metrics
 from amal_hf.plots import plot_rule_weights
 from amal_hf.precision import has_fast_bf16
-from amal_hf.rules import Rule, RuleSummary, apply_rules, keyword_rule, summarise_rules
+from amal_hf.rule_summary import RuleSummary, rule_lines, rule_order, summarise_rules
+from amal_hf.rules import apply_rules
+from amal_hf.run_record import record_of
 from amal_hf.shapes import VOTES
 from amal_hf.weak_splits import TRUTH, weak_splits
 
-
-WORDS: dict[str, list[list[str]]] = {
-    "torch": [["tensor", "tensors", "cuda", "autograd"], ["module", "layer", "gradient"], ["value", "input"]],
-    "pandas": [["DataFrame", "Series", "Index", "axis"], ["column", "columns", "dtype"], ["data", "object"]],
-    "sympy": [["polynomial", "expression", "symbol", "integral"], ["matrix", "equation"], ["function", "method"]],
-    "networkx": [["graph", "node", "nodes", "edge", "edges"], ["path", "list"]],
-    "huggingface_hub": [["repo", "repository", "download", "token"], ["file", "files", "model"]],
-    "setuptools": [["distribution", "package", "command", "wheel"], ["option", "name", "version"]],
-}
-"""Rules for the docstring corpus, of uneven quality: some words are telling, others stand everywhere."""
 
 FAST_BF16 = has_fast_bf16()
 
@@ -219,24 +211,23 @@ def main() -> None:
     recipe, args = parse(sys.argv[1:])
     bench = load(recipe, args)
     rows = []
-    weights: NDArray[Any] | None = None
     student: AMALTrainer | None = None
     for name in recipe.runs:
         row, trainer = run(bench, name)
         rows.append(row)
         if name == OURS:
-            weights, student = rule_weights(bench, trainer), trainer
+            student = trainer
             trainer.write_report(results=rows)
     show(rows)
-    summary = summarise(bench, weights)
+    rules = rules_known(bench) if student is None else record_of(student).rule_summaries()
+    print("", *rule_lines(rules), sep="\n")
     folder = Path(args.output_dir)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps({"runs": rows, "rules": summary}, indent=1) + "\n")
-    if weights is not None:
-        precision = np.array([entry["precision"] for entry in summary])
-        learned = np.array([entry["weight"] for entry in summary])
-        plot_rule_weights(learned, precision, bench.rules, folder / "figures" / "rules.png")
+    results = {"runs": rows, "rules": [rule._asdict() for rule in rules]}
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     if student is not None:
+        weights, precisions = (np.array([getattr(rule, part) for rule in rules]) for part in ("weight", "precision"))
+        plot_rule_weights(weights, precisions, bench.rules, folder / "figures" / "rules.png")
         student.create_model_card(card_details(bench, rows))
         student.save_model(str(folder / "student"))  # with --push_to_hub this also publishes it
     more = "" if student is None else ", student/, README.md, figures/, report.html"
@@ -267,7 +258,9 @@ def load(recipe: RecipeArguments, args: DenoiseArguments) -> Bench:
     data = with_rules(recipe, args.seed) if recipe.dataset is None else read_dataset(recipe.dataset)
     names = data["train"].features["label"].names
     splits = weak_splits(data, labelled=recipe.labelled, seed=args.seed, drop_overlap=recipe.drop_overlap)
-    splits["train"] = aggregate(splits["train"], len(names), args.seed, "label model" in recipe.runs)
+    splits["train"] = add_aggregated(splits["train"], "majority", majority_vote, len(names), args.seed)
+    if "label model" in recipe.runs:
+        splits["train"] = add_aggregated(splits["train"], "label_model", label_model, len(names), args.seed)
     columns = find_text_columns(splits["train"].column_names)
     sizes = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
     print(f"Data: {sizes} rows; fingerprint {dataset_fingerprint(splits, [*columns, 'label'])}")
@@ -277,39 +270,19 @@ def load(recipe: RecipeArguments, args: DenoiseArguments) -> Bench:
         batched=True,
         desc="tokenising",
     )
-    own = recipe.dataset is None
-    count = len(splits["train"][0][VOTES])
-    rules = [rule.name for rule in rules_for(names)] if own else [f"rule_{j:02d}" for j in range(count)]
+    unnamed = [f"rule_{j:02d}" for j in range(len(splits["train"][0][VOTES]))]
+    rules = unnamed if recipe.dataset else [rule.name for rule in docstring_rules(names)]
     return Bench(recipe, args, splits, tokenizer, names, rules)
 
 
 def with_rules(recipe: RecipeArguments, seed: int) -> DatasetDict:
-    """The docstring corpus, with the votes of the rules above."""
+    """The docstring corpus, with the votes of its hand-written rules."""
     rows = {"train": 400, "meta": 100, "validation": 100, "test": 200}
     corpus = docstring_corpus(rows=rows, seed=seed) if recipe.smoke else docstring_corpus(seed=seed)
-    known = corpus["train"].features["label"].names
-    rules = rules_for(known)
+    rules = docstring_rules(corpus["train"].features["label"].names)
     voted = {name: apply_rules(split, rules) for name, split in corpus.items()}
     validation = concatenate_datasets([voted["validation"], voted["meta"]])
     return DatasetDict(train=voted["train"], validation=validation, test=voted["test"])
-
-
-def rules_for(classes: list[str]) -> list[Rule]:
-    """The rules for classes that are there: which packages the corpus is made of depends on those installed."""
-    return [keyword_rule(words, name) for name in classes for words in WORDS.get(name, [])]
-
-
-def aggregate(train: Dataset, classes: int, seed: int, with_model: bool) -> Dataset:
-    """The votes on each unlabelled row as one label, hard by majority and soft by snorkel's model."""
-    votes = np.array(train[VOTES][:])
-    unlabelled = np.array(train["label"][:]) == IGNORED
-    majority = np.where(unlabelled, majority_vote(votes, classes, seed), IGNORED)
-    train = replace_column(train, "majority", majority.tolist(), Value("int64"))
-    if with_model:
-        soft = label_model(votes, classes, seed)
-        soft[~(unlabelled & (votes >= 0).any(1))] = IGNORED
-        train = train.add_column("label_model", soft.tolist())
-    return train
 
 
 # ---- runs ----
@@ -338,7 +311,7 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
     args.learning_rate *= chosen.pace
     trainer = new_trainer(bench, student, args, rows, losses, method)
     seconds += trainer.train().metrics["train_runtime"]
-    order = rule_order(bench, trainer) if chosen.method else None
+    order = rule_order(record_of(trainer).rule_summaries()) if chosen.method else None
     last = trainer
     if chosen.then_clean:
         last, more = on_clean_rows(bench, trainer.model, LAST_EPOCHS, bench.args.learning_rate / 4)
@@ -428,34 +401,13 @@ def new_trainer(
     )
 
 
-# ---- what is known of the rules ----
+# ---- what is told ----
 
 
-def rule_weights(bench: Bench, trainer: AMALTrainer) -> NDArray[Any]:
-    """The learned weight of every rule on every row, `(n, m)`; NaN where it abstained."""
-    columns, votes = trainer.example_weights(), np.array(bench.data["train"][VOTES][:])
-    table = np.column_stack([np.array(columns[f"rules/{rule}"][:]) for rule in bench.rules])
-    return np.where(votes >= 0, table, np.nan)
-
-
-def rule_order(bench: Bench, trainer: AMALTrainer) -> float:
-    """Spearman's correlation of the rules' mean weights with their precision."""
+def rules_known(bench: Bench) -> list[RuleSummary]:
+    """What is known of the rules where no weights were learned."""
     votes, truth = (np.array(bench.data["train"][name][:]) for name in (VOTES, TRUTH))
-    weights = rule_weights(bench, trainer)
-    found = summarise_rules(votes, bench.rules, truth, weights)
-    return rank_correlation(np.array([rule.weight for rule in found]), np.array([rule.precision for rule in found]))
-
-
-def summarise(bench: Bench, weights: NDArray[Any] | None) -> list[dict[str, Any]]:
-    """Print and return a line for every rule."""
-    train = bench.data["train"]
-    votes, truth = np.array(train[VOTES][:]), np.array(train[TRUTH][:])
-    lines = [entry._asdict() for entry in summarise_rules(votes, bench.rules, truth, weights)]
-    print(f"\n{'rule':24}" + "".join(f"{name:>12}" for name in RuleSummary._fields[2:]))
-    for line in lines:
-        cells = [line[name] for name in RuleSummary._fields[2:]]
-        print(f"{line['name']:24}" + "".join(f"{cell:>12.2f}" for cell in cells))
-    return lines
+    return summarise_rules(votes, bench.rules, truth)
 
 
 def card_details(bench: Bench, rows: list[dict[str, Any]]) -> CardDetails:

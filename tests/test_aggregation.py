@@ -4,8 +4,9 @@ import sys
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
-from amal_hf.aggregation import label_model, majority_vote, vote_shares
+from amal_hf.aggregation import add_aggregated, label_model, majority_vote, vote_shares
 
 
 VOTES = np.array([[0, 0, 1], [2, -1, -1], [-1, -1, -1], [0, 1, -1]])
@@ -24,6 +25,17 @@ def test_majority_is_drawn_among_the_leaders():
     assert (drawn[:, :3] == [0, 2, -100]).all()
     assert set(drawn[:, 3]) == {0, 1}
     assert (majority_vote(VOTES, 3, 7) == majority_vote(VOTES, 3, 7)).all()
+
+
+def test_aggregated_votes_stand_beside_rows_without_a_label():
+    """A row with a label of its own and a row nobody voted on get -100, hard or soft; the others what was voted."""
+    votes = [[0, 0, 1], [2, -1, -1], [-1, -1, -1], [1, 1, -1]]
+    rows = Dataset.from_dict({"weak_labels": votes, "label": [1, -100, -100, -100]})
+    hard = add_aggregated(rows, "majority", majority_vote, 3)
+    assert hard["majority"][:] == [-100, 2, -100, 1]
+    soft = add_aggregated(hard, "shares", lambda votes, classes, seed: vote_shares(votes, classes), 3)
+    assert soft["shares"][:] == [[-100] * 3, [0, 0, 1], [-100] * 3, [0, 1, 0]]
+    assert soft["majority"][:] == hard["majority"][:]
 
 
 def test_votes_outside_the_classes_are_refused():

@@ -10,6 +10,7 @@ import pytest
 
 from amal_hf.data import dataset_fingerprint, overlap
 from amal_hf.demo import MASK, TEACHER_PACKAGE, TEACHER_SHA256, demo_teacher_path, docstring_corpus
+from amal_hf.demo_rules import WORDS, docstring_rules
 
 
 COLUMNS = ["text", "label"]
@@ -157,3 +158,15 @@ def test_corpus_of_this_installation():
     texts = every_text(corpus)
     assert not [text for text in texts for name in names if name in text.lower()]
     assert all(7 <= len(text.split()) <= 40 for text in texts)
+
+
+def test_hand_written_rules_have_names_of_their_own_and_vote_for_their_package():
+    """Two or three for each of the six packages, none for a package that is not there."""
+    packages = ["torch", "pandas", "sympy", "networkx", "huggingface_hub", "setuptools"]
+    rules = docstring_rules(packages)
+    assert len({rule.name for rule in rules}) == len(rules) == 15
+    assert {rule({"text": "An edge of the graph."}) for rule in rules} == {None, "networkx"}
+    assert {rule({"text": " ".join(map(" ".join, WORDS["torch"]))}) for rule in docstring_rules(["torch"])} == {
+        "torch"
+    }
+    assert docstring_rules(["numpy"]) == []

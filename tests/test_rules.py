@@ -14,7 +14,6 @@ from amal_hf.rules import (
     keyword_rule,
     regex_rule,
     rule,
-    summarise_rules,
     votes_of_table,
 )
 
@@ -136,19 +135,3 @@ def test_bad_rules_are_refused():
     for make, message in cases:
         with pytest.raises(ValueError, match=message):
             make()
-
-
-def test_summary_by_hand():
-    """Coverage, overlap, conflict and precision of two rules on four rows, worked out by hand."""
-    votes = np.array([[1, 1], [0, 1], [1, -1], [-1, -1]])
-    first, second = summarise_rules(votes, ["a", "b"], np.array([1, 1, -100, 0]))
-    assert first[:-1] == ("a", [0, 1], 0.75, 0.5, 0.25, 0.5)
-    assert second[:-1] == ("b", [1], 0.5, 0.5, 0.25, 1.0)
-    weights = np.array([[0.2, 0.9], [0.4, 0.1], [0.6, 9.0], [9.0, 9.0]])
-    learned = [entry.weight for entry in summarise_rules(votes, weights=weights)]
-    np.testing.assert_allclose(learned, [0.4, 0.5])
-    with pytest.raises(ValueError, match="votes' shape"):
-        summarise_rules(votes, weights=weights[:, :1])
-    assert np.isnan(summarise_rules(votes)[0].precision)
-    with pytest.raises(ValueError, match="2 rules and 4 rows, but 1 names"):
-        summarise_rules(votes, ["a"])
