@@ -1,13 +1,13 @@
-"""How what `amal()` costs grows: with the student, the losses, the meta batch, the interval and the processes.
+"""How what `amal()` costs grows: with student, losses, meta batch, interval, processes, and the rows of a table.
 
     python benchmarks/laws.py            # half a minute a point for small loads, on two cores
-    python benchmarks/laws.py --table    # prints the fitted laws
+    python benchmarks/laws.py --table    # prints the fitted laws; tables.py writes them into the README beside it
     python benchmarks/laws.py --draw laws.svg
 
 One factor at a time is moved away from what `overhead.py` measures (3 layers, 32 tokens, batch 32, two losses, meta
 batch 16). What is fitted is a meta step in units of a training step with a fixed mixture; for the interval the time of
-a whole run. Several processes share the machine. How a table grows with its rows is in `table_scale.py`.
-Nothing else may run meanwhile.
+a whole run in units of one with a fixed mixture. Several processes share the machine, one thread each. The figures of
+a table of weights are those of `table_scale.py`. Nothing else may run meanwhile.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from overhead import Load, kinds_of_steps, spawn, turns_of
+from table_scale import RESULTS as TABLES
 
 from amal_hf import amal
 
@@ -34,11 +35,13 @@ class Factor:
 
     Attributes:
         values: of the field of `Load`, or numbers of processes.
+        fitted: what the law is of.
         law: for people.
         shape: of the law.
     """
 
     values: tuple[int, ...]
+    fitted: str = "a meta step / a training step"
     law: str = "a + b·x"
     shape: Callable[[float], float] = float
 
@@ -48,9 +51,10 @@ FACTORS = {
     "length": Factor((16, 32, 64, 128)),
     "losses": Factor((2, 3, 5, 9)),
     "meta_batch": Factor((8, 16, 32, 64)),
-    "interval": Factor((1, 2, 4, 8), "a + b/x", lambda x: 1 / x),
-    "processes": Factor((1, 2, 4)),
+    "interval": Factor((1, 2, 4, 8), "a run / one with a fixed mixture", "a + b/x", lambda x: 1 / x),
+    "processes": Factor((1, 2, 4), law="a + b/x", shape=lambda x: 1 / x),
 }
+LAWS = {**FACTORS, "rows": Factor((), "an update of a table, ms")}
 
 
 def main() -> None:
@@ -99,31 +103,35 @@ def measure(load: Load) -> dict[str, float]:
 def points() -> dict[str, list[Point]]:
     """What was measured, by factor: the value and what is fitted."""
     cells = json.loads(RESULTS.read_text())
-    return {
+    found = {
         name: [
             (float(value), cell["time"] if name == "interval" else cell["meta"] / cell["plain"])
-            for value, cell in found.items()
+            for value, cell in cells[name].items()
         ]
-        for name, found in cells.items()
+        for name in FACTORS
+        if name in cells
     }
+    tables = json.loads(TABLES.read_text())["rows"]
+    return {**found, "rows": [(float(rows), cell["update_ms"]) for rows, cell in tables.items()]}
 
 
 def fit(name: str, found: list[Point]) -> tuple[float, float, float]:
     """`a` and `b` of the law by least squares, and the largest miss as a share of what was measured."""
-    x, y = np.array([(FACTORS[name].shape(value), seen) for value, seen in found]).T
+    x, y = np.array([(LAWS[name].shape(value), seen) for value, seen in found]).T
     b, a = np.polyfit(x, y, 1)
     return float(a), float(b), float(np.abs((a + b * x - y) / y).max())
 
 
 def table(found: dict[str, list[Point]]) -> str:
     """Points and laws as a Markdown table."""
-    lines = ["| x | fitted | measured at x | a | b | largest miss |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = ["| x | what | measured at x | law | a | b | largest miss |", "| --- " * 7 + "|"]
     for name, seen in found.items():
         a, b, miss = fit(name, seen)
-        what = "a run" if name == "interval" else "a meta step"
         measured = ", ".join(f"{value:g}: {cost:.2f}" for value, cost in seen)
-        fitted = f"{what}, {FACTORS[name].law}"
-        lines.append(f"| {name.replace('_', ' ')} | {fitted} | {measured} | {a:.2f} | {b:.3f} | {miss:.0%} |")
+        law = LAWS[name]
+        lines.append(
+            f"| {name.replace('_', ' ')} | {law.fitted} | {measured} | {law.law} | {a:.2f} | {b:.2g} | {miss:.0%} |"
+        )
     return "\n".join(lines)
 
 
@@ -131,15 +139,20 @@ def draw(found: dict[str, list[Point]], file: Path) -> None:
     """Points and laws, a panel a factor."""
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(2, 3, figsize=(10, 6), layout="constrained")
+    figure, panels = plt.subplots(2, 4, figsize=(13, 6), layout="constrained")
+    panels.flat[-1].axis("off")
     for panel, (name, seen) in zip(panels.flat, found.items(), strict=False):
         a, b, _ = fit(name, seen)
-        x = np.linspace(seen[0][0], seen[-1][0], 100)
-        panel.plot(x, [a + b * FACTORS[name].shape(value) for value in x])
+        line = np.geomspace(seen[0][0], seen[-1][0], 100)
+        panel.plot(line, [a + b * LAWS[name].shape(x) for x in line])
         panel.plot(*zip(*seen, strict=True), "o")
-        panel.set(xlabel=name.replace("_", " "), ylim=(0, None))
-        panel.set_ylabel("time of a run" if name == "interval" else "meta step / training step")
-    figure.savefig(file)
+        panel.set(xlabel=name.replace("_", " "), ylabel=LAWS[name].fitted, xscale="log")
+        panel.minorticks_off()
+        panel.set_xticks(
+            [x for x, _ in seen], [f"{x:g}" if x < 1000 else f"{x:.0e}".replace("+0", "") for x, _ in seen]
+        )
+        panel.set_ylim(0, 1.1 * max(cost for _, cost in seen))
+    figure.savefig(file, dpi=80)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ Nothing else may run meanwhile.
 
 import argparse
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -188,7 +189,7 @@ def measure(name: str, length: int) -> dict[str, float]:
 def turns_of(method: Method | None, load: Load) -> tuple[AMALTrainer, list[float]]:
     """Train by turns with the fixed mixture and with the method; when each epoch began and each step ended."""
     set_seed(0)
-    rows = random_rows(ROWS, load.length)
+    rows = random_rows(ROWS * int(os.environ.get("WORLD_SIZE", "1")), load.length)
     logits = torch.randn(len(rows), 6)
     turns = TakingTurns(load.losses)
     teachers = [

@@ -1,6 +1,7 @@
-"""What a table of weights costs for a million to a hundred million examples: memory, an update, a checkpoint.
+"""What a table of weights costs for a thousand to a hundred million examples: memory, an update, a checkpoint.
 
     python benchmarks/table_scale.py           # up to 10^8 rows; a few GB of disk and minutes for the last line
+    python benchmarks/table_scale.py --rows 1000 10000 100000
 
 `amal(ExampleTable())` with three losses, the table kept in a file. Each size is a process of its own, which updates
 the weights of batches of 64 examples drawn at random, then saves: once after 100,000 examples, ten times after 6,400
@@ -36,7 +37,7 @@ LOSSES, BATCH = 3, 64
 def main() -> None:
     """One process for each size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[10**6, 10**7, 10**8])
+    parser.add_argument("--rows", type=int, nargs="+", default=[10**power for power in range(3, 9)])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where the files go")
     parser.add_argument("--one", action="store_true", help="measure in this process, and print JSON")
     options = parser.parse_args()
@@ -44,13 +45,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             print(json.dumps(measured(options.rows[0], Path(folder))))
         return
-    cells: dict[str, Any] = {}
+    cells: dict[str, Any] = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
     for rows in options.rows:
         command = [sys.executable, __file__, "--one", "--rows", str(rows), "--folder", str(options.folder)]
         cells[str(rows)] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         print(rows, cells[str(rows)], flush=True)
         machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-        RESULTS.write_text(json.dumps({"machine": machine, "rows": cells}, indent=1) + "\n")
+        ordered = dict(sorted(cells.items(), key=lambda cell: int(cell[0])))
+        RESULTS.write_text(json.dumps({"machine": machine, "rows": ordered}, indent=1) + "\n")
 
 
 def measured(rows: int, folder: Path) -> dict[str, Any]:

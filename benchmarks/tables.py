@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and benchmarks/README.md from the cells of the quality benchmark.
+"""Writes the tables of README.md and benchmarks/README.md: from the cells of the quality benchmark, and laws of cost.
 
     python benchmarks/tables.py          # rewrites what stands between the markers
     python benchmarks/tables.py --show   # prints it instead
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import laws
 import numpy as np
 from spread import half_width, spread
 
@@ -111,12 +112,17 @@ def main() -> None:
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    blocks = rendered(groups_of(read_cells(options.results)))
+    blocks = all_blocks(options.results)
     if options.show:
         print("\n\n".join(f"## {name}\n\n{text}" for name, text in blocks.items()))
         return
     for page in PAGES:
         page.write_text(filled(page.read_text(), blocks))
+
+
+def all_blocks(folder: Path) -> dict[str, str]:
+    """Every table by the name of its marker, those of quality from the cells in a folder."""
+    return {**rendered(groups_of(read_cells(folder))), "laws": laws.table(laws.points())}
 
 
 def read_cells(folder: Path) -> list[Record]:
@@ -134,7 +140,7 @@ def groups_of(records: Iterable[Record]) -> list[Group]:
 
 
 def rendered(groups: list[Group]) -> dict[str, str]:
-    """Every table by the name of its marker; settings without any control yet have nothing to be compared with."""
+    """The tables of quality by the name of their marker; settings without any control yet are left out."""
     groups = [group for group in groups if group.best_control()]
     return {
         "against controls": summary(groups),

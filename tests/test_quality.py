@@ -211,7 +211,7 @@ def test_gains_are_averaged_over_the_settings_with_errors():
 
 def test_tables_in_the_pages_are_those_of_the_cells():
     """No number there is written by hand."""
-    blocks = tables.rendered(tables.groups_of(tables.read_cells(tables.RESULTS)))
+    blocks = tables.all_blocks(tables.RESULTS)
     for page in tables.PAGES:
         text = page.read_text()
         assert "<!-- end -->" in text
