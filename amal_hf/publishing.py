@@ -119,9 +119,11 @@ class PublishingTrainer(Trainer):
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the repository, if it does not exist."""
-        super().init_hf_repo(token, private)
+        if private is not None:
+            self.args.hub_private_repo = private  # where older transformers look for it
+        super().init_hf_repo(token)
         self._api = HfApi(library_name="amal_hf")
-        self._private = self.args.hub_private_repo if private is None else private
+        self._private = self.args.hub_private_repo
         self._under_way, self._missing = [], {}
 
     def push_to_hub(  # type: ignore[override]

@@ -19,7 +19,8 @@ IDENTITY = ("method", "losses", "examples", "weights_in_memory")
 def save_state(state: dict[str, Any], path: str) -> None:
     """Write tensors and plain values to `path`. A run that is killed meanwhile leaves the old file or none."""
     unfinished = f"{path}.tmp"
-    torch.save(state, unfinished)
+    with open(unfinished, "wb") as file:  # given a name, torch 2.8 says nothing of a small file on a full disk
+        torch.save(state, file)
     os.replace(unfinished, path)
 
 

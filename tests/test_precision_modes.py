@@ -109,7 +109,8 @@ def marked(mode):
 def test_slopes_and_weights_are_those_of_float64(run, mode):
     """Each mode has its tolerance, all of parameters and gradients are left bit for bit, and slopes are not zero.
 
-    Compiled, there are three graphs, however many steps: for training, for the meta gradient and for slopes.
+    Compiled, there are three graphs, however many steps: for training, for the meta gradient and for slopes. Up to
+    torch 2.11 each is in two parts where activations are checkpointed.
     """
     kind, config, options, (cosine, difference) = MODES[mode]
     if kind not in EXACT:
@@ -118,7 +119,8 @@ def test_slopes_and_weights_are_those_of_float64(run, mode):
     torch.compiler.reset()
     counters.clear()
     slopes, weights = run(student(kind, **config), **options)
-    assert counters["stats"]["unique_graphs"] == (3 if "torch_compile" in options else 0)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs == (3 if "torch_compile" in options else 0) or (graphs == 6 and "compiled, checkpointing" in mode)
     assert exact_slopes.abs().mean(dim=(1, 2)).min() > 0.5
     assert torch.cosine_similarity(slopes.flatten(1), exact_slopes.flatten(1)).min() > cosine
     assert np.abs(weights - exact).max() < difference
