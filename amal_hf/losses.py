@@ -107,6 +107,11 @@ class Loss(ABC):
         del batch
         return None
 
+    def of_teacher(self, logits: Logits, batch: Batch) -> PerExample | LossTable | None:
+        """What a teacher's logits cost, for policies that read it; `None` if it is no question for a teacher."""
+        del logits, batch
+        return None
+
     @abstractmethod
     def __call__(self, outputs: Any, batch: Batch) -> PerExample | LossTable:
         """The loss of every example, `(B,)`; `(B, k)` for one of k columns.
@@ -188,6 +193,10 @@ class CrossEntropy(Loss):
     def __call__(self, outputs: Any, batch: Batch) -> PerExample:
         """`(B,)`: the loss against the labels."""
         return self.of_logits(outputs.logits, batch[self.column])
+
+    def of_teacher(self, logits: Logits, batch: Batch) -> PerExample:
+        """`(B,)`: the same for a teacher."""
+        return self.of_logits(logits, batch[self.column])
 
     def of_logits(self, logits: Logits, labels: Tensor) -> PerExample:
         """The same for any logits, `(B, C)` or `(B, T, C)`: also tells how well a *teacher* fits the labels."""

@@ -19,7 +19,8 @@ from amal_hf.losses import IGNORED, CrossEntropy, CustomLoss, JointLoss, Loss, T
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, as_mixture, weights_of
 from amal_hf.policies.store import RowStore
 from amal_hf.processes import rows_of_all
-from amal_hf.shapes import EXAMPLE_ID, KEPT, Batch, Evaluation, ExampleIds, LossTable, PerExample, Targets
+from amal_hf.shapes import EXAMPLE_ID, KEPT, Batch, Evaluation, ExampleIds, Logits, LossTable, PerExample, Targets
+from amal_hf.top_logits import TopLogits
 
 
 class Weighed(NamedTuple):
@@ -132,10 +133,27 @@ class Mixture:
         """
         losses = self._table(outputs, batch) if targets is None else self._shared_table(outputs, targets)
         teachers = tuple(batch[loss.logits_key] for loss in self.distillations)
-        signals = Signals(
-            losses.detach(), outputs.logits.detach(), teachers, batch, self.task, hidden_states(outputs, batch)
-        )
+        states, asked = hidden_states(outputs, batch), self.teacher_losses(batch)
+        signals = Signals(losses.detach(), outputs.logits.detach(), teachers, batch, self.task, states, asked)
         return Evaluation(kept(losses, batch), kept(self.policy.observe(signals), batch))
+
+    def teacher_losses(self, batch: Batch) -> tuple[LossTable, ...]:
+        """What each teacher's logits cost, if the policy wants to know; 0 for what cannot be asked of a teacher."""
+        if not self.policy.needs_teacher_losses:
+            return ()
+        return tuple(self._of_teacher(batch[loss.logits_key], batch) for loss in self.distillations)
+
+    def _of_teacher(self, logits: Logits | TopLogits, batch: Batch) -> LossTable:
+        # The largest logits alone do not say what any class would cost.
+        known = [None if isinstance(logits, TopLogits) else loss.of_teacher(logits, batch) for loss in self.losses]
+        ids = all_ids_of(batch)
+        columns = [
+            ids.new_zeros(len(ids), len(loss.names), dtype=torch.float32)
+            if cost is None
+            else cost.reshape(len(ids), -1)
+            for loss, cost in zip(self.losses, known, strict=True)
+        ]
+        return torch.cat(columns, 1).detach()
 
     def _table(self, outputs: Any, batch: Batch) -> LossTable:
         return torch.cat([loss(outputs, batch).reshape(-1, len(loss.names)) for loss in self.losses], 1)

@@ -71,9 +71,13 @@ class RuleLosses(Loss):
 
     def __call__(self, outputs: Any, batch: Batch) -> LossTable:
         """`(B, m)`."""
+        return self.of_teacher(outputs.logits, batch)
+
+    def of_teacher(self, logits: Logits, batch: Batch) -> LossTable:
+        """`(B, m)`: the same for a teacher."""
         votes = self._votes(batch)
         fired = votes != ABSTAIN
-        log_p = self._log_probabilities(outputs.logits)
+        log_p = self._log_probabilities(logits)
         values = torch.where(fired, -log_p.gather(-1, votes.clamp(min=0)), 0.0)
         return values if values.ndim == 2 else values.sum(1) / fired.sum(1).clamp(min=1)
 

@@ -94,7 +94,8 @@ class TokenMixture(Mixture):
         states = tuple(rows.of_state(state) for state in token_states(outputs, batch))
         teachers = tuple(tokens[loss.logits_key] for loss in self.distillations)
         task = replace(self.task, shifted=False)
-        signals = Signals(losses.detach(), flat.logits.detach(), teachers, tokens, task, states)
+        asked = self.teacher_losses(tokens)
+        signals = Signals(losses.detach(), flat.logits.detach(), teachers, tokens, task, states, asked)
         return Evaluation(losses * rows.share[:, None].to(losses), self.policy.observe(signals))
 
     def present_of(self, batches: Sequence[Batch]) -> Tensor | None:

@@ -28,6 +28,7 @@ from amal_hf import (
     MeanOne,
     MetaWeightNet,
     Method,
+    PerLossNetwork,
     Policy,
     RuleLosses,
     SharedWeights,
@@ -291,6 +292,7 @@ DISTILLATION: dict[str, Contender] = {
 MAJORITY = Phase(aggregated("majority"))
 VOICES = Phase(rules_and_teacher)
 AMAL_VOICES = replace(VOICES, method=always(amal))
+AMAL_EACH_VOICE = replace(VOICES, method=always(lambda: amal(PerLossNetwork())))
 
 VOTES: dict[str, Contender] = {
     "labels of L only": Contender("control", {f"rate {r}": (Phase(rows=("labelled",), rate=r),) for r in (1.0, 0.3)}),
@@ -333,6 +335,9 @@ VOTES: dict[str, Contender] = {
     "amal(), some votes or none, between clean rows": Contender("ours", one(*between_clean(AMAL_OR_NONE))),
     "amal(), clean teacher, then clean rows": Contender(
         "ours", {f"rate {r}": then_clean(AMAL_VOICES, r) for r in CLEAN_RATES}
+    ),
+    "amal(PerLossNetwork()), clean teacher, then clean rows": Contender(
+        "ours", {f"rate {r}": then_clean(AMAL_EACH_VOICE, r) for r in CLEAN_RATES}
     ),
     "right votes and clean teacher, then clean rows": Contender(
         "oracle", {f"rate {r}": then_clean(replace(VOICES, method=without_wrong_votes), r) for r in CLEAN_RATES}

@@ -30,6 +30,7 @@ OURS = [
     "amal(), mean one",
     "amal(), mean one, then clean rows",
     "amal(), clean teacher, then clean rows",
+    "amal(PerLossNetwork()), clean teacher, then clean rows",
 ]
 DETECTING = ["amal()", "meta_weight_net()", "learning_to_reweight()", "geometry network"]
 DATA = ["trec", "banking77", "sst2", "youtube", "sms"]

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amal_hf.policies.bounds import MeanOne, Normalisation
+from amal_hf.policies.bounds import Normalisation
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.shapes import Features
@@ -16,54 +16,62 @@ class PerLossNetwork(LossNetwork):
     `LossNetwork` learns an output for each loss, from the examples that have it. A rule that fires on one example in a
     hundred has next to none; here what is learned of one rule's votes holds for all. Of a loss it sees its size, the
     probability `exp(−loss)` of what it asks for, the mean of that over the example's other losses, the student's
-    entropy, and progress.
+    entropy, progress, and both of the first for each teacher: whether it would have voted so.
 
     Args:
         hidden: width of the one hidden layer.
         learning_rate: of its own Adam; 3e-3. It orders the rules of a set of questions better than 1e-2.
-        normalisation: `MeanOne()` (the default), `ConvexOrNone()` or `Convex()`.
+        normalisation: as for `LossNetwork`: by default `Convex()` beside a teacher and `MeanOne()` without.
         seed: of its first weights.
 
     References: AMAL's objective (arXiv:2202.03250) with a network in the place of free weights.
     """
 
+    needs_teacher_losses = True
+
     def __init__(
         self, hidden: int = 32, learning_rate: float = 3e-3, normalisation: Normalisation | None = None, seed: int = 0
     ) -> None:
-        super().__init__(hidden, learning_rate, MeanOne() if normalisation is None else normalisation, seed)
+        super().__init__(hidden, learning_rate, normalisation, seed)
 
     def new_network(self, sizes: Sizes, start: Tensor) -> nn.Module:
         """The reader of one loss, and the scores that losses start with."""
-        del sizes
-        return _Reader(self.hidden, start)
+        self.tables = 1 + sizes.teachers
+        return _Reader(self.width(sizes), self.hidden, start)
+
+    def width(self, sizes: Sizes) -> int:
+        """What is read of one loss."""
+        return 5 + 2 * sizes.teachers
 
     def observe(self, signals: Signals) -> Features:
-        """`(B, K + 1)`: the losses, and the student's entropy."""
+        """`(B, K (1 + teachers) + 1)`: the losses, what they cost the teachers, and the student's entropy."""
         entropy = super().observe(signals)[:, signals.losses.shape[1] + 1]
         # A loss may be negative (a user's own); what matters is its order of magnitude.
-        return torch.cat([signals.losses.detach().clamp(min=0), entropy[:, None]], 1)
+        losses = [table.detach().clamp(min=0) for table in (signals.losses, *signals.teacher_losses)]
+        return torch.cat([*losses, entropy[:, None]], 1)
 
     def inputs(self, observation: Observation) -> Tensor:
-        """`(B, K, 5)`: what is read of each loss."""
+        """`(B, K, 5 + 2 teachers)`: what is read of each loss."""
         features = observation.features.to(next(self.network.parameters()).dtype)
-        losses, entropy = features[:, :-1], features[:, -1:]
+        (losses, *asked), entropy = features[:, :-1].chunk(self.tables, 1), features[:, -1:]
         present = torch.ones_like(losses) if observation.present is None else observation.present.to(losses)
         fit = losses.neg().exp() * present
         others = (fit.sum(1, keepdim=True) - fit) / (present.sum(1, keepdim=True) - 1).clamp(min=1)
         progress = torch.as_tensor(observation.progress, dtype=losses.dtype, device=losses.device)
         rest = [part.expand_as(losses) for part in (entropy, progress)]
-        return torch.stack([losses.log1p(), fit, others, *rest], -1)
+        teachers = [part for table in asked for part in (table.log1p(), table.neg().exp())]
+        return torch.stack([losses.log1p(), fit, others, *rest, *teachers], -1)
 
 
 class _Reader(nn.Module):
-    """Scores `(B, K)` from `(B, K, 5)`; one more for "none of them" where the normalisation has that choice."""
+    """Scores `(B, K)` from `(B, K, width)`; one more for "none of them" where the normalisation has that choice."""
 
-    def __init__(self, hidden: int, start: Tensor) -> None:
+    def __init__(self, width: int, hidden: int, start: Tensor) -> None:
         super().__init__()
         last = nn.Linear(hidden, 1)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.shared = nn.Sequential(nn.Linear(5, hidden), nn.Tanh(), last)
+        self.shared = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), last)
         self.scores = nn.Parameter(start.detach().clone())
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -39,7 +39,9 @@ class Signals(NamedTuple):
     """Everything about a batch that a policy may turn into features; detached.
 
     `hidden_states` has the student's hidden states `(B, D)`, averaged over tokens, the embeddings' first (of an
-    encoder-decoder those of the encoder, then those of the decoder), for policies with `needs_hidden_states`.
+    encoder-decoder those of the encoder, then those of the decoder), for policies with `needs_hidden_states`;
+    `teacher_losses` what each teacher's logits cost, 0 where that cannot be said, for those with
+    `needs_teacher_losses`.
     """
 
     losses: LossTable
@@ -48,6 +50,7 @@ class Signals(NamedTuple):
     batch: Batch
     task: Task
     hidden_states: tuple[Tensor, ...] = ()
+    teacher_losses: tuple[LossTable, ...] = ()
 
 
 class Observation(NamedTuple):
@@ -75,6 +78,7 @@ class Policy(nn.Module, ABC):
         learns: whether the policy wants slopes; one that does not needs no meta set.
         needs_ids: whether weights belong to examples by id, so that a stream has to bring a column of ids.
         needs_hidden_states: whether `observe` reads the student's hidden states.
+        needs_teacher_losses: whether it reads what the teachers' logits cost.
         holds_for_one_step: whether weights are of use only to the step that they were learned at, so that every step
             must be judged.
         interval: of how many optimizer steps one is enough to be judged, where neither the method nor
@@ -85,6 +89,7 @@ class Policy(nn.Module, ABC):
     learns: bool = True
     needs_ids: bool = False
     needs_hidden_states: bool = False
+    needs_teacher_losses: bool = False
     holds_for_one_step: bool = False
     interval: int = 1
     learning_rate: float = 0.0
