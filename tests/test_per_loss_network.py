@@ -1,10 +1,15 @@
-"""One network for all losses: where it starts, what it carries from one to another, and what abstains."""
+"""One network for all losses: where it starts, what one teaches of others, what abstains, what teachers say."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from amal_hf import Convex, ConvexOrNone, MeanOne, PerLossNetwork
+from amal_hf import Convex, ConvexOrNone, CrossEntropy, Distillation, LossNetwork, MeanOne, PerLossNetwork, RuleLosses
+from amal_hf.losses import Task
+from amal_hf.mixture import Mixture
 from amal_hf.policies.policy import Observation, Sizes
+from amal_hf.top_logits import TopLogits
 
 
 MIXTURE = torch.tensor([0.2, 0.5, 0.3])
@@ -57,6 +62,51 @@ def test_what_abstains_is_not_read():
     weights = policy.weights(observation)
     assert (weights[::2, 1] == 0).all()
     torch.testing.assert_close(policy.weights(other), weights, rtol=0, atol=0)
+
+
+def test_what_a_teacher_says_of_one_loss_is_believed_of_the_others():
+    """Slopes of the first loss alone, good where its teacher agrees: the others gain where theirs does.
+
+    The student finds all losses alike.
+    """
+    policy = PerLossNetwork(learning_rate=1e-2, normalisation=MeanOne())
+    policy.reset(Sizes(3, 1, None), MIXTURE)
+    asked = seen().features[:, :3]
+    features = torch.cat([torch.ones(8, 3), asked, torch.full((8, 1), 0.4)], 1)
+    observation, agrees = Observation(torch.arange(8), features, 0.5), asked < 1
+    torch.testing.assert_close(policy.weights(observation), MIXTURE.expand(8, -1), rtol=0, atol=2e-4)
+    slopes = torch.zeros(8, 3)
+    slopes[:, 0] = torch.where(agrees[:, 0], 1.0, -1.0)
+    for _ in range(60):
+        policy.update(observation, slopes)
+    weights = policy.weights(observation).detach()
+    for column in (1, 2):
+        assert weights[agrees[:, column], column].min() > 1.5 * weights[~agrees[:, column], column].max()
+
+
+def test_a_teacher_is_asked_about_labels_and_votes():
+    """Every loss as if the teacher were the student, in float64; not its own loss, nor a function of somebody's.
+
+    Nor is a teacher asked of whom the largest logits alone are known, and nobody for a policy that does not read it.
+    """
+    logits, teacher = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    batch = {"labels": torch.tensor([1, -100, 3, 0]), "weak_labels": torch.tensor([[1, -1], [2, 2], [-1, 0], [4, 1]])}
+    losses = [CrossEntropy(), RuleLosses(2), Distillation(lambda batch: teacher), lambda outputs, batch: logits[:, 0]]
+    losses[3].__name__ = "own"
+    mixture = Mixture(losses, PerLossNetwork(), Task())
+    mixture.reset(4, mixture.initial(None))
+    losses[2].teacher = lambda batch: teacher
+    batch = mixture.prepare(batch)
+    (asked,) = mixture.teacher_losses(batch)
+    as_student = mixture.evaluate(SimpleNamespace(logits=teacher), batch).losses
+    torch.testing.assert_close(asked[:, :3], as_student[:, :3].to(asked), rtol=1e-6, atol=1e-6)
+    assert (asked[:, :3] > 0).tolist() == [[True, True, False], [False, True, True], [True, False, True], [True] * 3]
+    assert (asked[:, 3:] == 0).all()
+    features = mixture.evaluate(SimpleNamespace(logits=logits), batch).features
+    torch.testing.assert_close(features[:, 5:10], asked.to(features))
+    largest = TopLogits(teacher, torch.arange(5).expand(4, -1))
+    assert (mixture.teacher_losses({**batch, losses[2].logits_key: largest})[0] == 0).all()
+    assert Mixture(losses, LossNetwork(), Task()).teacher_losses(batch) == ()
 
 
 def test_bad_input():
