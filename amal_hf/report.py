@@ -75,7 +75,7 @@ def page_data(record: RunRecord) -> dict[str, Any]:
 
 def rule_table(record: RunRecord) -> list[dict[str, str]]:
     """A line for every rule, the least believed first; empty without rules."""
-    ranked = sorted(record.rule_summaries(), key=lambda entry: (np.isnan(entry.weight), entry.weight))
+    ranked = sorted(record.rule_summaries(), key=lambda entry: (np.isnan(entry.lift), entry.lift))
     return [
         {name: shown(getattr(entry, name)) for name in RuleSummary._fields if name != "classes"} for entry in ranked
     ]

@@ -21,6 +21,8 @@ class RuleSummary(NamedTuple):
         conflict: share of rows on which it votes and another votes otherwise.
         precision: share of right votes, among rows with a label; NaN if it voted on none.
         weight: mean learned weight where it votes; NaN if none was given.
+        lift: mean of that weight as a multiple of what the initial mixture gives there: above one the rule has come to
+            be believed more. A weight alone is small where many other rules vote, whoever is right.
     """
 
     name: str
@@ -30,6 +32,7 @@ class RuleSummary(NamedTuple):
     conflict: float
     precision: float
     weight: float
+    lift: float
 
 
 def summarise_rules(
@@ -37,6 +40,7 @@ def summarise_rules(
     names: Sequence[str] | None = None,
     labels: NDArray[Any] | None = None,
     weights: NDArray[Any] | None = None,
+    shares: NDArray[Any] | None = None,
 ) -> list[RuleSummary]:
     """A summary of every rule.
 
@@ -45,28 +49,34 @@ def summarise_rules(
         names: of the rules; `rule_0` and so on by default.
         labels: `(n,)` the truth where it is known, negative where not; for the precision.
         weights: `(n, m)` learned weights, as `AMALTrainer.example_weights()` has them in the columns of `RuleLosses`.
+        shares: `(n, m)` what the initial mixture gives each vote; for the lift.
 
     Raises:
-        ValueError: as many names as rules, labels as rows, and weights as votes are expected.
+        ValueError: as many names as rules, labels as rows, and weights and shares as votes are expected.
     """
     rows, rules = votes.shape
     named = [f"rule_{i}" for i in range(rules)] if names is None else list(names)
     truth = np.full(rows, ABSTAIN) if labels is None else np.asarray(labels)
     if len(named) != rules or len(truth) != rows:
         raise ValueError(f"There are {rules} rules and {rows} rows, but {len(named)} names and {len(truth)} labels.")
-    learned = np.full(votes.shape, np.nan) if weights is None else np.asarray(weights, dtype=np.float64)
-    if learned.shape != votes.shape:
-        raise ValueError(f"Weights should be a matrix of the votes' shape {votes.shape}, but have {learned.shape}.")
-    return [_summary(votes, j, name, truth, learned[:, j]) for j, name in enumerate(named)]
+    nothing = np.full(votes.shape, np.nan)
+    learned, begun = (nothing if m is None else np.asarray(m, dtype=np.float64) for m in (weights, shares))
+    for matrix in (learned, begun):
+        if matrix.shape != votes.shape:
+            raise ValueError(
+                f"Weights and shares should be matrices of the votes' shape {votes.shape}, but one has {matrix.shape}."
+            )
+    lifts = learned / begun
+    return [_summary(votes, j, name, truth, learned[:, j], lifts[:, j]) for j, name in enumerate(named)]
 
 
 def rule_order(summaries: Sequence[RuleSummary]) -> float:
-    """How far learned weights order rules by their precision: Spearman's correlation, NaN where it has none.
+    """How far what was learned orders rules by their precision: Spearman's correlation of lift and precision.
 
-    Rules without a weight or a precision are left out.
+    Rules that lack either are left out; NaN where fewer than two are left.
     """
-    weights, precisions = (np.array([getattr(one, part) for one in summaries]) for part in ("weight", "precision"))
-    return rank_correlation(weights, precisions)
+    lifts, precisions = (np.array([getattr(one, part) for one in summaries]) for part in ("lift", "precision"))
+    return rank_correlation(lifts, precisions)
 
 
 def rule_lines(summaries: Sequence[RuleSummary]) -> list[str]:
@@ -79,10 +89,17 @@ def rule_lines(summaries: Sequence[RuleSummary]) -> list[str]:
     ]
 
 
-def _summary(votes: NDArray[Any], j: int, name: str, truth: NDArray[Any], learned: NDArray[np.float64]) -> RuleSummary:
+def _summary(
+    votes: NDArray[Any],
+    j: int,
+    name: str,
+    truth: NDArray[Any],
+    learned: NDArray[np.float64],
+    lifts: NDArray[np.float64],
+) -> RuleSummary:
     own, others = votes[:, j], np.delete(votes, j, 1)
     fired, known = own != ABSTAIN, (own != ABSTAIN) & (truth >= 0)
-    voted, used = others != ABSTAIN, learned[fired & np.isfinite(learned)]
+    voted = others != ABSTAIN
     return RuleSummary(
         name=name,
         classes=[int(label) for label in np.unique(own[fired])],
@@ -90,5 +107,11 @@ def _summary(votes: NDArray[Any], j: int, name: str, truth: NDArray[Any], learne
         overlap=float((fired & voted.any(1)).mean()),
         conflict=float((fired & (voted & (others != own[:, None])).any(1)).mean()),
         precision=float((own[known] == truth[known]).mean()) if known.any() else float("nan"),
-        weight=float(used.mean()) if len(used) else float("nan"),
+        weight=_mean_known(learned[fired]),
+        lift=_mean_known(lifts[fired]),
     )
+
+
+def _mean_known(values: NDArray[np.float64]) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")

@@ -31,11 +31,13 @@ class Rules:
         names: of the m rules.
         votes: `(N, m)`, a class, or -1 for abstaining.
         weights: `(N, m)`, learned; NaN where a rule abstained or the example was never trained on.
+        shares: `(N, m)`, what the initial mixture gives them, shared out among the losses that an example has.
     """
 
     names: list[str]
     votes: NDArray[np.int64]
     weights: NDArray[np.float32]
+    shares: NDArray[np.float32]
 
 
 @dataclass
@@ -82,7 +84,7 @@ class RunRecord:
         if self.rules is None:
             return []
         truth = self.labels if self.truth is None else self.truth
-        return summarise_rules(self.rules.votes, self.rules.names, truth, self.rules.weights)
+        return summarise_rules(self.rules.votes, self.rules.names, truth, self.rules.weights, self.rules.shares)
 
 
 @torch.no_grad()
@@ -90,9 +92,9 @@ def record_of(trainer: Any) -> RunRecord:
     """The record of a trainer that has trained with losses or a method; without the texts, which are many."""
     table = trainer.example_weights().with_format("numpy")
     columns = np.column_stack([table[name][:] for name in trainer.mixture.names]).astype(np.float32)
-    rules = rules_of(trainer, columns)
     notes = trainer.mixture.notes.of(trainer.mixture.record.contents()[0])
     losses = {name: notes[f"loss/{name}"] for name in trainer.mixture.groups}
+    rules = rules_of(trainer, columns, losses)
     changes = trainer.method.batch_policy
     names = _class_names(trainer.model.config)
     labels = _classes_in(trainer.train_dataset, ("labels", "label")) if names else None
@@ -142,10 +144,11 @@ def settings_of(trainer: Any) -> dict[str, str | int | float]:
     }
 
 
-def rules_of(trainer: Any, columns: NDArray[np.float32]) -> Rules | None:
-    """Votes and weights of the first loss of rules that votes on whole examples.
+def rules_of(trainer: Any, columns: NDArray[np.float32], losses: dict[str, NDArray[np.float32]]) -> Rules | None:
+    """Votes, weights and initial shares of the first loss of rules that votes on whole examples.
 
-    The weights of rules that abstained are made NaN in `columns`, too.
+    The weights of rules that abstained are made NaN in `columns`, too. An example has those losses of which a value
+    was noted.
     """
     rows = trainer.train_dataset
     loss = next((loss for loss in trainer.mixture.losses if isinstance(loss, RuleLosses)), None)
@@ -155,9 +158,15 @@ def rules_of(trainer: Any, columns: NDArray[np.float32]) -> Rules | None:
     if votes.ndim != 2:
         return None
     first = trainer.mixture.names.index(loss.names[0])
-    weights = columns[:, first : first + len(loss.rules)]
+    own = slice(first, first + len(loss.rules))
+    present = np.repeat(np.isfinite(np.column_stack(list(losses.values()))), list(trainer.mixture.groups.values()), 1)
+    present[:, own] = votes >= 0
+    initial = trainer.mixture.initial(trainer.args.loss_weights).numpy()
+    with np.errstate(divide="ignore"):  # of an example without losses nothing is asked
+        shares = initial.sum() * initial[own] / (present @ initial)[:, None]
+    weights = columns[:, own]
     weights[votes < 0] = np.nan
-    return Rules(list(loss.rules), votes.astype(np.int64), weights)
+    return Rules(list(loss.rules), votes.astype(np.int64), weights, shares)
 
 
 def texts_of(rows: Any, tokenizer: Any) -> dict[str, list[str]]:

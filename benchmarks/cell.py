@@ -22,7 +22,7 @@ from transformers.trainer_utils import EvalPrediction
 from amal_hf import AMALTrainer
 from amal_hf.metrics import auc
 from amal_hf.rule_summary import rule_order, summarise_rules
-from amal_hf.shapes import VOTES
+from amal_hf.run_record import record_of
 from amal_hf.weak_splits import TRUTH
 
 
@@ -164,12 +164,11 @@ def _of_weights(bench: Bench, weighed: AMALTrainer) -> dict[str, float]:
     if bench.place.setting == "teacher30" and "teacher" in table.column_names:
         sound = ~corrupted_rows(bench)[: len(train)]
         found["teacher weight"] = auc(np.nan_to_num(table["teacher"][: len(train)]), sound)
-    if bench.rules and f"rules/rule_{bench.rules - 1}" in table.column_names:
-        votes, truth = np.array(train[VOTES][:]), np.array(train[TRUTH][:])
-        weights = np.column_stack([table[f"rules/rule_{j}"][: len(train)] for j in range(bench.rules)])
-        fired = (votes >= 0) & np.isfinite(weights)
+    if (rules := record_of(weighed).rules) is not None:
+        votes, weights, shares = (part[: len(train)] for part in (rules.votes, rules.weights, rules.shares))
+        truth, fired = np.array(train[TRUTH][:]), np.isfinite(weights)
         found["vote weight"] = auc(weights[fired], (votes == truth[:, None])[fired])
-        order = rule_order(summarise_rules(votes, labels=truth, weights=np.where(fired, weights, np.nan)))
+        order = rule_order(summarise_rules(votes, rules.names, truth, weights, shares))
         if np.isfinite(order):
             found["rule order"] = order
     return found

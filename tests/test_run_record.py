@@ -2,6 +2,7 @@
 
 import datasets
 import numpy as np
+import pytest
 import torch
 from conftest import tiny_bert, toy_arguments, toy_rows
 
@@ -74,6 +75,12 @@ def test_a_record_agrees_with_its_trainer(tmp_path):
     own[np.array(rows[VOTES]) < 0] = np.nan
     np.testing.assert_allclose(record.weights["rules"], np.nanmean(own, 1), rtol=1e-6)
     np.testing.assert_allclose(record.rules.weights, own, rtol=1e-6)
+    # Label, teacher and the rules that vote begin with equal shares.
+    votes = np.array(rows[VOTES])
+    shares = 1 / (2 + (votes >= 0).sum(1, keepdims=True))
+    np.testing.assert_allclose(record.rules.shares, np.broadcast_to(shares, votes.shape), rtol=1e-6)
+    (first, _) = record.rule_summaries()
+    assert first.lift == pytest.approx(np.mean(own[:, 0] / shares[:, 0]), rel=1e-6)
     labels = np.array(rows["labels"])
     np.testing.assert_array_equal(record.labels, labels)
     np.testing.assert_array_equal(record.truth, np.array(rows[TRUE_LABEL]))

@@ -41,7 +41,9 @@ def toy_record(count=300, seed=0):
         classes=CLASSES,
         labels=labels,
         truth=truth,
-        rules=Rules([f"rule_{j}" for j in range(4)], votes, own.astype(np.float32)),
+        rules=Rules(
+            [f"rule_{j}" for j in range(4)], votes, own.astype(np.float32), np.full(own.shape, 0.25, np.float32)
+        ),
         texts={"text": [SCRIPT, BREAKOUT, FORMULA, *words[3:]]},
     )
 
