@@ -11,7 +11,7 @@ from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
-from rivals import Geometry, GivenWeights, TeacherAgreement, TeacherConfidence, right_votes
+from rivals import Geometry, GivenWeights, TeacherAgreement, TeacherBelief, TeacherConfidence, right_votes
 from settings import Bench
 from suspects import kept_rows
 from teaching import teacher_logits
@@ -310,6 +310,10 @@ VOTES: dict[str, Contender] = {
         "control", {f"rate {r}": then_clean(VOICES, r) for r in CLEAN_RATES}
     ),
     "majority between clean rows": Contender("control", one(*between_clean(MAJORITY))),
+    "votes a clean teacher believes, then clean rows": Contender(
+        "rule of thumb",
+        {f"rate {r}": then_clean(replace(VOICES, method=weighed_by(TeacherBelief)), r) for r in CLEAN_RATES},
+    ),
     "small-loss selection": Contender(
         "rule of thumb",
         {str(s): (replace(MAJORITY, method=weighed_by(partial(SmallLoss, s))),) for s in (0.2, 0.4)},

@@ -63,6 +63,26 @@ class TeacherAgreement(TeacherConfidence):
         return torch.as_tensor(teacher).float().softmax(-1).gather(1, signals.batch["labels"][:, None])
 
 
+class TeacherBelief(TeacherConfidence):
+    """Labels and teacher weigh alike, a vote as much of that as the probability that the teacher gives it; sum one."""
+
+    needs_teacher_losses = True
+
+    def observe(self, signals: Signals) -> Tensor:
+        """`(B, K)`: the probabilities; one of what a teacher is not asked."""
+        (asked,) = signals.teacher_losses
+        belief = asked.neg().exp()
+        belief[:, 0] = 1
+        return belief
+
+    def weights(self, observation: Observation) -> Tensor:
+        """`(B, K)`."""
+        if observation.present is None:
+            raise ValueError("TeacherBelief is for losses that some examples lack.")
+        believed = observation.features * observation.present
+        return believed / believed.sum(1, keepdim=True)
+
+
 class GivenWeights(Policy):
     """Weights that were found before training.
 

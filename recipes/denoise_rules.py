@@ -124,7 +124,7 @@ RUNS: dict[str, Run] = {
     "amal between clean rows": Run(everything, amal, first_clean=True, then_clean=True),
     "teacher, then clean rows": Run(label_and_teacher, then_clean=True),
     "rules and teacher, then clean rows": Run(rules_and_teacher, then_clean=True),
-    "amal with teacher, then clean rows": Run(rules_and_teacher, amal, then_clean=True),
+    "amal with teacher, then clean rows": Run(rules_and_teacher, lambda: amal(PerLossNetwork()), then_clean=True),
 }
 OURS = "amal with teacher, then clean rows"
 FIRST_EPOCHS, LAST_EPOCHS, TEACHER_EPOCHS = 10, 5, 15
