@@ -1,6 +1,7 @@
 """Weights of tokens: the same loss where all are alike, and a weight for every token where they are not."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -19,6 +20,7 @@ from amal_hf import (
     LossNetwork,
     MeanOne,
     Method,
+    PerLossNetwork,
     StateNetwork,
     Trajectory,
     amal,
@@ -28,7 +30,7 @@ from amal_hf import (
 from amal_hf.losses import Task
 from amal_hf.mixture import Mixture
 from amal_hf.policies.fixed_weights import FixedWeights
-from amal_hf.token_mixture import TokenMixture
+from amal_hf.token_mixture import TokenMixture, token_rows
 
 
 def of_tokens(method):
@@ -53,17 +55,36 @@ def tagger(**config):
     )
 
 
+def student_and_batch(family):
+    """A student of tokens, and four rows with a teacher's logits."""
+    if family == "tagger":
+        model, rows = tagger().double(), tagged_rows(4).remove_columns("flipped").with_format("torch")[:]
+        return model, {**rows, "teacher_logits": torch.randn(4, 10, 3, dtype=torch.float64)}
+    model = tiny_generator(family)
+    batch = collator(model)([dict(row) for row in pairs(4, family)])
+    shape = (*batch["labels"].shape, VOCABULARY)
+    return model, {**batch, "teacher_logits": torch.randn(shape, dtype=torch.float64)}
+
+
+@pytest.mark.parametrize("family", ["tagger", "gpt2", "bart"])
+@pytest.mark.parametrize("kind", [Mixture, TokenMixture])
+def test_teachers_are_asked_about_tokens(family, kind):
+    """What a teacher's logits cost is the label's loss of a student who thinks the same, of a sentence or a token."""
+    _, batch = student_and_batch(family)
+    task = Task(shifted=family in CAUSAL)
+    mixture = kind([CrossEntropy(), Distillation(lambda b: b["teacher_logits"])], PerLossNetwork(), task)
+    mixture.reset(None, torch.tensor([0.5, 0.5]))
+    seen = mixture.evaluate(SimpleNamespace(logits=batch["teacher_logits"]), batch)
+    share = token_rows(batch, task).share if kind is TokenMixture else torch.ones(4)
+    assert seen.losses[:, 0].max() > 0
+    torch.testing.assert_close(seen.features[:, 2] * share.to(seen.features), seen.losses[:, 0].to(seen.features))
+    torch.testing.assert_close(seen.features[:, 2], seen.features[:, 0])
+
+
 @pytest.mark.parametrize("family", ["tagger", "gpt2", "bart"])
 def test_equal_weights_of_tokens_are_weights_of_examples(family):
     """With the same weight everywhere, tokens add up to what their sentences are: losses, total and gradient."""
-    if family == "tagger":
-        model, rows = tagger().double(), tagged_rows(4).remove_columns("flipped").with_format("torch")[:]
-        batch = {**rows, "teacher_logits": torch.randn(4, 10, 3, dtype=torch.float64)}
-    else:
-        model = tiny_generator(family)
-        batch = collator(model)([dict(row) for row in pairs(4, family)])
-        shape = (*batch["labels"].shape, VOCABULARY)
-        batch = {**batch, "teacher_logits": torch.randn(shape, dtype=torch.float64)}
+    model, batch = student_and_batch(family)
     task = Task(shifted=family in CAUSAL)
     totals = []
     for kind in (Mixture, TokenMixture):
