@@ -85,8 +85,9 @@ class Group:
         return [cell["auc"][name] for cell in self.cells.get(run, {}).values() if name in cell["auc"]]
 
     def whole(self, run: str) -> bool:
-        """Whether a run has as many seeds as any: others are left out where runs are put in an order."""
-        return len(self.cells.get(run, {})) == max(map(len, self.cells.values()))
+        """Whether a run has as many seeds as any control: others are left out where runs are put in an order."""
+        seeds = (len(cells) for other, cells in self.cells.items() if self.kinds[other] in KINDS[:2])
+        return len(self.cells.get(run, {})) >= max(seeds, default=1)
 
     def best_control(self) -> str | None:
         """The run without learned weights that is best on dev, on average."""
@@ -146,6 +147,7 @@ def rendered(groups: list[Group]) -> dict[str, str]:
     return {
         "against controls": summary(groups),
         "all runs": everything(groups),
+        "rules": _matrix([group for group in groups if (group.student, group.setting) == ("2", "rules")]),
         "wrong labels found": detection(groups),
     }
 
