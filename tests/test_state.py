@@ -71,8 +71,7 @@ def test_an_interrupted_write_leaves_the_old_file(path, monkeypatch):
     """A run killed while writing can still resume from what was there before."""
 
     def killed(state, file):
-        with open(file, "wb") as out:
-            out.write(b"half a")
+        file.write(b"half a")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", killed)
