@@ -8,7 +8,8 @@
 What is wrong with the data is in settings.py, the runs in contenders.py, how one is trained in cell.py. Every finished
 cell is a line of JSON in `benchmarks/results/quality/DATA-STUDENT.jsonl` and is not run again. A run with several
 options is tuned first: each option once, at a seed that is not reported, and the best on dev is what the other seeds
-take. The test set is looked at once a cell, and never while tuning.
+take; a large student may take what was best for a smaller one. The test set is looked at once a cell, and never while
+tuning.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from teaching import teacher_file
 
 
 RESULTS = Path(__file__).parent / "results" / "quality"
+STUDENTS = [FrozenBody.kind, "2", "3", "6"]
 NEEDS = {"label model": "snorkel", "confident learning": "cleanlab"}
 
 Record = dict[str, Any]
@@ -59,10 +61,11 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", default=[], help="folders of data sets")
-    parser.add_argument("--student", choices=[FrozenBody.kind, "2", "3", "6"], default=FrozenBody.kind)
+    parser.add_argument("--student", choices=STUDENTS, default=FrozenBody.kind)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, help="by default all that the data have")
     parser.add_argument("--runs", nargs="+", help="by default all of a setting")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--tuned-student", choices=STUDENTS, help="whose options are taken; by default its own")
     parser.add_argument("--model", type=Path, help="folder of MiniLM; that of the demo package by default")
     parser.add_argument("--workers", type=int, default=1, help="processes that run cells")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no new cell is begun")
@@ -93,6 +96,10 @@ class Matrix:
             for seed in [TUNING_SEED, *options.seeds]
         ]
 
+    def tuning_place(self, place: Place) -> Place:
+        """Where the options of a place are tried."""
+        return replace(place, seed=TUNING_SEED, student=self.options.tuned_student or place.student)
+
     def untaught(self) -> list[Place]:
         """One place for every teacher that is not there yet."""
         missing = {teacher_file(place): place for place in self.places()}
@@ -104,7 +111,7 @@ class Matrix:
             for run in self.runs(place):
                 choices = contenders(place.setting)[run].options
                 if place.seed == TUNING_SEED and len(choices) > 1:
-                    yield from (Cell(place, run, option) for option in choices)
+                    yield from (Cell(self.tuning_place(place), run, option) for option in choices)
 
     def cells(self) -> Iterator[Cell]:
         """Every run at every seed, with the option that did best on dev; not before all of them have been tried."""
@@ -125,7 +132,7 @@ class Matrix:
         choices = list(contenders(place.setting)[run].options)
         if len(choices) == 1:
             return choices[0]
-        tried = [self.records.get(Cell(replace(place, seed=TUNING_SEED), run, option).key) for option in choices]
+        tried = [self.records.get(Cell(self.tuning_place(place), run, option).key) for option in choices]
         if None in tried:
             return None
         return choices[max(range(len(choices)), key=lambda number: tried[number]["dev"])]  # type: ignore[index]
@@ -160,6 +167,8 @@ class Matrix:
             return
         if record is None:
             return
+        if self.options.tuned_student:
+            record["command"] += f" --tuned-student {self.options.tuned_student}"
         self.records[key_of(record)] = record
         self.options.results.mkdir(parents=True, exist_ok=True)
         with (self.options.results / f"{record['data']}-{record['student']}.jsonl").open("a") as file:
