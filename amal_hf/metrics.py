@@ -49,6 +49,20 @@ class MacroF1(Score):
         return float(np.mean(2 * hits / mentions))
 
 
+class F1(Score):
+    """F1 of class 1, as spam is scored: what two-class tasks of GLUE call F1.
+
+    0 where class 1 neither occurs nor is predicted.
+    """
+
+    key = "f1"
+
+    def score(self, predictions: NDArray[Any], references: NDArray[Any]) -> float:
+        """In [0, 1]."""
+        hits = np.sum((predictions == 1) & (references == 1))
+        return float(2 * hits / max(np.sum(predictions == 1) + np.sum(references == 1), 1))
+
+
 class MatthewsCorrelation(Score):
     """Correlation of predicted and reference classes, which guessing the commonest class does not raise.
 
@@ -91,6 +105,7 @@ def classification_metrics(
 ) -> dict[str, float]:
     """Accuracy, macro F1, Matthews correlation and calibration error of logits: `compute_metrics` for a trainer.
 
+    Where there are two classes, also F1 of class 1.
     With intervals, or against a teacher: `functools.partial(classification_metrics, resamples=1000)`.
 
     Args:
@@ -118,6 +133,8 @@ def classification_metrics(
         (MatthewsCorrelation(resamples), guessed, wanted),
         (CalibrationError(resamples), _softmax(chosen), wanted),
     ]
+    if logits.shape[-1] == 2:
+        scored.append((F1(resamples), guessed, wanted))
     if teacher_logits is not None:
         scored.append((Agreement(resamples), guessed, np.asarray(teacher_logits)[counted].argmax(axis=-1)))
     scores: dict[str, float] = {}

@@ -55,7 +55,8 @@ def make_resumable(folder: Path) -> None:
             continue
         beside = file.with_suffix(".safetensors")
         tensors = load_file(beside) if beside.is_file() else {}
-        torch.save(unpack(content["state"], tensors), folder / Path(content["file"]).name)
+        with open(folder / Path(content["file"]).name, "wb") as saved:  # given a name, torch.save may hide a full disk
+            torch.save(unpack(content["state"], tensors), saved)
         file.unlink()
         beside.unlink(missing_ok=True)
 

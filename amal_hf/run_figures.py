@@ -107,11 +107,11 @@ def _rules(record: RunRecord) -> Iterator[Picture]:
     from amal_hf import plots
 
     entries = record.rule_summaries()
-    precision, weight = (np.array([getattr(entry, part) for entry in entries]) for part in ("precision", "weight"))
-    if np.isfinite(precision + weight).any():
-        figure = plots.plot_rule_weights(weight, precision, [entry.name for entry in entries])
+    precision, lift = (np.array([getattr(entry, part) for entry in entries]) for part in ("precision", "lift"))
+    if np.isfinite(precision + lift).any():
+        figure = plots.plot_rule_weights(lift, precision, [entry.name for entry in entries])
         yield Picture(
-            "rules", figure, "The learned weight of every rule against the share of its votes that are right"
+            "rules", figure, "How far every rule has come to be believed, and how many of its votes are right"
         )
 
 

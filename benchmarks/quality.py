@@ -87,14 +87,15 @@ class Matrix:
         self.records = {key_of(record): record for record in read_records(RESULTS, options.results)}
 
     def places(self) -> list[Place]:
-        """Every data set, setting and seed, the tuning seed first."""
+        """Every data set, setting and seed, that where options are tried first."""
         options = self.options
-        return [
+        places = [
             Place(data, options.student, setting, seed, options.model)
             for data in options.data
             for setting in options.settings or known_settings(data)
             for seed in [TUNING_SEED, *options.seeds]
         ]
+        return [self.tuning_place(place) if place.seed == TUNING_SEED else place for place in places]
 
     def tuning_place(self, place: Place) -> Place:
         """Where the options of a place are tried."""
@@ -111,7 +112,7 @@ class Matrix:
             for run in self.runs(place):
                 choices = contenders(place.setting)[run].options
                 if place.seed == TUNING_SEED and len(choices) > 1:
-                    yield from (Cell(self.tuning_place(place), run, option) for option in choices)
+                    yield from (Cell(place, run, option) for option in choices)
 
     def cells(self) -> Iterator[Cell]:
         """Every run at every seed, with the option that did best on dev; not before all of them have been tried."""

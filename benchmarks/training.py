@@ -16,23 +16,18 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import EvalPrediction
 
 from amal_hf import AMALArguments, AMALTrainer, CrossEntropy, Loss, Method
-from amal_hf.metrics import Accuracy, MacroF1
+from amal_hf.metrics import F1, Accuracy, MacroF1
 
 
 LOOKS = 8
 
-_ACCURACY, _MACRO_F1 = Accuracy(), MacroF1()
+_SCORES = (Accuracy(), MacroF1(), F1())
 
 
 def scores(prediction: EvalPrediction) -> dict[str, float]:
     """Accuracy, macro F1, and F1 of class 1, as spam is scored."""
     guess, truth = np.asarray(prediction.predictions).argmax(-1), np.asarray(prediction.label_ids)
-    hits = float(((guess == 1) & (truth == 1)).sum())
-    return {
-        "accuracy": _ACCURACY.score(guess, truth),
-        "macro_f1": _MACRO_F1.score(guess, truth),
-        "f1": 2 * hits / max(float((guess == 1).sum() + (truth == 1).sum()), 1.0),
-    }
+    return {one.key: one.score(guess, truth) for one in _SCORES}
 
 
 class Looks(TrainerCallback):

@@ -11,6 +11,7 @@ from transformers import EvalPrediction
 
 from amal_hf.intervals import score_interval
 from amal_hf.metrics import (
+    F1,
     Accuracy,
     Agreement,
     CalibrationError,
@@ -46,6 +47,7 @@ def test_rank_correlation_is_that_of_pandas():
         (Agreement, "agreement", 2 / 4),
         # By hand: classes 0, 1, 2 have F1 of 2/3, 2/4 and 0; class 2 is only predicted.
         (MacroF1, "macro_f1", (2 / 3 + 2 / 4 + 0) / 3),
+        (F1, "f1", 2 / 4),
         # (2 * 4 - (1 * 2 + 2 * 2)) / sqrt((16 - 6) (16 - 8))
         (MatthewsCorrelation, "matthews_correlation", 2 / 80**0.5),
     ],
@@ -69,6 +71,14 @@ def test_classification_metrics_of_texts():
     scores = classification_metrics(EvalPrediction(outputs, np.array([0, 0, 1, 1])))
     assert (scores["accuracy"], scores["macro_f1"]) == (0.5, pytest.approx((2 / 3 + 2 / 4) / 3))
     assert json.loads(json.dumps(scores)) == scores
+
+
+def test_two_classes_have_an_f1():
+    """Of class 1, where there are two classes and no more; 0 if nobody speaks of it."""
+    answers = EvalPrediction(one_hot([0, 1, 1, 0], 2), np.array([0, 1, 0, 1]))
+    assert classification_metrics(answers)["f1"] == pytest.approx(2 / 4)
+    assert classification_metrics(EvalPrediction(one_hot([0, 0], 2), np.array([0, 0])))["f1"] == 0
+    assert "f1" not in classification_metrics(EvalPrediction(one_hot([0, 1]), np.array([0, 1])))
 
 
 def test_classification_metrics_leave_out_ignored_tokens():

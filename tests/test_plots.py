@@ -132,16 +132,16 @@ def test_masks_colour_every_token():
 
 
 def test_rule_weights_show_every_rule_that_voted():
-    """A numbered point for every rule with a weight and a precision, and its name beside the picture."""
-    weights, precisions = np.array([0.1, 0.9, np.nan]), np.array([0.3, 0.8, 0.5])
-    axes = plots.plot_rule_weights(weights, precisions, ["a", "b", "silent"]).axes[0]
+    """A numbered point for every rule with a lift and a precision, and its name beside the picture."""
+    lifts, precisions = np.array([0.1, 0.9, np.nan]), np.array([0.3, 0.8, 0.5])
+    axes = plots.plot_rule_weights(lifts, precisions, ["a", "b", "silent"]).axes[0]
     np.testing.assert_allclose(axes.collections[0].get_offsets(), [[0.3, 0.1], [0.8, 0.9]])
     assert [text.get_text() for text in axes.texts] == ["1", "2", "1  b\n2  a"]
     assert [text.xy for text in axes.texts[:2]] == [(0.8, 0.9), (0.3, 0.1)]
     with pytest.raises(ValueError, match="nothing to draw"):
-        plots.plot_rule_weights(weights * np.nan, precisions, ["a", "b", "c"])
-    with pytest.raises(ValueError, match="Expected 2 weights"):
-        plots.plot_rule_weights(weights, precisions, ["a", "b"])
+        plots.plot_rule_weights(lifts * np.nan, precisions, ["a", "b", "c"])
+    with pytest.raises(ValueError, match="Expected 2 lifts"):
+        plots.plot_rule_weights(lifts, precisions, ["a", "b"])
 
 
 def test_weights_against_agreement():

@@ -121,6 +121,7 @@ def matrix(folder, **chosen):
         "settings": ["flipped40"],
         "runs": ["labels only", "amal()"],
         "seeds": [0, 1],
+        "tuned_student": None,
         "model": None,
         "workers": 1,
         "minutes": 1.0,
@@ -147,6 +148,19 @@ def test_dev_chooses_among_options_and_finished_cells_are_left_alone(tmp_path):
     labels = [one for one in known.cells() if one.run == "labels only"]
     assert [(one.option, one.place.seed) for one in labels] == [("rate 0.3", 0), ("rate 0.3", 1)]
     assert [one.place.seed for one in labels if one.key not in known.records] == [0]
+
+
+def test_a_large_student_may_take_the_options_of_a_small_one(tmp_path):
+    """What was best there is taken, and only what was not tried there is tried, there."""
+    tried = [
+        record_of("flipped40", "labels only", option, cell.TUNING_SEED, dev)
+        for option, dev in (("rate 1.0", 0.5), ("rate 0.3", 0.6))
+    ]
+    large = {"student": "6", "tuned_student": "frozen"}
+    assert {one.place.student for one in matrix(tmp_path, **large).tuning()} == {"frozen"}
+    write(tmp_path, *tried)
+    labels = [one for one in matrix(tmp_path, **large).cells() if one.run == "labels only"]
+    assert [(one.option, one.place.student) for one in labels] == [("rate 0.3", "6"), ("rate 0.3", "6")]
 
 
 def test_no_cell_is_begun_when_the_time_is_up(tmp_path):

@@ -1,4 +1,4 @@
-"""Rules: what they have learned to weigh against how often they are right."""
+"""Rules: how much more they have come to be believed, against how often they are right."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +16,12 @@ NAMED = 20
 
 
 def plot_rule_weights(
-    weights: NDArray[Any], precisions: NDArray[Any], names: Sequence[str], path: str | Path | None = None
+    lifts: NDArray[Any], precisions: NDArray[Any], names: Sequence[str], path: str | Path | None = None
 ) -> Figure:
-    """Draws the learned weight of every rule against how often it is right.
+    """Draws the learned weight of every rule, as a multiple of its initial one, against how often it is right.
 
     Args:
-        weights: (m,) mean weight where a rule votes.
+        lifts: (m,) mean multiple where a rule votes, as `RuleSummary.lift`.
         precisions: (m,) share of right votes; rules for which either is NaN are left out.
         names: the m rules. Up to 20 are numbered, the most believed first, with their names beside the picture.
         path: the file to write, if any.
@@ -29,20 +29,21 @@ def plot_rule_weights(
     Raises:
         ValueError: if the lengths differ or no rule is left.
     """
-    weights, precisions = np.asarray(weights, dtype=np.float64), np.asarray(precisions, dtype=np.float64)
-    if weights.shape != precisions.shape or weights.shape != (len(names),):
-        raise ValueError(f"Expected {len(names)} weights and precisions, got {weights.shape} and {precisions.shape}.")
-    shown = np.isfinite(weights) & np.isfinite(precisions)
+    lifts, precisions = np.asarray(lifts, dtype=np.float64), np.asarray(precisions, dtype=np.float64)
+    if lifts.shape != precisions.shape or lifts.shape != (len(names),):
+        raise ValueError(f"Expected {len(names)} lifts and precisions, got {lifts.shape} and {precisions.shape}.")
+    shown = np.isfinite(lifts) & np.isfinite(precisions)
     if not shown.any():
         raise ValueError("No rule has both a weight and a precision: there is nothing to draw.")
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
-    axes.scatter(precisions[shown], weights[shown], color=OKABE_ITO[0])
-    axes.set(xlabel="share of right votes", ylabel="learned weight where it votes", ylim=(0, None))
+    axes.axhline(1, color="0.8", linewidth=1)
+    axes.scatter(precisions[shown], lifts[shown], color=OKABE_ITO[0])
+    axes.set(xlabel="share of right votes", ylabel="learned weight / initial weight, where it votes", ylim=(0, None))
     if shown.sum() <= NAMED:
-        ranked = sorted(np.flatnonzero(shown).tolist(), key=lambda place: -weights[place])
+        ranked = sorted(np.flatnonzero(shown).tolist(), key=lambda place: -lifts[place])
         for number, place in enumerate(ranked, 1):
-            point = (precisions[place], weights[place])
+            point = (precisions[place], lifts[place])
             axes.annotate(str(number), point, fontsize=8, xytext=(4, 3), textcoords="offset points")
         key = [f"{number}  {short(names)[place]}" for number, place in enumerate(ranked, 1)]
         axes.annotate("\n".join(key), (1.03, 1), xycoords="axes fraction", fontsize=8, va="top", linespacing=1.5)
