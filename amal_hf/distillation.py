@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from amal_hf.divergences import Divergence, forward_kl
+from amal_hf.divergences import Divergence, forward_kl, logit_mse
 from amal_hf.losses import Loss, Task, as_two_classes, at_least_fp32, distilled_tokens, squared_error
 from amal_hf.shapes import Batch, Logits, PerExample, Teacher
 from amal_hf.tokens import token_means
@@ -82,8 +82,11 @@ class Distillation(Loss):
         return f"{self.name}_logits"
 
     def bind(self, task: Task) -> None:
-        """Take over the student's problem type."""
+        """Take over the student's problem type; numbers have no temperature."""
         self.task = task
+        soft = self.divergence is not logit_mse and task.problem_type != "regression"
+        # The gradient of T² KL is T (p_student − p_teacher).
+        self.pull = self.temperature if soft else 1.0
 
     def prepare(self, batch: Batch) -> dict[str, Any]:
         """The teacher's logits, once a batch; the largest of each token with `top_k`."""

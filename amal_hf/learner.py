@@ -1,6 +1,8 @@
 """When the weights learn, and from which batches: the timing around `meta.py`."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +23,7 @@ from amal_hf.meta import (
     undisturbed,
 )
 from amal_hf.meta_set import MetaSet
-from amal_hf.mixture import Mixture, ids_of
+from amal_hf.mixture import Mixture, ids_of, kept
 from amal_hf.policies.policy import restorer
 from amal_hf.precision import quick_backward
 from amal_hf.processes import total, total_count, whole
@@ -68,6 +70,8 @@ class WeightLearner:
 
     def __init__(self, method: Method, mixture: Mixture, meta_set: MetaSet, interval: int) -> None:
         self.method = method
+        self.objective = copy(method.objective)
+        self.objective.bind(replace(mixture.task, label_smoothing=0.0))
         self.mixture = mixture
         self.meta_set = meta_set
         self.interval = interval
@@ -240,8 +244,8 @@ class WeightLearner:
         return evaluate
 
     def _meta_loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """This process's part of the mean task loss of the meta batch."""
-        return self.mixture.task_loss(outputs, batch).sum() / self.meta_set.batch_size
+        """This process's part of the objective, a mean over the meta batch."""
+        return kept(self.objective(outputs, batch), batch).sum() / self.meta_set.batch_size
 
     def next_meta_batch(self) -> Batch:
         """The meta batch of the next meta step, as the collator made it, the same on all processes."""

@@ -66,11 +66,15 @@ class Loss(ABC):
         name: column name in logs and in `AMALTrainer.example_weights()`; unique within a run.
         columns: dataset columns that this loss reads beyond what the student's forward takes.
         citation: BibTeX of the source.
+        pull: how long its gradient with respect to an example's logits gets, where that of a label is one. Policies
+            that share weight out among losses compare slopes by it: AdamW goes no further for a loss that only pulls
+            harder.
     """
 
     name: str
     columns: tuple[str, ...] = ()
     citation: str = ""
+    pull: float = 1.0
 
     def bind(self, task: Task) -> None:
         """Learn how the student's logits are read. Called once, before training."""

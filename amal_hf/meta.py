@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from amal_hf.batch_policies.batch_policy import BatchPolicy, batch_gradient
 from amal_hf.directions import AdamDirection, Direction, Product
+from amal_hf.losses import CrossEntropy
 from amal_hf.policies.policy import Observation, Policy, of_unit_magnitude, weights_of
 from amal_hf.processes import summed_gradients, total, totals
 from amal_hf.shapes import Evaluate, Evaluation, ExampleIds, Features, LossTable, Params
@@ -54,6 +55,9 @@ class Method:
             that of the meta gradient and the next ones. Many examples then share one meta gradient, which costs less
             or can be taken over more clean ones; the direction, as large as the student, is kept meanwhile. All steps
             where the interval is shorter.
+        objective: what weights are to lower on clean rows: the task loss, or `GeneralizedCrossEntropy(1)`, the share
+            that the student would get wrong if it drew its answers. No label is smoothed: clean ones are meant as they
+            stand.
         per_token: weigh tokens instead of whole examples, where students label or generate them.
         restart_every: optimizer steps after which the student and its optimizer begin again where they began (Teaching
             with Commentaries: whole short runs); 0 is off. The trajectory then covers a whole short run.
@@ -72,6 +76,7 @@ class Method:
     restart_every: int = 0
     batch_policy: BatchPolicy | None = None
     window: int = 1
+    objective: CrossEntropy = field(default_factory=CrossEntropy)
     per_token: bool = False
     citation: str = ""
 

@@ -12,6 +12,7 @@ from amal_hf.policies.meta_weight_net import MetaWeightNet
 from amal_hf.policies.policy import Policy
 from amal_hf.policies.rectified_slopes import RectifiedSlopes
 from amal_hf.policies.state_network import StateNetwork
+from amal_hf.robust_losses import GeneralizedCrossEntropy
 from amal_hf.tangents import FiniteDifference, Tangent
 from amal_hf.trajectories import Trajectory
 
@@ -66,9 +67,10 @@ def amal(
 ) -> Method:
     """Adaptive Mixing of Auxiliary Losses (arXiv:2202.03250) with this library's defaults.
 
-    The objective is the paper's: per-example weights of several losses that lower the task loss on clean held-out
-    data. What is computed differs where measurements spoke for it (see `amal_as_published` for the paper's own
-    choices).
+    Per-example weights of several losses that lower a loss on clean held-out data, as in the paper. What is computed
+    differs where measurements spoke for it (see `amal_as_published` for the paper's own choices). That loss is
+    `GeneralizedCrossEntropy(0.5)`, half way between the task loss, which few clean rows that the student gets badly
+    wrong decide, and the share of answers that are wrong (`benchmarks/LOG.md`).
 
     Args:
         policy: `LossNetwork()` by default: it carries what it learns on one example over to all that look alike, so
@@ -87,6 +89,7 @@ def amal(
         tangent=FiniteDifference() if tangent is None else tangent,
         interval=16 if cheapest else None,
         window=1 if cheapest or policy.interval == 1 else 2,
+        objective=GeneralizedCrossEntropy(0.5),
         citation=AMAL_CITATION,
     )
 

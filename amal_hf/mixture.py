@@ -7,7 +7,6 @@ The one place where losses are weighed and summed.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +14,11 @@ from torch import Tensor
 
 from amal_hf.distillation import Distillation
 from amal_hf.example_notes import ExampleNotes
-from amal_hf.losses import IGNORED, CrossEntropy, CustomLoss, JointLoss, Loss, Task
+from amal_hf.losses import IGNORED, CustomLoss, JointLoss, Loss, Task
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, as_mixture, weights_of
 from amal_hf.policies.store import RowStore
 from amal_hf.processes import rows_of_all
-from amal_hf.shapes import EXAMPLE_ID, KEPT, Batch, Evaluation, ExampleIds, Logits, LossTable, PerExample, Targets
+from amal_hf.shapes import EXAMPLE_ID, KEPT, Batch, Evaluation, ExampleIds, Logits, LossTable, Targets
 from amal_hf.top_logits import TopLogits
 
 
@@ -114,7 +113,9 @@ class Mixture:
         """
         for loss in self.joint:
             loss.reset()
-        self.policy.reset(Sizes(len(self.names), len(self.distillations), examples, labels, states, folder), initial)
+        pulls = tuple(loss.pull for loss in self.losses for _ in loss.names)
+        sizes = Sizes(len(self.names), len(self.distillations), examples, labels, states, folder, pulls)
+        self.policy.reset(sizes, initial)
         self.record = self.policy.rows() or RowStore(examples, torch.full((len(self.names),), float("nan")), folder)
         self.notes = ExampleNotes(examples, self.groups, {loss.name: loss.logits_key for loss in self.distillations})
         self._used: list[tuple[ExampleIds, LossTable]] = []
@@ -213,12 +214,6 @@ class Mixture:
         pairs = zip(self.losses, masks, strict=True)
         columns = [known.new_ones(len(known), len(s.names)) if m is None else m for s, m in pairs]
         return kept(torch.cat(columns, 1), batch)
-
-    def task_loss(self, outputs: Any, batch: Batch) -> PerExample:
-        """The meta objective, `(B,)`: the task loss; no label smoothing, as clean labels are meant as they stand."""
-        loss = CrossEntropy()
-        loss.bind(replace(self.task, label_smoothing=0.0))
-        return kept(loss(outputs, batch), batch)
 
     def state_dict(self) -> dict[str, Any]:
         """All that was learned and recorded."""

@@ -21,7 +21,8 @@ class GeneralizedCrossEntropy(CrossEntropy):
 
     Its gradient is that of cross-entropy times `p_y^q`, so that labels that the student does not believe pull less.
     Computed as `(1 − e^(−q ℓ)) / q` from the task's own loss ℓ, which for one class an example is the same; for tokens
-    `p_y` is then the geometric mean over an example's labelled tokens. Evaluation and meta objective stay plain.
+    `p_y` is then the geometric mean over an example's labelled tokens. Where numbers are to be hit there is no
+    probability, and the error stays squared. Evaluation stays plain.
 
     Args:
         q: in (0, 1]; 0.7 as in the paper.
@@ -48,5 +49,6 @@ class GeneralizedCrossEntropy(CrossEntropy):
         return f"GeneralizedCrossEntropy, q {self.q:g}"
 
     def of_logits(self, logits: Logits, labels: Tensor) -> PerExample:
-        """`(B,)`, at most 1/q; 0 without a label."""
-        return -torch.expm1(-self.q * super().of_logits(logits, labels)) / self.q
+        """`(B,)`, at most 1/q but for regression; 0 without a label."""
+        value = super().of_logits(logits, labels)
+        return value if self.task.is_regression(logits) else -torch.expm1(-self.q * value) / self.q

@@ -222,6 +222,38 @@ def one_output(config):
     return BertForSequenceClassification(config)
 
 
+@pytest.mark.parametrize(
+    ("divergence", "temperature", "task", "pull"),
+    [
+        (None, 1.0, Task(), 1.0),
+        (None, 4.0, Task(), 4.0),
+        (logit_mse, 4.0, Task(), 1.0),
+        (None, 4.0, Task("regression"), 1.0),
+    ],
+)
+def test_a_teacher_pulls_as_hard_as_its_temperature(divergence, temperature, task, pull):
+    """Where student and teacher are sure of different classes, the gradient of T² KL is T times that of a label."""
+    loss = Distillation(lambda batch: batch["seen"], temperature, divergence)
+    loss.bind(task)
+    assert loss.pull == pull
+    if pull == temperature:
+        logits = torch.tensor([[200.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+        outputs = SequenceClassifierOutput(logits=logits)
+        sure = torch.tensor([[0.0, 200.0, 0.0]], dtype=torch.float64)
+        of_teacher, of_label = (
+            torch.autograd.grad(one(outputs, batch).sum(), logits)[0].norm()
+            for one, batch in ((loss, {"teacher_logits": sure}), (CrossEntropy(), {"labels": torch.tensor([1])}))
+        )
+        torch.testing.assert_close(of_teacher, pull * of_label)
+
+
+def test_a_bounded_loss_has_no_bound_where_numbers_are_to_be_hit():
+    """There is no probability; squared error stays, as an objective that serves every task must be one for numbers."""
+    logits, targets = random(B, 1, seed=1), torch.linspace(-3, 3, B)
+    plain, bounded = CrossEntropy(), GeneralizedCrossEntropy(0.5)
+    torch.testing.assert_close(bounded.of_logits(logits, targets), plain.of_logits(logits, targets), rtol=0, atol=0)
+
+
 HEADS = [
     (BertForSequenceClassification, {}, "class"),
     (BertForSequenceClassification, {"problem_type": SEVERAL}, "several"),

@@ -21,6 +21,8 @@ from amal_hf import (
     FixedWeights,
     LossNetwork,
     MeanOne,
+    MetaWeightNet,
+    PerLossNetwork,
     Policy,
     RandomWeights,
     clamp,
@@ -99,6 +101,38 @@ def test_it_starts_at_the_initial_mixture(name, mixture):
     else:
         start = POLICIES[name].start(torch.tensor(mixture))
         torch.testing.assert_close(weights, start.expand(EXAMPLES, -1), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "columns"),
+    [
+        (lambda: LossNetwork(normalisation=Convex()), 4),
+        (lambda: LossNetwork(normalisation=MeanOne()), 4),
+        (lambda: PerLossNetwork(normalisation=Convex()), 3),
+    ],
+)
+def test_networks_compare_slopes_by_what_a_loss_can_pull(make, columns):
+    """A teacher at temperature 2 has twice the slope of a label that says the same: neither is to be preferred."""
+    policy, observation = make(), seen()._replace(features=torch.ones(EXAMPLES, columns))
+    policy.reset(Sizes(2, 0, EXAMPLES, pulls=(1.0, 2.0)), torch.tensor([0.5, 0.5]))
+    for slopes, same in (([1.0, 2.0], True), ([1.0, 1.0], False)):
+        for _ in range(5):
+            policy.update(observation, torch.tensor([slopes]).expand(EXAMPLES, 2))
+        first, second = policy.weights(observation).detach().unbind(1)
+        assert torch.allclose(first, second, atol=1e-5) == same
+
+
+def test_weights_that_need_not_add_up_follow_slopes_as_they_are():
+    """Meta-Weight-Net learns the same whatever the losses can pull, as its paper has it."""
+    ended = []
+    for pulls in ((), (1.0, 3.0)):
+        policy = MetaWeightNet(learning_rate=0.1)
+        policy.reset(Sizes(2, 0, EXAMPLES, pulls=pulls), torch.tensor([0.5, 0.5]))
+        observation = seen()._replace(features=seen().features[:, :2])
+        for _ in range(5):
+            policy.update(observation, HELPS_FIRST_HALF + 0.5)
+        ended.append(policy.weights(observation).detach())
+    torch.testing.assert_close(*ended, rtol=0, atol=0)
 
 
 @every_policy

@@ -16,6 +16,7 @@ from amal_hf import (
     CrossEntropy,
     Distillation,
     ExampleTable,
+    GeneralizedCrossEntropy,
     LastLayer,
     LossNetwork,
     MeanOne,
@@ -40,7 +41,7 @@ def _seeded():
 METHODS = {
     "fixed": lambda: None,
     "random": random_weights,
-    "network": lambda: amal(LossNetwork(learning_rate=0.05)),
+    "network": amal,
     "network, mean one": lambda: amal(LossNetwork(normalisation=MeanOne())),
     "network or none, last layer": lambda: amal(LossNetwork(normalisation=ConvexOrNone()), tangent=LastLayer()),
     "table": lambda: amal(ExampleTable()),
@@ -263,6 +264,23 @@ def test_logs_hold_the_parts(tmp_path):
         "meta_skipped",
     } <= set(entry)
     assert json.loads(json.dumps(entry)) == entry
+
+
+@pytest.mark.parametrize(
+    ("objective", "formula"),
+    [(CrossEntropy(), lambda p: -p.log()), (GeneralizedCrossEntropy(0.5), lambda p: (1 - p.sqrt()) / 0.5)],
+)
+def test_weights_learn_to_lower_the_objective(tmp_path, objective, formula):
+    """What a meta step reports is the method's objective over the clean rows, with no label smoothed."""
+    method = dataclasses.replace(amal(ExampleTable()), objective=objective)
+    options = {"max_steps": 1, "logging_steps": 1, "meta_batch_size": 10, "label_smoothing_factor": 0.3}
+    trainer = new_trainer(tmp_path, lambda: method, **options)
+    clean = next(iter(trainer.get_eval_dataloader(trainer.meta_dataset)))
+    with torch.no_grad():
+        probability = trainer.model.eval()(**{**clean, "labels": None}).logits.softmax(-1)
+    expected = formula(probability.gather(1, clean["labels"][:, None])).mean()
+    trainer.train()
+    assert trainer.state.log_history[0]["meta_loss"] == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_meta_steps_follow_warm_up_and_interval(tmp_path):

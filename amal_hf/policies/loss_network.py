@@ -36,6 +36,7 @@ class LossNetwork(Policy):
     interval = 4
     network: nn.Module
     normalisation: Normalisation
+    pulls: Tensor
 
     def __init__(
         self, hidden: int = 32, learning_rate: float = 1e-2, normalisation: Normalisation | None = None, seed: int = 0
@@ -47,12 +48,14 @@ class LossNetwork(Policy):
             )
         self.hidden = hidden
         self.learning_rate = learning_rate
+        self.register_buffer("pulls", torch.ones(1), persistent=False)
         self.by_sizes = normalisation is None
         self.normalisation = MeanOne() if normalisation is None else normalisation
         self.seed = seed
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
         """A new network that starts with the initial mixture."""
+        self.pulls = torch.tensor(sizes.pulls or [1.0] * sizes.losses)
         if self.by_sizes:
             self.normalisation = Convex() if sizes.teachers else MeanOne()
         with torch.random.fork_rng(devices=[]):
@@ -79,13 +82,13 @@ class LossNetwork(Policy):
         return weights
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
-        """One Adam step on `−mean Σ_k w_ik(φ) s_ik`.
+        """One Adam step on `−mean Σ_k w_ik(φ) s_ik / pull_k`.
 
         The gradient is taken without touching any `.grad` of the student.
         """
         scores = self._scores(observation)
         weights = self.normalisation.of_step(scores, observation.present)
-        gain = (weights * slopes).sum() / total_count(len(slopes), slopes.device)
+        gain = (weights * slopes / self.pulls).sum() / total_count(len(slopes), slopes.device)
         parameters = dict(self.network.named_parameters())
         for name, gradient in summed_gradients(-gain, parameters).items():
             parameters[name].grad = gradient

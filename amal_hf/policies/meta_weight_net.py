@@ -28,6 +28,10 @@ class MetaWeightNet(LossNetwork):
     def __init__(self, hidden: int = 100, learning_rate: float = 1e-3, seed: int = 0) -> None:
         super().__init__(hidden, learning_rate, TwiceSigmoid(), seed)
 
+    def reset(self, sizes: Sizes, initial: Tensor) -> None:
+        """A new network; its weights need not add up to anything, so that no loss is compared with another."""
+        super().reset(sizes._replace(pulls=()), initial)
+
     def observe(self, signals: Signals) -> Features:
         """`(B, K)`: the losses."""
         return signals.losses.detach()

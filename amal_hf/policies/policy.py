@@ -25,6 +25,7 @@ class Sizes(NamedTuple):
         labels: classes of the student, C.
         states: widths of the student's hidden states, one a layer.
         folder: where rows of weights are kept that should not be in memory; see `RowStore`.
+        pulls: K, `Loss.pull` of each; all one by default.
     """
 
     losses: int
@@ -33,6 +34,7 @@ class Sizes(NamedTuple):
     labels: int = 0
     states: tuple[int, ...] = ()
     folder: str | None = None
+    pulls: tuple[float, ...] = ()
 
 
 class Signals(NamedTuple):
