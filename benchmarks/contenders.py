@@ -18,8 +18,6 @@ from teaching import teacher_logits
 
 from amal_hf import (
     AnnealedWeights,
-    Convex,
-    ConvexOrNone,
     CrossEntropy,
     Distillation,
     GeneralizedCrossEntropy,
@@ -158,21 +156,31 @@ def suspects_to_teacher(bench: Bench) -> Method:
     return Method("suspects_to_teacher", GivenWeights(torch.stack([kept, 1 - kept], 1)))
 
 
+def right_labels(bench: Bench) -> torch.Tensor:
+    """`(N,)`: 1 for right labels, 0 for wrong ones."""
+    return torch.ones(len(bench.splits["train"])) if bench.right is None else torch.from_numpy(bench.right).float()
+
+
+def without_wrong_labels(bench: Bench) -> Method:
+    """Right labels alone; the others make up for wrong ones."""
+    right = right_labels(bench)
+    return Method("without_wrong_labels", GivenWeights(right[:, None] / right.mean()))
+
+
+def wrong_labels_to_teacher(bench: Bench) -> Method:
+    """Right labels, and the teacher in the place of wrong ones."""
+    right = right_labels(bench)
+    return Method("wrong_labels_to_teacher", GivenWeights(torch.stack([right, 1 - right], 1)))
+
+
 def without_wrong_votes(bench: Bench) -> Method:
     """As a fixed mixture, had nobody voted wrong."""
     return Method("without_wrong_votes", GivenWeights(right_votes(bench)))
 
 
-def rule_policy() -> LossNetwork:
-    """For rows on which every vote may be wrong."""
-    return LossNetwork(normalisation=ConvexOrNone())
-
-
 AMAL = Phase(with_teacher, method=always(amal))
 AMAL_MEAN_ONE = Phase(with_teacher, method=always(lambda: amal(LossNetwork(normalisation=MeanOne()))))
 AMAL_VOTES = Phase(everything, method=always(amal))
-AMAL_CONVEX_VOTES = Phase(everything, method=always(lambda: amal(LossNetwork(normalisation=Convex()))))
-AMAL_OR_NONE = Phase(everything, method=always(lambda: amal(rule_policy())))
 TEACHER = Phase(with_teacher, (0.0, 1.0))
 
 
@@ -285,6 +293,13 @@ DISTILLATION: dict[str, Contender] = {
     "amal(), mean one, then clean rows": Contender(
         "ours", {f"rate {r}": then_clean(AMAL_MEAN_ONE, r) for r in CLEAN_RATES}
     ),
+    "right labels": Contender(
+        "oracle",
+        {
+            "alone": (Phase(method=without_wrong_labels),),
+            "teacher for the others": (Phase(with_teacher, method=wrong_labels_to_teacher),),
+        },
+    ),
 }
 
 # ---- rules ----
@@ -330,13 +345,6 @@ VOTES: dict[str, Contender] = {
     ),
     "amal()": Contender("ours", one(AMAL_VOTES)),
     "amal(), then clean rows": Contender("ours", {f"rate {r}": then_clean(AMAL_VOTES, r) for r in CLEAN_RATES}),
-    "amal() between clean rows": Contender("ours", one(*between_clean(AMAL_VOTES))),
-    "amal(), convex": Contender("ours", one(AMAL_CONVEX_VOTES)),
-    "amal(), convex, then clean rows": Contender(
-        "ours", {f"rate {r}": then_clean(AMAL_CONVEX_VOTES, r) for r in CLEAN_RATES}
-    ),
-    "amal(), some votes or none": Contender("ours", one(AMAL_OR_NONE)),
-    "amal(), some votes or none, between clean rows": Contender("ours", one(*between_clean(AMAL_OR_NONE))),
     "amal(), clean teacher, then clean rows": Contender(
         "ours", {f"rate {r}": then_clean(AMAL_VOICES, r) for r in CLEAN_RATES}
     ),
