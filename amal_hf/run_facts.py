@@ -14,7 +14,7 @@ from amal_hf.card_check import is_repository
 from amal_hf.card_facts import CardDetails, RunFacts
 from amal_hf.data import find_text_columns
 from amal_hf.latency import hardware_name
-from amal_hf.losses import IGNORED
+from amal_hf.losses import IGNORED, Loss
 from amal_hf.meta import Method
 from amal_hf.shapes import EXAMPLE_ID
 
@@ -176,6 +176,8 @@ def _parts(method: Method) -> dict[str, Any]:
         value = getattr(method, entry.name)
         if entry.name in {"name", "policy", "citation", *unused} or value == entry.default or value is None:
             continue
+        if isinstance(value, Loss):
+            value = value.describe()
         parts[entry.name] = value if isinstance(value, bool | int | float | str) else type(value).__name__
     return parts
 
