@@ -1,7 +1,6 @@
 """When the weights learn, and from which batches: the timing around `meta.py`."""
 
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -70,8 +69,7 @@ class WeightLearner:
 
     def __init__(self, method: Method, mixture: Mixture, meta_set: MetaSet, interval: int) -> None:
         self.method = method
-        self.objective = copy(method.objective)
-        self.objective.bind(replace(mixture.task, label_smoothing=0.0))
+        method.objective.bind(replace(mixture.task, label_smoothing=0.0))
         self.mixture = mixture
         self.meta_set = meta_set
         self.interval = interval
@@ -245,7 +243,7 @@ class WeightLearner:
 
     def _meta_loss(self, outputs: Any, batch: Batch) -> Tensor:
         """This process's part of the objective, a mean over the meta batch."""
-        return kept(self.objective(outputs, batch), batch).sum() / self.meta_set.batch_size
+        return kept(self.method.objective(outputs, batch), batch).sum() / self.meta_set.batch_size
 
     def next_meta_batch(self) -> Batch:
         """The meta batch of the next meta step, as the collator made it, the same on all processes."""

@@ -55,9 +55,9 @@ class Method:
             that of the meta gradient and the next ones. Many examples then share one meta gradient, which costs less
             or can be taken over more clean ones; the direction, as large as the student, is kept meanwhile. All steps
             where the interval is shorter.
-        objective: what weights are to lower on clean rows: the task loss, or `GeneralizedCrossEntropy(1)`, the share
-            that the student would get wrong if it drew its answers. No label is smoothed: clean ones are meant as they
-            stand.
+        objective: what weights are to lower on clean rows: the task loss by default, or `GeneralizedCrossEntropy(q)`,
+            at q = 1 the share that the student would get wrong if it drew its answers. No label is smoothed: clean
+            ones are meant as they stand.
         per_token: weigh tokens instead of whole examples, where students label or generate them.
         restart_every: optimizer steps after which the student and its optimizer begin again where they began (Teaching
             with Commentaries: whole short runs); 0 is off. The trajectory then covers a whole short run.
