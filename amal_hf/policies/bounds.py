@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amal_hf.policies.inward_softmax import inward_softmax, softmax
 from amal_hf.processes import total, total_count
 from amal_hf.shapes import LossTable
 
@@ -80,7 +81,11 @@ class Convex(Normalisation):
 
     def forward(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
         """`(B, K) -> (B, K)`."""
-        return _softmax(scores, present)
+        return softmax(scores, present)
+
+    def of_step(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
+        """The same weights, with a gradient however sure they are."""
+        return inward_softmax(scores, present)
 
 
 class ConvexOrNone(Normalisation):
@@ -103,9 +108,11 @@ class ConvexOrNone(Normalisation):
 
     def forward(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
         """`(B, K + 1) -> (B, K)`."""
-        # "None of them" can always be chosen.
-        choices = None if present is None else F.pad(present, (0, 1), value=True)
-        return _softmax(scores, choices)[:, :-1]
+        return softmax(scores, _or_none(present))[:, :-1]
+
+    def of_step(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
+        """The same weights, with a gradient however sure they are."""
+        return inward_softmax(scores, _or_none(present))[:, :-1]
 
 
 class MeanOne(Normalisation):
@@ -204,11 +211,9 @@ class TwiceSigmoid(Normalisation):
         return _only(2 * scores.sigmoid(), present)
 
 
-def _softmax(scores: Tensor, present: Tensor | None) -> Tensor:
-    """Over what is present; all zero where nothing is."""
-    if present is None:
-        return scores.softmax(-1)
-    return _only(scores.masked_fill(~present, torch.finfo(scores.dtype).min).softmax(-1), present)
+def _or_none(present: Tensor | None) -> Tensor | None:
+    """ "None of them" can always be chosen."""
+    return None if present is None else F.pad(present, (0, 1), value=True)
 
 
 def _only(weights: Tensor, present: Tensor | None) -> Tensor:
