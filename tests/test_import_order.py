@@ -47,6 +47,7 @@ LEVELS = [
         "policies.row_file",
         "policies.row_log",
         "policies.bounds",
+        "policies.inward_softmax",
         "policies.slope_memory",
         "policies.delayed",
         "policies.commentary_network",
