@@ -123,7 +123,10 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         check_data(self.train_dataset, meta_dataset, self.method, class_count(self.model))
         if self.method.learns:
             warn_of_shared_sets(meta_dataset, self.train_dataset, self.eval_dataset)
-        task = Task(self.model.config.problem_type, self.args.label_smoothing_factor, is_causal(self.model))
+        # The heads of `transformers` write this into the configuration when they are first called.
+        unspoken = "regression" if class_count(self.model) == 1 else None
+        problem_type = self.model.config.problem_type or unspoken
+        task = Task(problem_type, self.args.label_smoothing_factor, is_causal(self.model))
         self.mixes = True
         self.mixture = (TokenMixture if self.method.per_token else Mixture)(losses, self.method.policy, task)
         for loss in self.mixture.losses:

@@ -89,6 +89,17 @@ def new_trainer(folder, method, rows=24, model=None, callbacks=None, losses=None
     )
 
 
+def test_a_student_with_one_output_is_known_to_hit_numbers(tmp_path):
+    """Its configuration says so only once it was called; until then a teacher would be taken for one that has soft
+    targets, which pulls as hard as its temperature.
+    """
+    losses = [CrossEntropy(), Distillation(lambda batch: batch["labels"][:, None], 4.0)]
+    model = tiny_bert(num_labels=1)
+    trainer = new_trainer(tmp_path, amal, model=model, losses=losses)
+    assert model.config.problem_type is None
+    assert trainer.mixture.losses[1].pull == 1
+
+
 class Gradients(TrainerCallback):
     """Keeps the gradients of every optimizer step."""
 
