@@ -3,7 +3,7 @@
 A table of free weights works better with every weight in [0, 2] on its own: a convex mixture cannot drop an example
 whose label and teacher are both wrong. A network must
 be normalised: the part that all slopes share is a learning rate in disguise, and drives unnormalised weights to their
-    upper bound together.
+upper bound together.
 """
 
 from abc import ABC, abstractmethod
@@ -72,7 +72,9 @@ class Normalisation(nn.Module, ABC):
 class Convex(Normalisation):
     """Softmax over the losses of an example.
 
-    Its weights sum to one. With a single loss there is nothing to choose; use `MeanOne` or `ConvexOrNone`.
+    Its weights sum to one. With a single loss there is nothing to choose; use `MeanOne` or `ConvexOrNone`. An update
+    does not push a weight below a fifth of an equal share any further down, so that it can come back
+    (`inward_softmax.py`).
     """
 
     def start(self, initial: Tensor) -> Tensor:
@@ -89,7 +91,7 @@ class Convex(Normalisation):
 
 
 class ConvexOrNone(Normalisation):
-    """Softmax with one more choice, "none of them": an example whose every loss misleads can be dropped.
+    """As `Convex`, with one more choice, "none of them": an example whose every loss misleads can be dropped.
 
     Args:
         share: what the extra choice starts with, in (0, 1).
@@ -212,7 +214,7 @@ class TwiceSigmoid(Normalisation):
 
 
 def _or_none(present: Tensor | None) -> Tensor | None:
-    """ "None of them" can always be chosen."""
+    """With one more column: "none of them" can always be chosen."""
     return None if present is None else F.pad(present, (0, 1), value=True)
 
 
