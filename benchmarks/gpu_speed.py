@@ -125,22 +125,24 @@ class TakingTurnsOnDevice(TakingTurns):
 def measure(name: str, student: str, compiled: bool, scale: Scale) -> dict[str, float]:
     """Seconds of a step and peak bytes with the fixed mixture and with the method; tokens and FLOPs of a step."""
     set_seed(0)
-    make, interval = VARIANTS[name]
+    variant = VARIANTS[name]
     model = new_student(student, scale)
     rows = random_rows(scale.batch * STEPS_PER_EPOCH, scale.length)
     logits = torch.randn(len(rows), 6, device="cuda" if torch.cuda.is_available() else "cpu")
     turns = TakingTurnsOnDevice()
     trainer = turns.trainer = AMALTrainer(
         model=model,
-        args=new_arguments(interval, compiled, scale),
+        args=new_arguments(variant.interval, compiled, scale),
         train_dataset=rows,
         meta_dataset=random_rows(300, scale.length),
         losses=[CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]])],
-        method=make(),
+        method=variant.make(),
         callbacks=[turns],
     )
     trainer.train()
-    fixed, learned = typical_steps(turns.ticks, interval or trainer.method.usual_interval, trainer.method.window)
+    fixed, learned = typical_steps(
+        turns.ticks, variant.interval or trainer.method.usual_interval, trainer.method.window
+    )
     fixed_bytes, learned_bytes = np.median(np.reshape(turns.peaks, (PAIRS, 2)), 0)
     tokens = scale.batch * scale.length
     return {

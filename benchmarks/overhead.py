@@ -2,10 +2,12 @@
 
     python benchmarks/overhead.py                    # the whole table; about a quarter of an hour on two cores
     python benchmarks/overhead.py --lengths 32 --rounds 3
+    python benchmarks/tables.py                      # writes the table into the README
 
 Every variant is a process of its own that trains a 3-layer BERT (hidden size 384, the vocabulary of MiniLM) with
 `AMALTrainer`, batch 32, with logits of the teacher at hand. Epochs with the fixed mixture and with the method take
-turns within the run, so that a machine that gets slower slows both down; of several rounds the median counts.
+turns within the run, so that a machine that gets slower slows both down; of several rounds the median counts. Where
+slopes ask for eager attention, the fixed mixture beside them has it too.
 Nothing else may run meanwhile.
 """
 
@@ -34,14 +36,15 @@ from amal_hf import (
     CommentaryNetwork,
     CrossEntropy,
     Distillation,
+    DoubleBackward,
     ExampleTable,
     FixedWeights,
+    ForwardMode,
     LabelBlend,
     LastLayer,
     Method,
     StateNetwork,
     TokenMask,
-    Trajectory,
     amal,
     amal_as_published,
     commentaries,
@@ -66,23 +69,52 @@ class Load:
     losses: int = 2
     meta_batch: int = AMALArguments.meta_batch_size
     interval: int | None = None
+    attention: str = "sdpa"
 
 
-VARIANTS: dict[str, tuple[Callable[[], Method | None], int | None]] = {
-    "fixed mixture": (lambda: None, None),
-    "amal()": (amal, None),
-    "amal(), every step": (amal, 1),
-    "amal(ExampleTable())": (lambda: amal(ExampleTable()), None),
-    "amal(tangent=LastLayer())": (lambda: amal(tangent=LastLayer()), None),
-    "amal_as_published()": (amal_as_published, None),
-    "learning_to_reweight()": (learning_to_reweight, None),
-    "meta_weight_net()": (meta_weight_net, None),
-    "deep_interactions()": (deep_interactions, None),
-    "deep_interactions(), 1 step": (lambda: deep_interactions(trajectory=Trajectory(1)), None),
-    "deep_interactions(window=16)": (lambda: deep_interactions(StateNetwork((), memory=True), window=16), None),
-    "commentaries(CommentaryNetwork())": (lambda: commentaries(CommentaryNetwork(torch.randn(ROWS, 384), 6)), None),
-    "commentaries(LabelBlend())": (lambda: commentaries(LabelBlend(6)), None),
-    "commentaries(TokenMask())": (lambda: commentaries(TokenMask(torch.randn(30522, 384), [0])), None),
+@dataclass(frozen=True)
+class Variant:
+    """What is measured.
+
+    Attributes:
+        make: the method; `None` for the fixed mixture.
+        what: it does, for the table.
+        interval: `meta_interval`; by default the method's own.
+        attention: of the student.
+    """
+
+    make: Callable[[], Method | None]
+    what: str = ""
+    interval: int | None = None
+    attention: str = "sdpa"
+
+
+VARIANTS = {
+    "fixed mixture": Variant(lambda: None),
+    "amal()": Variant(amal, "one meta gradient for 2 of 8 steps"),
+    "amal(), every step": Variant(amal, "`meta_interval=1`", interval=1),
+    "amal(ExampleTable())": Variant(lambda: amal(ExampleTable()), "a meta step at every step"),
+    "amal(tangent=LastLayer())": Variant(lambda: amal(tangent=LastLayer()), "a meta step at every 16th step"),
+    "amal(tangent=ForwardMode())": Variant(
+        lambda: amal(tangent=ForwardMode()), "exact slopes; eager attention", attention="eager"
+    ),
+    "amal(tangent=DoubleBackward())": Variant(
+        lambda: amal(tangent=DoubleBackward()), "exact slopes; eager attention", attention="eager"
+    ),
+    "amal_as_published()": Variant(amal_as_published, "a phase every 10 epochs"),
+    "learning_to_reweight()": Variant(learning_to_reweight, "a meta step at every step"),
+    "meta_weight_net()": Variant(meta_weight_net, "a meta step at every step"),
+    "deep_interactions()": Variant(deep_interactions, "back through all steps, 5 at a time"),
+    "deep_interactions(window=16)": Variant(
+        lambda: deep_interactions(StateNetwork((), memory=True), window=16),
+        "every step judged, a meta gradient at every 16th",
+    ),
+    "commentaries(CommentaryNetwork())": Variant(
+        lambda: commentaries(CommentaryNetwork(torch.randn(ROWS, 384), 6)),
+        "every step, two terms of the Neumann series",
+    ),
+    "commentaries(LabelBlend())": Variant(lambda: commentaries(LabelBlend(6)), "the same"),
+    "commentaries(TokenMask())": Variant(lambda: commentaries(TokenMask(torch.randn(30522, 384), [0])), "the same"),
 }
 
 
@@ -125,6 +157,19 @@ def compare(length: int, rounds: int, names: list[str]) -> dict[str, Any]:
     for name, run in runs.items():
         print(f"| {name} | {run['time']:.2f} | {run['memory']:.2f} |", flush=True)
     return {"length": length, "variants": runs, "rounds": turns}
+
+
+def table() -> str:
+    """What was measured, as a Markdown table; peak memory is that at the first length."""
+    cells = sorted(json.loads(RESULTS.read_text())["cells"], key=lambda cell: cell["length"])
+    heads = ["variant", "what", *(f"time, length {cell['length']}" for cell in cells), "peak memory"]
+    lines = [heads, ["---"] * len(heads)]
+    for name, variant in VARIANTS.items():
+        found = [cell["variants"].get(name) for cell in cells]
+        if variant.what and found[0]:
+            times = [f"{one['time']:.2f}" if one else "" for one in found]
+            lines.append([f"`{name}`", variant.what, *times, f"{found[0]['memory']:.2f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def spawn(*command: str) -> dict[str, float]:
@@ -170,12 +215,12 @@ class TakingTurns(TrainerCallback):
 
 def measure(name: str, length: int) -> dict[str, float]:
     """Ratio of times, seconds of a fixed-mixture step, and the process's peak bytes."""
-    make, interval = VARIANTS[name]
-    method = make()
+    variant = VARIANTS[name]
+    method = variant.make()
     phase_epochs = method.phase_epochs if method else 0
     # A phase is measured after one epoch, and spread over as many as lie between two.
     shortened = replace(method, phase_epochs=1) if method and phase_epochs else method
-    trainer, ticks = turns_of(shortened, Load(length, interval=interval))
+    trainer, ticks = turns_of(shortened, Load(length, interval=variant.interval, attention=variant.attention))
     if method is not None and method.trajectory is not None:
         plain, learned = whole_epochs(ticks)
     else:
@@ -197,7 +242,7 @@ def turns_of(method: Method | None, load: Load) -> tuple[AMALTrainer, list[float
         for place in range(load.losses - 1)
     ]
     trainer = turns.trainer = AMALTrainer(
-        model=student(load.layers),
+        model=student(load.layers, load.attention),
         args=AMALArguments(
             output_dir=".cache/overhead",
             per_device_train_batch_size=32,
@@ -256,10 +301,11 @@ def step_seconds(ticks: list[float]) -> np.ndarray:
     return np.diff(np.reshape(ticks, (PAIRS, 2, STEPS_PER_EPOCH + 1)))
 
 
-def student(layers: int = 3) -> BertForSequenceClassification:
+def student(layers: int = 3, attention: str = "sdpa") -> BertForSequenceClassification:
     """Layers of MiniLM's size."""
     config = BertConfig(hidden_size=384, num_hidden_layers=layers, num_attention_heads=12, intermediate_size=1536)
     config.num_labels = 6
+    config._attn_implementation = attention
     return BertForSequenceClassification(config)
 
 

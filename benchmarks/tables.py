@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and benchmarks/README.md: from the cells of the quality benchmark, and laws of cost.
+"""Writes the tables of README.md and benchmarks/README.md: from the cells of the quality benchmark, and what it costs.
 
     python benchmarks/tables.py          # rewrites what stands between the markers
     python benchmarks/tables.py --show   # prints it instead
@@ -16,6 +16,7 @@ from typing import Any
 
 import laws
 import numpy as np
+import overhead
 from spread import half_width, spread
 
 
@@ -32,10 +33,11 @@ OURS = [
     "amal(), clean teacher, then clean rows",
     "amal(PerLossNetwork()), clean teacher, then clean rows",
 ]
+SHORT = ["fixed mixture", "noisy, then clean rows", *OURS[:4], "right labels"]
 DETECTING = ["amal()", "meta_weight_net()", "learning_to_reweight()", "geometry network"]
 DATA = ["trec", "banking77", "sst2", "youtube", "sms"]
 SETTINGS = {
-    "clean": "clean",
+    "clean": "nothing wrong",
     "flipped20": "20 % wrong labels",
     "flipped40": "40 % wrong labels",
     "few": "40 % wrong, few clean rows",
@@ -124,7 +126,7 @@ def main() -> None:
 
 def all_blocks(folder: Path) -> dict[str, str]:
     """Every table by the name of its marker, those of quality from the cells in a folder."""
-    return {**rendered(groups_of(read_cells(folder))), "laws": laws.table(laws.points())}
+    return {**rendered(groups_of(read_cells(folder))), "overhead": overhead.table(), "laws": laws.table(laws.points())}
 
 
 def read_cells(folder: Path) -> list[Record]:
@@ -145,6 +147,7 @@ def rendered(groups: list[Group]) -> dict[str, str]:
     """The tables of quality by the name of their marker; settings without any control yet are left out."""
     groups = [group for group in groups if group.best_control()]
     return {
+        "in short": in_short([group for group in groups if group.setting != "rules"]),
         "against controls": summary(groups),
         "all runs": everything(groups),
         "rules": _matrix([group for group in groups if (group.student, group.setting) == ("2", "rules")]),
@@ -158,6 +161,37 @@ def filled(page: str, blocks: dict[str, str]) -> str:
         pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         page = re.sub(pattern, lambda match, text=text: f"{match[1]}{text}\n{match[2]}", page, flags=re.DOTALL)  # type: ignore[misc]
     return page
+
+
+def in_short(groups: list[Group]) -> str:
+    """Test scores of a few runs: a row a setting, averaged over its data sets, and a row for all settings."""
+    rows = []
+    for student in STUDENTS:
+        known = [group for group in groups if group.student == student]
+        lines = {name: [group for group in known if group.setting == name] for name in SETTINGS}
+        filled_lines = {f"{SETTINGS[name]} (`{name}`)": line for name, line in lines.items() if line}
+        if len(filled_lines) > 1:
+            filled_lines["**all of these**"] = known
+        rows += [_short_row(title, line) for title, line in filled_lines.items()]
+    head = ["setting", "student", "data", "best control of each on dev", *(f"`{run}`" for run in SHORT[:-1])]
+    return table([*head, f"`{SHORT[-1]}` known"], rows)
+
+
+def _short_row(title: str, groups: list[Group]) -> list[str]:
+    data = ", ".join(name for name in DATA if any(group.data == name for group in groups))
+    best = [group.best_control() or "" for group in groups]
+    runs = [best, *([run] * len(groups) for run in SHORT)]
+    return [title, STUDENTS[groups[0].student], data, *(_average(groups, chosen) for chosen in runs)]
+
+
+def _average(groups: list[Group], runs: list[str]) -> str:
+    """Mean over the groups of one run's test score in each, for the seeds that all have; empty where one has none."""
+    scores = [
+        {seed: 100 * cell["test"][group.metric] for seed, cell in group.cells.get(run, {}).items()}
+        for group, run in zip(groups, runs, strict=True)
+    ]
+    shared = sorted(set.intersection(*(set(one) for one in scores)))
+    return spread([float(np.mean([one[seed] for one in scores])) for seed in shared]) if shared else ""
 
 
 def summary(groups: list[Group]) -> str:

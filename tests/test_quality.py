@@ -223,6 +223,25 @@ def test_gains_are_averaged_over_the_settings_with_errors():
     assert "| +2.5 ± 1.2 |  |  |" in last
 
 
+def test_short_table_averages_over_data_sets():
+    """By hand: 70, 80, 90 % on one data set and 50 % on the other are 60, 65, 70 %; each has the control that was best
+    on its own dev set; a run that lacks a data set has no average.
+    """
+    records = [
+        record_of("flipped40", run, "", seed, dev, test) | {"data": data}
+        for seed in range(3)
+        for data, run, dev, test in (
+            ("trec", "fixed mixture", 0.6, 0.7 + 0.1 * seed),
+            ("trec", "labels only", 0.5, 0.1),
+            ("trec", "amal()", 0.9, 0.9),
+            ("sst2", "fixed mixture", 0.5, 0.5),
+            ("sst2", "labels only", 0.6, 0.4),
+        )
+    ]
+    (row,) = tables.in_short(tables.groups_of(records)).splitlines()[2:]
+    assert "| trec, sst2 | 60.0 ± 12.4 | 65.0 ± 12.4 |  |  |" in row
+
+
 def test_tables_in_the_pages_are_those_of_the_cells():
     """No number there is written by hand."""
     blocks = tables.all_blocks(tables.RESULTS)
