@@ -2,13 +2,14 @@
 
     python recipes/translate_deep_interactions.py             # numbers, dates, times and prices in words, en -> de
     python recipes/translate_deep_interactions.py --dataset multi30k/ --source de --target en --rows 10000
+    python recipes/translate_deep_interactions.py --runs "small-loss selection" deep_interactions
     python recipes/translate_deep_interactions.py settings.yaml
 
 1. Read the pairs; take a clean meta set, a dev and a test set out of them.
 2. Exchange the targets of some of the training pairs among each other.
-3. Train an encoder-decoder from scratch twice on the same budget: all pairs alike, and with learned weights.
+3. Train an encoder-decoder from scratch in each run on the same budget: all pairs alike, and with learned weights.
 4. Print BLEU (with sacrebleu installed), exact matches, and how well the weights tell wrong pairs from right ones.
-5. Save the second student with its card; with --push_to_hub also publish it.
+5. Save the last student with its card; with --push_to_hub also publish it.
 """
 
 import copy
@@ -48,6 +49,7 @@ from amal_hf import (
     LossNetwork,
     MeanOne,
     Method,
+    SmallLoss,
     StateNetwork,
     amal,
     deep_interactions,
@@ -66,12 +68,13 @@ def of_long_runs() -> Method:
     return deep_interactions(Delayed(network, until=0.5), window=10)
 
 
-METHODS: dict[str, Callable[[], Method]] = {
+RUNS: dict[str, Callable[[], Method | None]] = {
+    "all pairs alike": lambda: None,
+    "small-loss selection": lambda: Method("small_loss", SmallLoss(0.3)),
     "deep_interactions": lambda: deep_interactions(StateNetwork(normalisation=MeanOne())),
     "long_runs": of_long_runs,
     "loss_network": lambda: amal(LossNetwork(normalisation=MeanOne())),
 }
-METHOD = "deep_interactions"
 
 
 @dataclass
@@ -90,7 +93,10 @@ class RecipeArguments:
     rows: int = field(default=6000, metadata={"help": "Pairs to use, held-out ones included."})
     held_out: int = field(default=300, metadata={"help": "Pairs each of meta, dev and test set."})
     shuffled: float = field(default=0.3, metadata={"help": "Share of the training pairs that get a wrong target."})
-    method: str = field(default=METHOD, metadata={"help": "How weights are learned.", "choices": list(METHODS)})
+    runs: list[str] = field(
+        default_factory=lambda: ["all pairs alike", "deep_interactions"],
+        metadata={"help": f"Among {list(RUNS)}; the last one's student is saved."},
+    )
     student: str = field(default="bart", metadata={"help": "Kind of model.", "choices": ["bart", "t5"]})
     width: int = field(default=96, metadata={"help": "Width of the model."})
     layers: int = field(default=2, metadata={"help": "Layers of encoder and of decoder."})
@@ -124,8 +130,8 @@ def main() -> None:
     tokenizer = word_tokenizer(pairs["train"], recipe)
     data = tokenised(pairs, tokenizer, recipe)
     rows = []
-    for name, method in (("all pairs alike", None), (recipe.method, METHODS[recipe.method]())):
-        trainer, seconds = train(name, method, recipe, args, data, tokenizer)
+    for name in recipe.runs:
+        trainer, seconds = train(name, recipe, args, data, tokenizer)
         rows.append(scores(name, trainer, seconds, data, wrong))
     show(rows)
     save(trainer, rows, recipe, args)
@@ -142,6 +148,8 @@ def parse(command_line: list[str]) -> tuple[RecipeArguments, TranslateArguments]
         )
     else:
         recipe, args = parser.parse_args_into_dataclasses(command_line)
+    if not recipe.runs or not set(recipe.runs) <= set(RUNS):
+        raise ValueError(f"--runs: expected some of {list(RUNS)}, got {recipe.runs}.")
     if recipe.smoke:
         recipe.rows, recipe.held_out, recipe.width = min(recipe.rows, 800), 60, 32
         args.num_train_epochs, args.logging_steps = 1.0, 2
@@ -266,17 +274,16 @@ STUDENTS = {"bart": new_bart, "t5": new_t5}
 
 def train(
     name: str,
-    method: Method | None,
     recipe: RecipeArguments,
     args: TranslateArguments,
     data: DatasetDict,
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[AMALSeq2SeqTrainer, float]:
-    """Train one student; both start from the same weights and see the same batches."""
+    """Train one student; all start from the same weights and see the same batches."""
     print(f"\n{name}: {args.num_train_epochs:g} epochs")
     set_seed(args.seed)
     own = copy.copy(args)
-    own.push_to_hub = args.push_to_hub and method is not None
+    own.push_to_hub = args.push_to_hub and name == recipe.runs[-1]
     trainer = AMALSeq2SeqTrainer(
         model=STUDENTS[recipe.student](tokenizer, recipe),
         args=own,
@@ -290,7 +297,7 @@ def train(
         if importlib.util.find_spec("sacrebleu")
         else exact_match(tokenizer),
         losses=[CrossEntropy()],
-        method=method,
+        method=RUNS[name](),
     )
     return trainer, trainer.train().metrics["train_runtime"]
 
@@ -341,7 +348,7 @@ def card_details(recipe: RecipeArguments, rows: list[dict[str, Any]]) -> CardDet
 def save(
     trainer: AMALSeq2SeqTrainer, rows: list[dict[str, Any]], recipe: RecipeArguments, args: TranslateArguments
 ) -> None:
-    """The student with learned weights, its card, the weight of every pair, and the table's numbers."""
+    """The last student, its card, the weight of every pair, and the table's numbers."""
     folder = Path(args.output_dir)
     trainer.create_model_card(card_details(recipe, rows))
     trainer.save_model(str(folder / "student"))  # with --push_to_hub this also publishes it

@@ -85,15 +85,11 @@ def test_settings_from_a_file_and_data_from_a_file(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["built in", "JSON lines", "parallel text"])
 def test_translate(tmp_path, layout):
-    """The built-in corpus, JSON lines and a folder of parallel text files all end in a table of two rows."""
+    """The built-in corpus, JSON lines and a folder of parallel text files all end in a table with a row a run."""
     pairs = translation_corpus(600)
-    command = [
-        sys.executable,
-        str(ROOT / "recipes" / "translate_deep_interactions.py"),
-        "--smoke",
-        "--use_cpu",
-        "true",
-    ]
+    recipe = str(ROOT / "recipes" / "translate_deep_interactions.py")
+    runs = ["all pairs alike", "small-loss selection", "deep_interactions"]
+    command = [sys.executable, recipe, "--smoke", "--use_cpu", "true", "--runs", *runs]
     if layout == "JSON lines":
         (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     elif layout == "parallel text":
@@ -102,7 +98,7 @@ def test_translate(tmp_path, layout):
     given = [] if layout == "built in" else ["--dataset", str(tmp_path)]
     subprocess.run([*command, *given, "--output_dir", str(tmp_path / "out")], capture_output=True, check=True)
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [row["name"] for row in rows] == ["all pairs alike", "deep_interactions"]
+    assert [row["name"] for row in rows] == runs
     assert (tmp_path / "out" / "example_weights.csv").exists()
 
 
