@@ -100,6 +100,21 @@ def test_a_student_with_one_output_is_known_to_hit_numbers(tmp_path):
     assert trainer.mixture.losses[1].pull == 1
 
 
+@all_methods
+def test_a_plain_trainer_goes_on_with_the_student(tmp_path, method):
+    """On clean rows, as the README advises: from the student as it is and from a copy of its weights it ends at the
+    same numbers, so nothing of ours is left in it.
+    """
+    trainer = new_trainer(tmp_path, method)
+    trainer.train()
+    copied = tiny_bert()
+    copied.load_state_dict(trainer.model.state_dict())
+    for student in (trainer.model, copied):
+        Trainer(model=student, args=toy_arguments(tmp_path), train_dataset=toy_rows(10, 4)).train()
+    ours, theirs = trainer.model.state_dict(), copied.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 class Gradients(TrainerCallback):
     """Keeps the gradients of every optimizer step."""
 

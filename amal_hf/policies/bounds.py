@@ -120,6 +120,9 @@ class ConvexOrNone(Normalisation):
 class MeanOne(Normalisation):
     """Sigmoids, scaled so that weights sum to one on average over examples: these compete with one another as well.
 
+    What helps, but less than the average, loses its weight: right where all that is said of an example may be wrong,
+    and a loss where a good teacher could have been followed (`benchmarks/LOG.md`).
+
     An example that lacks some of the losses, as rules that abstain do, starts with the same sum as the others: its
     sigmoids are divided by the share of the mixture that it has.
 
