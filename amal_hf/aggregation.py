@@ -30,7 +30,7 @@ def add_aggregated(rows: Dataset, column: str, aggregate: Aggregate, classes: in
     Args:
         rows: with votes in `weak_labels` and labels in `label`, -100 where there is none; as `weak_splits` makes them.
         column: to write.
-        aggregate: `majority_vote`, `label_model`, or any function of their kind.
+        aggregate: `majority_vote`, `label_model`, `dawid_skene`, or any function of their kind.
         classes: C.
         seed: for `aggregate`.
 

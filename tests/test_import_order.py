@@ -75,6 +75,7 @@ LEVELS = [
         "distillation",
         "robust_losses",
         "cage",
+        "dawid_skene",
         "compiled",
         "lost_process",
         "rule_losses",
