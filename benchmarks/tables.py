@@ -208,8 +208,11 @@ def summary(groups: list[Group]) -> str:
     rows = [_summary_row(group, best) for group, best in compared]
     for student in STUDENTS:
         faulty = [(g, best) for g, best in compared if g.student == student and g.setting not in WITHOUT_ERRORS]
-        if len(faulty) > 1:
-            rows.append(_mean_row(student, faulty))
+        voted = [(group, best) for group, best in faulty if group.setting == "rules"]
+        taught = [(group, best) for group, best in faulty if group.setting != "rules"]
+        for what, chosen in (("errors", taught), ("rules", voted)):
+            if len(chosen) > 1:
+                rows.append(_mean_row(f"**mean of the {len(chosen)} with {what}**", student, chosen))
     return table(head, rows)
 
 
@@ -219,14 +222,14 @@ def _summary_row(group: Group, best: str) -> list[str]:
     return [group.title, STUDENTS[group.student], seeds, best, spread(group.tests(best)), *gains]
 
 
-def _mean_row(student: str, faulty: list[tuple[Group, str]]) -> list[str]:
-    """Over all settings with errors; empty for a run that lacks one of them."""
+def _mean_row(title: str, student: str, faulty: list[tuple[Group, str]]) -> list[str]:
+    """Over several settings; empty for a run that lacks one of them."""
     means = []
     for run in OURS:
         gains = [group.gains(run, best) for group, best in faulty]
         seeds = set.intersection(*(set(one) for one in gains))
         means.append(_signed({seed: float(np.mean([one[seed] for one in gains])) for seed in seeds}))
-    return [f"**mean of the {len(faulty)} with errors**", STUDENTS[student], "", "", "", *means]
+    return [title, STUDENTS[student], "", "", "", *means]
 
 
 def _signed(gains: dict[int, float]) -> str:
