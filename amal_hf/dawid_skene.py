@@ -33,19 +33,16 @@ def dawid_skene(
         Dawid and Skene 1979, "Maximum likelihood estimation of observer error-rates using the EM algorithm".
     """
     del seed
-    belief = vote_shares(votes, classes)
-    given = (votes[:, :, None] == np.arange(classes)).astype(np.float64)
-    _check_answers(given.sum(0))
+    soft = vote_shares(votes, classes)  # rows without an answer stay as they are there
     voted = (votes != ABSTAIN).any(1)
+    given = (votes[voted, :, None] == np.arange(classes)).astype(np.float64)
+    _check_answers(given.sum(0))
     for _ in range(iterations):
-        prior, confusions = _tables(belief[voted], given[voted])
-        after = np.full_like(belief, 1 / classes)
-        after[voted] = _beliefs(prior, confusions, given[voted])
-        change = np.abs(after - belief).max()
-        belief = after
-        if change < tolerance:
+        before = soft[voted]
+        soft[voted] = _beliefs(*_tables(before, given), given)
+        if np.abs(soft[voted] - before).max() < tolerance:
             break
-    return belief
+    return soft
 
 
 def _tables(

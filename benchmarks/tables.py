@@ -169,10 +169,10 @@ def in_short(groups: list[Group]) -> str:
     for student in STUDENTS:
         known = [group for group in groups if group.student == student]
         lines = {name: [group for group in known if group.setting == name] for name in SETTINGS}
-        filled_lines = {f"{SETTINGS[name]} (`{name}`)": line for name, line in lines.items() if line}
-        if len(filled_lines) > 1:
-            filled_lines["**all of these**"] = known
-        rows += [_short_row(title, line) for title, line in filled_lines.items()]
+        titled = {f"{SETTINGS[name]} (`{name}`)": line for name, line in lines.items() if line}
+        if len(titled) > 1:
+            titled["**all of these**"] = known
+        rows += [_short_row(title, line) for title, line in titled.items()]
     head = ["setting", "student", "data", "best control of each on dev", *(f"`{run}`" for run in SHORT[:-1])]
     return table([*head, f"`{SHORT[-1]}` known"], rows)
 
