@@ -23,7 +23,16 @@ from amal_hf.methods import (
     meta_weight_net,
     random_weights,
 )
-from amal_hf.policies.bounds import AboveAverage, Convex, ConvexOrNone, MeanOne, TwiceSigmoid, clamp, convex
+from amal_hf.policies.bounds import (
+    AboveAverage,
+    Convex,
+    ConvexOrNone,
+    GatedConvex,
+    MeanOne,
+    TwiceSigmoid,
+    clamp,
+    convex,
+)
 from amal_hf.policies.commentary_network import CommentaryNetwork, embed_texts
 from amal_hf.policies.delayed import Delayed
 from amal_hf.policies.example_table import ExampleTable
@@ -82,6 +91,7 @@ __all__ = [
     "FixedWeights",
     "ForwardMode",
     "Frozen",
+    "GatedConvex",
     "GeneralizedCrossEntropy",
     "HardMining",
     "JointLoss",

@@ -346,8 +346,9 @@ def warn_of_shared_sets(meta_dataset: Any, train_dataset: Any, eval_dataset: Any
         count = _count_overlap(train_dataset, meta_dataset, columns) if columns else 0
         if count:
             logger.warning(
-                "%d of the first %d training rows are also in the meta set (same %s). Weights learned on examples "
-                "that are trained on favour those examples; take them out of one of the two.",
+                "%d of the first %d training rows are also in the meta set (same %s). Clean rows may serve as both in "
+                "a short run; a student that has learned them by heart no longer shows which other rows help. Take "
+                "them out of one of the two for a long run.",
                 count,
                 min(len(train_dataset), OVERLAP_LIMIT),
                 " and ".join(columns),

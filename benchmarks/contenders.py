@@ -180,6 +180,7 @@ def without_wrong_votes(bench: Bench) -> Method:
 
 AMAL = Phase(with_teacher, method=always(amal))
 AMAL_MEAN_ONE = Phase(with_teacher, method=always(lambda: amal(LossNetwork(normalisation=MeanOne()))))
+AMAL_ON_ALL = replace(AMAL, rows=("train", "meta"))
 AMAL_VOTES = Phase(everything, method=always(amal))
 TEACHER = Phase(with_teacher, (0.0, 1.0))
 
@@ -289,6 +290,10 @@ DISTILLATION: dict[str, Contender] = {
     ),
     "amal()": Contender("ours", one(AMAL)),
     "amal(), then clean rows": Contender("ours", {f"rate {r}": then_clean(AMAL, r) for r in CLEAN_RATES}),
+    "amal(), noisy and clean rows": Contender("ours", one(AMAL_ON_ALL)),
+    "amal(), noisy and clean, then clean rows": Contender(
+        "ours", {f"rate {r}": then_clean(AMAL_ON_ALL, r) for r in CLEAN_RATES}
+    ),
     "amal(), mean one": Contender("ours", one(AMAL_MEAN_ONE)),
     "amal(), mean one, then clean rows": Contender(
         "ours", {f"rate {r}": then_clean(AMAL_MEAN_ONE, r) for r in CLEAN_RATES}

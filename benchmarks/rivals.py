@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from settings import Bench
 from torch import Tensor
 
-from amal_hf import LossNetwork, Policy
+from amal_hf import Convex, LossNetwork, Policy
 from amal_hf.losses import IGNORED
+from amal_hf.policies.bounds import Normalisation
 from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.shapes import VOTES
 from amal_hf.weak_splits import TRUTH
@@ -19,6 +20,10 @@ class Geometry(LossNetwork):
     The network reads the three edges as vectors and their lengths. After TGeo-KD (Hu et al. 2023, arXiv:2312.15112),
     without its edges to a prediction for the whole class.
     """
+
+    def usual_normalisation(self, sizes: Sizes) -> Normalisation:
+        """A ratio of label and teacher for each example, as in the paper."""
+        return Convex()
 
     def observe(self, signals: Signals) -> Tensor:
         """`(B, 3 C + 3)`."""

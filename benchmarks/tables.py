@@ -28,12 +28,14 @@ KINDS = ["control", "rule of thumb", "learned", "ours", "oracle"]
 OURS = [
     "amal()",
     "amal(), then clean rows",
+    "amal(), noisy and clean rows",
+    "amal(), noisy and clean, then clean rows",
     "amal(), mean one",
     "amal(), mean one, then clean rows",
     "amal(), clean teacher, then clean rows",
     "amal(PerLossNetwork()), clean teacher, then clean rows",
 ]
-SHORT = ["fixed mixture", "noisy, then clean rows", *OURS[:4], "right labels"]
+SHORT = ["fixed mixture", "noisy, then clean rows", *OURS[:6], "right labels"]
 DETECTING = ["amal()", "meta_weight_net()", "learning_to_reweight()", "geometry network"]
 DATA = ["trec", "banking77", "sst2", "youtube", "sms"]
 SETTINGS = {

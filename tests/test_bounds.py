@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from amal_hf import AboveAverage, Convex, ConvexOrNone, LossNetwork, MeanOne, clamp, convex
+from amal_hf import AboveAverage, Convex, ConvexOrNone, GatedConvex, LossNetwork, MeanOne, clamp, convex
 from amal_hf.policies.policy import Observation, Sizes
 
 
@@ -39,7 +39,8 @@ def test_convex_takes_weights_that_are_far_away():
 
 
 @pytest.mark.parametrize(
-    ("normalisation", "total"), [(Convex(), 1.0), (ConvexOrNone(0.25), 0.75), (MeanOne(), 1.0), (AboveAverage(), 1.0)]
+    ("normalisation", "total"),
+    [(Convex(), 1.0), (GatedConvex(), 1.0), (ConvexOrNone(0.25), 0.75), (MeanOne(), 1.0), (AboveAverage(), 1.0)],
 )
 def test_a_normalisation_starts_at_the_shares_of_the_mixture(normalisation, total):
     """A mixture of any sum starts at its shares; a share of zero starts small rather than stuck at -inf."""
@@ -49,7 +50,7 @@ def test_a_normalisation_starts_at_the_shares_of_the_mixture(normalisation, tota
     torch.testing.assert_close(weights, total * torch.tensor([[0.75, 0.25, 0.0]]), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("normalisation", [Convex(), MeanOne(), AboveAverage()])
+@pytest.mark.parametrize("normalisation", [Convex(), GatedConvex(), MeanOne(), AboveAverage()])
 def test_an_example_that_lacks_losses_starts_with_the_same_sum(normalisation):
     """Of a mixture of 0.5, 0.3 and 0.2 an example with the last two has 0.6 and 0.4, as with a fixed mixture; one with
     none has nothing.
@@ -105,7 +106,7 @@ def test_a_batch_without_any_of_the_losses_changes_nothing():
     policy = LossNetwork(normalisation=MeanOne())
     policy.reset(Sizes(1, 0, None), torch.ones(1))
     before = {name: value.clone() for name, value in policy.named_parameters()}
-    seen = Observation(torch.arange(4), torch.ones(4, 3), 0.5, torch.zeros(4, 1, dtype=torch.bool))
+    seen = Observation(torch.arange(4), torch.ones(4, 4), 0.5, torch.zeros(4, 1, dtype=torch.bool))
     policy.update(seen, torch.zeros(4, 1))
     assert policy.normalisation.mean == 0.5
     assert all(torch.equal(value, before[name]) for name, value in policy.named_parameters())

@@ -135,7 +135,7 @@ def test_a_mixture_that_does_not_fit_the_losses_is_refused(tmp_path, loss_weight
 
 @pytest.mark.parametrize("by", ["text", "input_ids", "example_id"])
 def test_a_meta_set_that_overlaps_the_training_set_is_warned_of(tmp_path, caplog, by):
-    """Weights learned on rows that are trained on are not learned on held-out data."""
+    """A student that has learned the meta rows by heart no longer shows which other rows help."""
     train, meta = toy_rows(8), toy_rows(6, 4)
     if by == "text":
         train, meta = train.add_column("text", list("abcdefgh")), meta.add_column("text", list("ghijkl"))

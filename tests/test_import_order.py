@@ -72,6 +72,7 @@ LEVELS = [
         "plots.weight_history",
         "example_notes",
         "weight_histograms",
+        "class_counts",
         "distillation",
         "robust_losses",
         "cage",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from amal_hf import Convex, ConvexOrNone, LossNetwork
+from amal_hf import Convex, ConvexOrNone, GatedConvex, LossNetwork
 from amal_hf.policies.inward_softmax import inward_softmax, softmax
 from amal_hf.policies.policy import Observation, Sizes
 
@@ -45,7 +45,9 @@ def test_sure_of_the_better_voice_it_stays():
     assert not none.any()
 
 
-@pytest.mark.parametrize("normalisation", [Convex(), ConvexOrNone()], ids=["convex", "convex or none"])
+@pytest.mark.parametrize(
+    "normalisation", [Convex(), GatedConvex(), ConvexOrNone()], ids=["convex", "gated", "or none"]
+)
 def test_a_network_that_was_sure_of_all_labels_comes_back_for_the_wrong_ones(normalisation):
     """80 updates in which every label is better than the teacher, then as many in which every other one is worse: a
     plain softmax leaves all weight with the labels.

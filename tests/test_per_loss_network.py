@@ -5,7 +5,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from amal_hf import Convex, ConvexOrNone, CrossEntropy, Distillation, LossNetwork, MeanOne, PerLossNetwork, RuleLosses
+from amal_hf import (
+    Convex,
+    ConvexOrNone,
+    CrossEntropy,
+    Distillation,
+    GatedConvex,
+    LossNetwork,
+    MeanOne,
+    PerLossNetwork,
+    RuleLosses,
+)
 from amal_hf.losses import Task
 from amal_hf.mixture import Mixture
 from amal_hf.policies.policy import Observation, Sizes
@@ -113,3 +123,9 @@ def test_bad_input():
     """As for every network."""
     with pytest.raises(ValueError, match="PerLossNetwork|LossNetwork"):
         PerLossNetwork(hidden=0)
+
+
+def test_a_gate_for_the_whole_example_is_refused():
+    """A reader of one loss at a time has no score for it; the gate would be one number for all examples."""
+    with pytest.raises(ValueError, match="PerLossNetwork: GatedConvex .* LossNetwork"):
+        PerLossNetwork(normalisation=GatedConvex())

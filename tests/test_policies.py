@@ -19,6 +19,7 @@ from amal_hf import (
     ConvexOrNone,
     ExampleTable,
     FixedWeights,
+    GatedConvex,
     LossNetwork,
     MeanOne,
     MetaWeightNet,
@@ -28,13 +29,13 @@ from amal_hf import (
     clamp,
     convex,
 )
-from amal_hf.losses import Task
+from amal_hf.losses import IGNORED, Task
 from amal_hf.policies.policy import Observation, Signals, Sizes, as_mixture
 from amal_hf.policies.shared_weights import SharedWeights
 
 
 EXAMPLES, TEACHERS = 8, 1
-FEATURES = 2 + 2 * TEACHERS
+FEATURES = 3 + 2 * TEACHERS
 """What a loss network sees of an example beyond its losses."""
 
 
@@ -55,7 +56,11 @@ CONVEX = {
     "convex table": Entry(lambda: ExampleTable(bound=convex), SAME),
     "convex network": Entry(network(Convex()), SAME),
 }
-LEARNING = {**FREE, **CONVEX, "convex-or-none network": Entry(network(ConvexOrNone()), DIMMED)}
+GATED = {
+    "gated network": Entry(network(GatedConvex()), SAME),
+    "convex-or-none network": Entry(network(ConvexOrNone()), DIMMED),
+}
+LEARNING = {**FREE, **CONVEX, **GATED}
 ALIKE = {"fixed": Entry(FixedWeights, SAME), "shared": Entry(SharedWeights, SAME)}
 POLICIES = {**LEARNING, **ALIKE, "random": Entry(RandomWeights, None)}
 TABLES = ["clamped table", "convex table"]
@@ -106,8 +111,8 @@ def test_it_starts_at_the_initial_mixture(name, mixture):
 @pytest.mark.parametrize(
     ("make", "columns"),
     [
-        (lambda: LossNetwork(normalisation=Convex()), 4),
-        (lambda: LossNetwork(normalisation=MeanOne()), 4),
+        (lambda: LossNetwork(normalisation=Convex()), 5),
+        (lambda: LossNetwork(normalisation=MeanOne()), 5),
         (lambda: PerLossNetwork(normalisation=Convex()), 3),
     ],
 )
@@ -305,14 +310,31 @@ def test_a_network_reads_every_kind_of_task(name, task):
 
 def test_a_network_sees_how_well_student_and_teacher_fit_the_label():
     """The features are log losses, then the label's probability and the relative entropy of the student, then of the
-    teacher.
+    teacher, and what is known of its class: nothing here.
     """
     student, teacher = torch.tensor([[math.log(3), 0.0, 0.0]]), torch.zeros(1, 3)
     signals = Signals(torch.tensor([[1.0, -2.0]]), student, (teacher,), {"labels": torch.tensor([0])}, Task())
     p = torch.tensor([0.6, 0.2, 0.2])
     entropy = -(p * p.log()).sum() / math.log(3)
-    expected = torch.tensor([[math.log(2), 0.0, 0.6, entropy, 1 / 3, 1.0]])
+    expected = torch.tensor([[math.log(2), 0.0, 0.6, entropy, 1 / 3, 1.0, 0.0]])
     torch.testing.assert_close(begun("convex network").observe(signals), expected)
+
+
+def test_a_network_sees_how_common_the_class_of_the_label_is():
+    """As the log of its training rows over the mean of all classes; rows without a class are neither common nor rare,
+    and a class without rows is as one with a single row.
+    """
+    policy = LossNetwork()
+    policy.reset(Sizes(1, 0, 112, class_counts=(100, 12, 0, 0)), torch.ones(1))
+
+    def last_column(labels, outputs=4):
+        logits = torch.zeros(len(labels), outputs)
+        return policy.observe(Signals(torch.ones(len(labels), 1), logits, (), {"labels": labels}, Task()))[:, -1]
+
+    expected = torch.tensor([100 / 28, 12 / 28, 1 / 28, 1.0]).log()
+    torch.testing.assert_close(last_column(torch.tensor([0, 1, 2, IGNORED])), expected)
+    assert not last_column(torch.ones(3, 4)).any()
+    assert not last_column(torch.ones(3), outputs=1).any()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -323,7 +345,7 @@ def test_the_weights_of_an_example_do_not_depend_on_how_a_batch_is_cut(name):
     torch.testing.assert_close(torch.cat([policy.weights(part) for part in parts]), policy.weights(whole))
 
 
-@pytest.mark.parametrize(("teachers", "expected"), [(0, MeanOne), (1, Convex)])
+@pytest.mark.parametrize(("teachers", "expected"), [(0, MeanOne), (1, GatedConvex)])
 def test_a_network_shares_out_where_there_is_a_teacher_and_weighs_examples_where_there_is_none(teachers, expected):
     """A teacher can stand in for a wrong label; without one an example must be able to count less, and a single loss
     to be weighed at all. What was asked for stays.

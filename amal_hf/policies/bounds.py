@@ -72,7 +72,7 @@ class Normalisation(nn.Module, ABC):
 class Convex(Normalisation):
     """Softmax over the losses of an example.
 
-    Its weights sum to one. With a single loss there is nothing to choose; use `MeanOne` or `ConvexOrNone`. An update
+    Its weights sum to one. With a single loss there is nothing to choose; use `MeanOne` or `GatedConvex`. An update
     does not push a weight below a fifth of an equal share any further down, so that it can come back
     (`inward_softmax.py`).
     """
@@ -115,6 +115,26 @@ class ConvexOrNone(Normalisation):
     def of_step(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
         """The same weights, with a gradient however sure they are."""
         return inward_softmax(scores, _or_none(present))[:, :-1]
+
+
+class GatedConvex(Convex):
+    """As `Convex`, times a weight of the example in (0, 2), which asks whether it helps at all.
+
+    A row that is of no use can be left out, and one of a rare class count twice, without taking anything from rows
+    that help less than the average, as `MeanOne` does. At the start all count once.
+    """
+
+    def start(self, initial: Tensor) -> Tensor:
+        """Log shares and, for the gate, a zero."""
+        return torch.cat([super().start(initial), initial.new_zeros(1)])
+
+    def forward(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
+        """`(B, K + 1) -> (B, K)`."""
+        return super().forward(scores[:, :-1], present) * _gate(scores)
+
+    def of_step(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
+        """The same weights, with a gradient however sure the shares are."""
+        return super().of_step(scores[:, :-1], present) * _gate(scores)
 
 
 class MeanOne(Normalisation):
@@ -214,6 +234,10 @@ class TwiceSigmoid(Normalisation):
     def forward(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
         """`(B, K) -> (B, K)`."""
         return _only(2 * scores.sigmoid(), present)
+
+
+def _gate(scores: Tensor) -> Tensor:
+    return 2 * scores[:, -1:].sigmoid()
 
 
 def _or_none(present: Tensor | None) -> Tensor | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from amal_hf.losses import CrossEntropy, entropy
-from amal_hf.policies.bounds import Convex, MeanOne, Normalisation
+from amal_hf.policies.bounds import GatedConvex, MeanOne, Normalisation
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
 from amal_hf.processes import summed_gradients, total_count
 from amal_hf.shapes import Features, Logits, LossTable
@@ -16,17 +16,18 @@ from amal_hf.top_logits import TopLogits
 class LossNetwork(Policy):
     """Weights from surface statistics of an example.
 
-    It sees the losses, the probability that student and teachers give the label, their entropies, and progress. What
-    it learns on one example holds for all that look alike, so it needs a meta step only now and then and follows
-    the student as it trains. It starts at the initial mixture for every example.
+    It sees the losses, the probability that student and teachers give the label, their entropies, how common the
+    label's class is among the training rows, and progress. What it learns on one example holds for all that look
+    alike, so it needs a meta step only now and then and follows the student as it trains. It starts at the initial
+    mixture for every example.
 
     Args:
         hidden: width of the one hidden layer.
         learning_rate: of its own Adam. 1e-2: at 3e-3 the pattern came too late to matter.
-        normalisation: by default `Convex()`, a softmax over the losses of an example, where there is a teacher that
-            can stand in for a wrong label, and `MeanOne()` where there is none: then all that is said of an example
-            may be wrong, and it should count less. `benchmarks/LOG.md` compares the two in both cases. Or
-            `ConvexOrNone()`, or `AboveAverage()`.
+        normalisation: by default `GatedConvex()`, a softmax over the losses of an example times how much it counts,
+            where there is a teacher that can stand in for a wrong label, and `MeanOne()` where there is none: then
+            examples compete, as all that is said of one may be wrong. `benchmarks/LOG.md` compares these in both
+            cases. Or `Convex()`, `ConvexOrNone()`, `AboveAverage()`.
         seed: of its first weights.
 
     References: The form of Meta-Weight-Net (Shu et al. 2019, arXiv:1902.07379), widened from one loss to several,
@@ -37,6 +38,7 @@ class LossNetwork(Policy):
     network: nn.Module
     normalisation: Normalisation
     pulls: Tensor
+    commonness: Tensor
 
     def __init__(
         self, hidden: int = 32, learning_rate: float = 1e-2, normalisation: Normalisation | None = None, seed: int = 0
@@ -49,6 +51,7 @@ class LossNetwork(Policy):
         self.hidden = hidden
         self.learning_rate = learning_rate
         self.register_buffer("pulls", torch.ones(1), persistent=False)
+        self.register_buffer("commonness", torch.zeros(0), persistent=False)
         self.by_sizes = normalisation is None
         self.normalisation = MeanOne() if normalisation is None else normalisation
         self.seed = seed
@@ -56,12 +59,17 @@ class LossNetwork(Policy):
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
         """A new network that starts with the initial mixture."""
         self.pulls = torch.tensor(sizes.pulls or [1.0] * sizes.losses)
+        self.commonness = commonness(sizes.class_counts)
         if self.by_sizes:
-            self.normalisation = Convex() if sizes.teachers else MeanOne()
+            self.normalisation = self.usual_normalisation(sizes)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             self.network = self.new_network(sizes, self.normalisation.start(initial))
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
+
+    def usual_normalisation(self, sizes: Sizes) -> Normalisation:
+        """What weights are normalised by where nothing else was asked for."""
+        return GatedConvex() if sizes.teachers else MeanOne()
 
     def new_network(self, sizes: Sizes, start: Tensor) -> nn.Module:
         """From `inputs` to scores, which are `start` at first: the output layer's weight is zero."""
@@ -71,6 +79,10 @@ class LossNetwork(Policy):
         return nn.Sequential(self.body(sizes), nn.Tanh(), last)
 
     def observe(self, signals: Signals) -> Features:
+        """`(B, K + 3 + 2 teachers)`: the surface, and how common the label's class is."""
+        return torch.cat([self.surface(signals), self._commonness(signals)[:, None]], 1)
+
+    def surface(self, signals: Signals) -> Features:
         """`(B, K + 2 + 2 teachers)`: log losses, then fit and entropy of student and teachers."""
         seen = [_fit_and_entropy(logits, signals) for logits in (signals.logits, *signals.teacher_logits)]
         # A loss may be negative (a user's own); what matters is its order of magnitude.
@@ -121,7 +133,19 @@ class LossNetwork(Policy):
 
     def width(self, sizes: Sizes) -> int:
         """Columns of `inputs`."""
+        return self.surface_width(sizes) + 1
+
+    def surface_width(self, sizes: Sizes) -> int:
+        """Columns of surface statistics, progress included."""
         return sizes.losses + 2 * (1 + sizes.teachers) + 1
+
+    def _commonness(self, signals: Signals) -> Tensor:
+        labels, found = signals.batch.get("labels"), signals.losses.new_zeros(len(signals.losses))
+        if labels is None or labels.shape != found.shape or labels.is_floating_point() or not len(self.commonness):
+            return found
+        if self.commonness.device != labels.device:
+            self.commonness = self.commonness.to(labels.device)
+        return torch.where(labels >= 0, self.commonness[labels.clamp(min=0)], found)
 
     def _scores(self, observation: Observation) -> Tensor:
         inputs = self.inputs(observation)
@@ -135,6 +159,16 @@ class LossNetwork(Policy):
         state = self.optimizer.state_dict()
         self.to(device)
         self.optimizer.load_state_dict(state)
+
+
+def commonness(counts: tuple[int, ...]) -> Tensor:
+    """`(C,)`: log of how many rows a class has, relative to the mean over classes.
+
+    With what tells rare classes from common ones a network raises all of their rows at once; from losses alone it has
+    to find out for each look of a row (`benchmarks/LOG.md`).
+    """
+    rows = torch.tensor(counts, dtype=torch.float32)
+    return (rows.clamp(min=1) / rows.mean().clamp(min=1)).log()
 
 
 def _fit_and_entropy(logits: Logits | TopLogits, signals: Signals) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amal_hf.policies.bounds import Normalisation
+from amal_hf.policies.bounds import Convex, GatedConvex, MeanOne, Normalisation
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.shapes import Features
@@ -22,7 +22,8 @@ class PerLossNetwork(LossNetwork):
         hidden: width of the one hidden layer.
         learning_rate: of its own Adam; 3e-3. Without a teacher it orders the rules of a set of questions better than
             1e-2, and beside one its students were better (`benchmarks/LOG.md`).
-        normalisation: as for `LossNetwork`: by default `Convex()` beside a teacher and `MeanOne()` without.
+        normalisation: by default `Convex()` beside a teacher and `MeanOne()` without. Not `GatedConvex`: no reader of
+            one loss can say how much the whole example counts.
         seed: of its first weights.
 
     References: AMAL's objective (arXiv:2202.03250) with a network in the place of free weights.
@@ -34,6 +35,15 @@ class PerLossNetwork(LossNetwork):
         self, hidden: int = 32, learning_rate: float = 3e-3, normalisation: Normalisation | None = None, seed: int = 0
     ) -> None:
         super().__init__(hidden, learning_rate, normalisation, seed)
+        if isinstance(normalisation, GatedConvex):
+            raise ValueError(
+                "PerLossNetwork: GatedConvex needs a score for the whole example, and this network reads one loss at "
+                "a time. Use Convex(), ConvexOrNone() or MeanOne(), or LossNetwork(normalisation=GatedConvex())."
+            )
+
+    def usual_normalisation(self, sizes: Sizes) -> Normalisation:
+        """A softmax over the losses beside a teacher."""
+        return Convex() if sizes.teachers else MeanOne()
 
     def new_network(self, sizes: Sizes, start: Tensor) -> nn.Module:
         """The reader of one loss, and the scores that losses start with."""
@@ -46,7 +56,7 @@ class PerLossNetwork(LossNetwork):
 
     def observe(self, signals: Signals) -> Features:
         """`(B, K (1 + teachers) + 1)`: the losses, what they cost the teachers, and the student's entropy."""
-        entropy = super().observe(signals)[:, signals.losses.shape[1] + 1]
+        entropy = self.surface(signals)[:, signals.losses.shape[1] + 1]
         # A loss may be negative (a user's own); what matters is its order of magnitude.
         losses = [table.detach().clamp(min=0) for table in (signals.losses, *signals.teacher_losses)]
         return torch.cat([*losses, entropy[:, None]], 1)

@@ -91,7 +91,7 @@ class StateNetwork(LossNetwork):
 
     def surface_width(self, sizes: Sizes) -> int:
         """Columns of surface statistics, progress included."""
-        return super().width(sizes) + 1 + sizes.losses * (1 + self.memory)
+        return super().surface_width(sizes) + 1 + sizes.losses * (1 + self.memory)
 
     def width(self, sizes: Sizes) -> int:
         """Columns of `inputs`."""
@@ -108,7 +108,7 @@ class StateNetwork(LossNetwork):
                 f"StateNetwork(layers=()), which reads none."
             )
         labels = label_shares(signals.batch, signals.logits, self.label_count)
-        surface = super().observe(signals)
+        surface = self.surface(signals)
         against_mean = surface[:, : len(self.running_losses)] - self.running_losses.to(surface)
         return torch.cat([*pooled, labels, surface, margin(signals)[:, None], against_mean], 1).detach()
 
