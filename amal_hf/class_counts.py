@@ -1,35 +1,49 @@
-"""How many training rows each class has."""
+"""How common the class of a label is, counted while training."""
 
-from typing import Any
+import torch
+from torch import Tensor, nn
 
-import datasets
-import numpy as np
-
-from amal_hf.losses import IGNORED
-
-
-_BLOCK = 100_000
+from amal_hf.processes import total
+from amal_hf.shapes import Batch, PerExample
 
 
-def class_counts(dataset: Any, classes: int) -> tuple[int, ...]:
-    """Rows of each class, C numbers.
+MOST_CLASSES = 4096
+"""More labels than these are a vocabulary."""
 
-    Empty where labels are not classes (numbers, several at once, words of a sequence), or where rows cannot be counted
-    in advance: of all but a `datasets.Dataset`, which may be slow to read or never end.
+
+class ClassCounts(nn.Module):
+    """Examples seen of each class, over all processes; any kind of dataset, of any length, can be counted so.
+
+    Args:
+        classes: C; above `MOST_CLASSES` nothing is counted.
     """
-    if classes < 2 or not isinstance(dataset, datasets.Dataset):
-        return ()
-    column = next((name for name in ("labels", "label") if name in dataset.column_names), None)
-    if column is None or not _is_class(dataset.features[column]):
-        return ()
-    counts = np.zeros(classes, int)
-    for block in dataset.select_columns([column]).with_format("numpy").iter(_BLOCK):
-        labels = np.asarray(block[column])
-        counts += np.bincount(labels[labels != IGNORED], minlength=classes)
-    return tuple(counts.tolist())
+
+    seen: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.ones(classes if classes <= MOST_CLASSES else 0))
+
+    def note(self, classes: PerExample) -> None:
+        """Count examples of these classes, as `class_of` has them."""
+        if len(self.seen):
+            mask = classes >= 0
+            new = torch.zeros_like(self.seen, device=classes.device)
+            new.scatter_add_(0, classes.clamp(min=0).long(), mask.to(new.dtype))
+            self.seen = self.seen.to(classes.device) + total(new)
+
+    def commonness(self, classes: PerExample) -> PerExample:
+        """`(B,)`: log of how many a class has, relative to the mean over classes; 0 for an example without one."""
+        if not len(self.seen):
+            return torch.zeros_like(classes)
+        seen = self.seen.to(classes.device)
+        shares = (seen / seen.mean()).log().to(classes.dtype)
+        return torch.where(classes >= 0, shares[classes.clamp(min=0).long()], 0.0)
 
 
-def _is_class(feature: Any) -> bool:
-    if isinstance(feature, datasets.ClassLabel):
-        return True
-    return isinstance(feature, datasets.Value) and feature.dtype.removeprefix("u").startswith("int")
+def class_of(batch: Batch, examples: int, device: torch.device) -> PerExample:
+    """`(B,)`, fp32: the number of an example's class; −1 for none, for numbers, for several labels at once."""
+    labels = batch.get("labels")
+    if labels is None or labels.shape != (examples,) or labels.is_floating_point():
+        return torch.full((examples,), -1.0, device=device)
+    return labels.clamp(min=-1).to(device, torch.float32)  # no class is -100 elsewhere

@@ -101,7 +101,6 @@ class Mixture:
         labels: int = 0,
         states: tuple[int, ...] = (),
         folder: str | None = None,
-        class_counts: tuple[int, ...] = (),
     ) -> None:
         """Start a run from the mixture `initial`, `(K,)`.
 
@@ -111,12 +110,11 @@ class Mixture:
             labels: classes of the student.
             states: widths of its hidden states.
             folder: where the examples' weights are kept, rather than in memory.
-            class_counts: training rows of each class, where labels are classes.
         """
         for loss in self.joint:
             loss.reset()
         pulls = tuple(loss.pull for loss in self.losses for _ in loss.names)
-        sizes = Sizes(len(self.names), len(self.distillations), examples, labels, states, folder, pulls, class_counts)
+        sizes = Sizes(len(self.names), len(self.distillations), examples, labels, states, folder, pulls)
         self.policy.reset(sizes, initial)
         self.record = self.policy.rows() or RowStore(examples, torch.full((len(self.names),), float("nan")), folder)
         self.notes = ExampleNotes(examples, self.groups, {loss.name: loss.logits_key for loss in self.distillations})

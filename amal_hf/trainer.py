@@ -31,7 +31,6 @@ from amal_hf.checks import (
     use_one_gpu,
     warn_of_shared_sets,
 )
-from amal_hf.class_counts import class_counts
 from amal_hf.collator import ExampleCollator, is_stream, numbered
 from amal_hf.compiled import meta_forward
 from amal_hf.generators import class_count, is_causal, with_decoder_inputs
@@ -319,7 +318,6 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
             class_count(self.model),
             state_widths(self.model.config) if policy.needs_hidden_states else (),
             self.args.weights_dir,
-            class_counts(self.train_dataset, class_count(self.model)),
         )
         self._statistics = MixtureStatistics(self.mixture.groups)
         if changes is not None:

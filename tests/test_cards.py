@@ -104,7 +104,7 @@ def test_a_full_card(tmp_path):
         "on x86_64 CPU, 2 threads",
         "![weight history](figures/weight_history.png)",
         "- loss `teacher`: Distillation, forward_kl, temperature 2",
-        "- weights: LossNetwork, hidden 32, Convex",
+        "- weights: LossNetwork, hidden 32, GatedConvex",
         "- rows: 40 for training, 12 for meta, 8 for evaluation",
         "learning_rate 0.001",
         "licence of the data: CC-BY-4.0",

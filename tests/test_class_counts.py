@@ -1,48 +1,52 @@
-"""Rows of each class are counted where there are classes and rows that can be counted."""
+"""Classes are counted while training, so that it does not matter how rows come."""
 
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
 
-from amal_hf.class_counts import class_counts
+from amal_hf.class_counts import MOST_CLASSES, ClassCounts, class_of
 from amal_hf.losses import IGNORED
 
 
-@pytest.mark.parametrize("name", ["label", "labels"])
-@pytest.mark.parametrize("feature", [ClassLabel(num_classes=4), Value("int64"), Value("uint8")], ids=str)
-def test_rows_of_each_class(name, feature):
-    """In the order of the classes, a class without rows too."""
-    rows = Dataset.from_dict({name: [0, 2, 2, 0, 2]}, features=Features({name: feature}))
-    assert class_counts(rows, 4) == (2, 0, 3, 0)
+def test_commonness_is_the_log_of_a_count_over_the_mean():
+    """Each class begins with one; examples without a class are not counted, and neither common nor rare."""
+    counts = ClassCounts(3)
+    assert not counts.commonness(torch.tensor([0.0, 2.0, -1.0])).any()
+    counts.note(torch.tensor([0.0, 0.0, 0.0, -1.0]))
+    counts.note(torch.tensor([0.0, 1.0, -1.0]))
+    expected = torch.tensor([5 / 8 * 3, 2 / 8 * 3, 1 / 8 * 3, 1.0]).log()
+    torch.testing.assert_close(counts.commonness(torch.tensor([0.0, 1.0, 2.0, -1.0])), expected)
 
 
-def test_rows_without_a_label_are_not_counted():
-    """Of a selection the rows that are left."""
-    rows = Dataset.from_dict({"labels": [1, IGNORED, 1, 0, 0]}).select([0, 1, 3])
-    assert class_counts(rows, 2) == (1, 1)
+def test_parts_of_a_batch_are_counted_as_the_whole():
+    """Gradient accumulation, several steps judged at once, or a batch of none change nothing."""
+    classes = torch.arange(20.0) % 7 - 1
+    whole, parts = ClassCounts(6), ClassCounts(6)
+    whole.note(classes)
+    for part in (classes[:3], classes[3:3], classes[3:]):
+        parts.note(part)
+    assert whole.seen.equal(parts.seen)
+
+
+def test_a_vocabulary_is_not_counted():
+    """Its labels are words of a sequence, and a count of each would only fill checkpoints."""
+    counts = ClassCounts(MOST_CLASSES + 1)
+    counts.note(torch.tensor([5.0, -1.0]))
+    assert not counts.state_dict()["seen"].numel()
+    assert not counts.commonness(torch.tensor([5.0, -1.0])).any()
 
 
 @pytest.mark.parametrize(
-    ("rows", "classes"),
+    ("labels", "expected"),
     [
-        (Dataset.from_dict({"labels": [0.5, 1.0]}), 2),
-        (Dataset.from_dict({"labels": [3, 7]}), 1),
-        (Dataset.from_dict({"labels": [[0, 1], [1, 1]]}), 2),
-        (Dataset.from_dict({"input_ids": [[1], [2]]}), 2),
-        (Dataset.from_dict({"labels": [0, 1]}).to_iterable_dataset(), 2),
-        (torch.utils.data.TensorDataset(torch.zeros(2)), 2),
-        (None, 2),
+        (torch.tensor([3, IGNORED, 0]), [3.0, -1.0, 0.0]),
+        (torch.tensor([0.5, 1.0, 2.0]), [-1.0] * 3),
+        (torch.ones(3, 4, dtype=torch.long), [-1.0] * 3),
+        (torch.ones(3, 1), [-1.0] * 3),
+        (None, [-1.0] * 3),
     ],
-    ids=["numbers", "regression", "several at once", "no labels", "stream", "not of datasets", "nothing"],
+    ids=["classes", "numbers", "words", "several at once", "none"],
 )
-def test_what_has_no_classes_or_cannot_be_counted(rows, classes):
-    """Gives nothing, and nothing is read from it."""
-    assert class_counts(rows, classes) == ()
-
-
-def test_large_sets_are_read_in_blocks(monkeypatch):
-    """A block's end changes nothing."""
-    rows = Dataset.from_dict({"label": [i % 3 for i in range(50)]})
-    whole = class_counts(rows, 3)
-    monkeypatch.setattr("amal_hf.class_counts._BLOCK", 7)
-    assert class_counts(rows, 3) == whole == (17, 17, 16)
+def test_class_of(labels, expected):
+    """Only a label that is one class of the whole example is one."""
+    batch = {} if labels is None else {"labels": labels}
+    assert class_of(batch, 3, torch.device("cpu")).tolist() == expected

@@ -14,7 +14,7 @@ PACKAGE = Path(amal_hf.__file__).parent
 LEVELS = [
     {"shapes"},
     {"divergences", "tokens", "top_logits", "generators", "processes", "card_facts", "intervals", "checkpoints"},
-    {"scores"},
+    {"scores", "class_counts"},
     {
         "losses",
         "directions",
@@ -72,7 +72,6 @@ LEVELS = [
         "plots.weight_history",
         "example_notes",
         "weight_histograms",
-        "class_counts",
         "distillation",
         "robust_losses",
         "cage",
@@ -134,6 +133,7 @@ MATHEMATICS = {
     "tokens",
     "top_logits",
     "losses",
+    "class_counts",
     "cage",
     "spear",
     "rule_losses",

@@ -29,7 +29,7 @@ from amal_hf import (
     clamp,
     convex,
 )
-from amal_hf.losses import IGNORED, Task
+from amal_hf.losses import Task
 from amal_hf.policies.policy import Observation, Signals, Sizes, as_mixture
 from amal_hf.policies.shared_weights import SharedWeights
 
@@ -76,9 +76,9 @@ def begun(name, losses=2, mixture=None, examples: int | None = EXAMPLES):
 
 
 def seen(losses=2, ids=range(EXAMPLES)):
-    """Examples that differ in every feature; the last one tells the halves apart."""
+    """Examples that differ in every feature; the last but one tells the halves apart, and none has a class."""
     features = torch.randn(EXAMPLES, losses + FEATURES, generator=torch.Generator().manual_seed(0))
-    features[:, -1] = torch.tensor([1.0] * 4 + [-1.0] * 4)
+    features[:, -2], features[:, -1] = torch.tensor([1.0] * 4 + [-1.0] * 4), -1
     return Observation(torch.tensor(list(ids)), features[[i % EXAMPLES for i in ids]], 0.5)
 
 
@@ -310,7 +310,7 @@ def test_a_network_reads_every_kind_of_task(name, task):
 
 def test_a_network_sees_how_well_student_and_teacher_fit_the_label():
     """The features are log losses, then the label's probability and the relative entropy of the student, then of the
-    teacher, and what is known of its class: nothing here.
+    teacher, and the class.
     """
     student, teacher = torch.tensor([[math.log(3), 0.0, 0.0]]), torch.zeros(1, 3)
     signals = Signals(torch.tensor([[1.0, -2.0]]), student, (teacher,), {"labels": torch.tensor([0])}, Task())
@@ -320,21 +320,18 @@ def test_a_network_sees_how_well_student_and_teacher_fit_the_label():
     torch.testing.assert_close(begun("convex network").observe(signals), expected)
 
 
-def test_a_network_sees_how_common_the_class_of_the_label_is():
-    """As the log of its training rows over the mean of all classes; rows without a class are neither common nor rare,
-    and a class without rows is as one with a single row.
-    """
+def test_a_network_learns_that_a_rare_class_helps():
+    """All else equal, only how common its class is tells an example whose losses help; an update counts classes."""
     policy = LossNetwork()
-    policy.reset(Sizes(1, 0, 112, class_counts=(100, 12, 0, 0)), torch.ones(1))
-
-    def last_column(labels, outputs=4):
-        logits = torch.zeros(len(labels), outputs)
-        return policy.observe(Signals(torch.ones(len(labels), 1), logits, (), {"labels": labels}, Task()))[:, -1]
-
-    expected = torch.tensor([100 / 28, 12 / 28, 1 / 28, 1.0]).log()
-    torch.testing.assert_close(last_column(torch.tensor([0, 1, 2, IGNORED])), expected)
-    assert not last_column(torch.ones(3, 4)).any()
-    assert not last_column(torch.ones(3), outputs=1).any()
+    policy.reset(Sizes(1, 0, None, labels=2), torch.ones(1))
+    labels = torch.tensor([0] * 7 + [1])
+    signals = Signals(torch.ones(8, 1), torch.zeros(8, 2), (), {"labels": labels}, Task())
+    rare = Observation(torch.arange(8), policy.observe(signals), 0.5)
+    for _ in range(40):
+        policy.update(rare, torch.where(labels == 1, 7.0, -1.0)[:, None])
+    common, helpful = policy.weights(rare)[[0, 7], 0]
+    assert policy.class_counts.seen.tolist() == [281.0, 41.0]
+    assert helpful > 4 * common
 
 
 @pytest.mark.parametrize("name", NETWORKS)

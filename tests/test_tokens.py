@@ -149,7 +149,7 @@ def test_what_a_policy_sees_of_a_teacher_is_the_same_from_its_top_logits(monkeyp
     for teacher in (random(2), TopK(V, 2.0)(random(2))):
         seen.append(LossNetwork().observe(Signals(torch.ones(B, 1), random(1), (teacher,), batch, task)))
     torch.testing.assert_close(*seen)
-    assert seen[0].shape == (B, 5)
+    assert seen[0].shape == (B, 6)
     log_p = F.log_softmax(random(1), -1)
     expected = masked_mean(-(log_p.exp() * log_p).sum(-1) / torch.tensor(V).log(), distilled_tokens(batch, task))
     torch.testing.assert_close(entropy(random(1), task, batch), expected)

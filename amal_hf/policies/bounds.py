@@ -130,11 +130,11 @@ class GatedConvex(Convex):
 
     def forward(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
         """`(B, K + 1) -> (B, K)`."""
-        return super().forward(scores[:, :-1], present) * _gate(scores)
+        return super().forward(scores[..., :-1], present) * _gate(scores)
 
     def of_step(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
         """The same weights, with a gradient however sure the shares are."""
-        return super().of_step(scores[:, :-1], present) * _gate(scores)
+        return super().of_step(scores[..., :-1], present) * _gate(scores)
 
 
 class MeanOne(Normalisation):
@@ -237,7 +237,7 @@ class TwiceSigmoid(Normalisation):
 
 
 def _gate(scores: Tensor) -> Tensor:
-    return 2 * scores[:, -1:].sigmoid()
+    return 2 * scores[..., -1:].sigmoid()
 
 
 def _or_none(present: Tensor | None) -> Tensor | None:

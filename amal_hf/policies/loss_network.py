@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from amal_hf.class_counts import ClassCounts, class_of
 from amal_hf.losses import CrossEntropy, entropy
 from amal_hf.policies.bounds import GatedConvex, MeanOne, Normalisation
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
@@ -17,9 +18,9 @@ class LossNetwork(Policy):
     """Weights from surface statistics of an example.
 
     It sees the losses, the probability that student and teachers give the label, their entropies, how common the
-    label's class is among the training rows, and progress. What it learns on one example holds for all that look
-    alike, so it needs a meta step only now and then and follows the student as it trains. It starts at the initial
-    mixture for every example.
+    label's class has been so far, and progress. What it learns on one example holds for all that look alike, so it
+    needs a meta step only now and then and follows the student as it trains. It starts at the initial mixture for
+    every example.
 
     Args:
         hidden: width of the one hidden layer.
@@ -34,11 +35,13 @@ class LossNetwork(Policy):
         inside AMAL's objective (arXiv:2202.03250).
     """
 
+    counts_classes = True
+    """Whether the last of the features is the number of the class; not of subclasses with features of their own."""
+
     interval = 4
     network: nn.Module
     normalisation: Normalisation
     pulls: Tensor
-    commonness: Tensor
 
     def __init__(
         self, hidden: int = 32, learning_rate: float = 1e-2, normalisation: Normalisation | None = None, seed: int = 0
@@ -51,7 +54,6 @@ class LossNetwork(Policy):
         self.hidden = hidden
         self.learning_rate = learning_rate
         self.register_buffer("pulls", torch.ones(1), persistent=False)
-        self.register_buffer("commonness", torch.zeros(0), persistent=False)
         self.by_sizes = normalisation is None
         self.normalisation = MeanOne() if normalisation is None else normalisation
         self.seed = seed
@@ -59,7 +61,7 @@ class LossNetwork(Policy):
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
         """A new network that starts with the initial mixture."""
         self.pulls = torch.tensor(sizes.pulls or [1.0] * sizes.losses)
-        self.commonness = commonness(sizes.class_counts)
+        self.class_counts = ClassCounts(sizes.labels if self.counts_classes else 0)
         if self.by_sizes:
             self.normalisation = self.usual_normalisation(sizes)
         with torch.random.fork_rng(devices=[]):
@@ -79,8 +81,9 @@ class LossNetwork(Policy):
         return nn.Sequential(self.body(sizes), nn.Tanh(), last)
 
     def observe(self, signals: Signals) -> Features:
-        """`(B, K + 3 + 2 teachers)`: the surface, and how common the label's class is."""
-        return torch.cat([self.surface(signals), self._commonness(signals)[:, None]], 1)
+        """`(B, K + 3 + 2 teachers)`: the surface, and the number of the label's class."""
+        surface = self.surface(signals)
+        return torch.cat([surface, class_of(signals.batch, len(surface), surface.device)[:, None]], 1)
 
     def surface(self, signals: Signals) -> Features:
         """`(B, K + 2 + 2 teachers)`: log losses, then fit and entropy of student and teachers."""
@@ -98,6 +101,8 @@ class LossNetwork(Policy):
 
         The gradient is taken without touching any `.grad` of the student.
         """
+        if self.counts_classes:
+            self.class_counts.note(observation.features[:, -1])
         scores = self._scores(observation)
         weights = self.normalisation.of_step(scores, observation.present)
         gain = (weights * slopes / self.pulls).sum() / total_count(len(slopes), slopes.device)
@@ -122,8 +127,13 @@ class LossNetwork(Policy):
         self.optimizer.load_state_dict(state)
 
     def inputs(self, observation: Observation) -> Tensor:
-        """What the network reads: the features, and progress as one more column."""
-        features = observation.features.to(next(self.network.parameters()).dtype)
+        """What the network reads: features with how common a class is in the place of its number, and progress."""
+        surface, classes = observation.features[:, :-1], observation.features[:, -1]
+        return self.with_progress(torch.cat([surface, self.class_counts.commonness(classes)[:, None]], 1), observation)
+
+    def with_progress(self, features: Tensor, observation: Observation) -> Tensor:
+        """Features in the network's type, and progress as one more column."""
+        features = features.to(next(self.network.parameters()).dtype)
         progress = torch.as_tensor(observation.progress, dtype=features.dtype, device=features.device)
         return torch.cat([features, progress.expand(len(features))[:, None]], 1)
 
@@ -139,14 +149,6 @@ class LossNetwork(Policy):
         """Columns of surface statistics, progress included."""
         return sizes.losses + 2 * (1 + sizes.teachers) + 1
 
-    def _commonness(self, signals: Signals) -> Tensor:
-        labels, found = signals.batch.get("labels"), signals.losses.new_zeros(len(signals.losses))
-        if labels is None or labels.shape != found.shape or labels.is_floating_point() or not len(self.commonness):
-            return found
-        if self.commonness.device != labels.device:
-            self.commonness = self.commonness.to(labels.device)
-        return torch.where(labels >= 0, self.commonness[labels.clamp(min=0)], found)
-
     def _scores(self, observation: Observation) -> Tensor:
         inputs = self.inputs(observation)
         if inputs.device != next(self.network.parameters()).device:
@@ -159,16 +161,6 @@ class LossNetwork(Policy):
         state = self.optimizer.state_dict()
         self.to(device)
         self.optimizer.load_state_dict(state)
-
-
-def commonness(counts: tuple[int, ...]) -> Tensor:
-    """`(C,)`: log of how many rows a class has, relative to the mean over classes.
-
-    With what tells rare classes from common ones a network raises all of their rows at once; from losses alone it has
-    to find out for each look of a row (`benchmarks/LOG.md`).
-    """
-    rows = torch.tensor(counts, dtype=torch.float32)
-    return (rows.clamp(min=1) / rows.mean().clamp(min=1)).log()
 
 
 def _fit_and_entropy(logits: Logits | TopLogits, signals: Signals) -> Tensor:

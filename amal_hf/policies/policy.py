@@ -26,7 +26,6 @@ class Sizes(NamedTuple):
         states: widths of the student's hidden states, one a layer.
         folder: where rows of weights are kept that should not be in memory; see `RowStore`.
         pulls: K, `Loss.pull` of each; all one by default.
-        class_counts: C, training rows of each class; empty where that is not known, or labels are not classes.
     """
 
     losses: int
@@ -36,7 +35,6 @@ class Sizes(NamedTuple):
     states: tuple[int, ...] = ()
     folder: str | None = None
     pulls: tuple[float, ...] = ()
-    class_counts: tuple[int, ...] = ()
 
 
 class Signals(NamedTuple):

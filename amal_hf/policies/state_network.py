@@ -48,6 +48,7 @@ class StateNetwork(LossNetwork):
 
     interval = 1
     needs_hidden_states = True
+    counts_classes = False
     running_losses: Tensor
 
     def __init__(
@@ -126,7 +127,7 @@ class StateNetwork(LossNetwork):
 
     def inputs(self, observation: Observation) -> Tensor:
         """As `LossNetwork`, and with a memory the mean slopes of these very examples so far."""
-        inputs = super().inputs(observation)
+        inputs = self.with_progress(observation.features, observation)
         return torch.cat([inputs, self.slopes.read(observation.ids).to(inputs)], 1) if self.memory else inputs
 
     def _places(self, count: int) -> list[int]:
