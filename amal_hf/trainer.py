@@ -78,7 +78,8 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
             loss too.
         method: how their weights are learned, as `amal()`; `None` keeps the fixed mixture `args.loss_weights` (equal
             shares by default).
-        meta_dataset: small, clean and held out from both training and evaluation; needed when `method` learns.
+        meta_dataset: small, clean and held out from evaluation; needed when `method` learns. Its rows may be training
+            rows as well, as long as the student does not learn them by heart.
         teacher_model: shorthand: a model, a folder, a Hub id, or a list of them, each added as
             `Distillation(teacher)`.
 

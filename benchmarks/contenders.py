@@ -295,9 +295,6 @@ DISTILLATION: dict[str, Contender] = {
         "ours", {f"rate {r}": then_clean(AMAL_ON_ALL, r) for r in CLEAN_RATES}
     ),
     "amal(), mean one": Contender("ours", one(AMAL_MEAN_ONE)),
-    "amal(), mean one, then clean rows": Contender(
-        "ours", {f"rate {r}": then_clean(AMAL_MEAN_ONE, r) for r in CLEAN_RATES}
-    ),
     "right labels": Contender(
         "oracle",
         {

@@ -206,7 +206,8 @@ def test_tables_show_paired_gains_over_the_control_that_dev_chooses():
 
 def test_gains_are_averaged_over_the_settings_with_errors():
     """By hand: a gain of 1, 2 and 3 points in one setting and of 3 in the other are 2, 2.5 and 3 on average; right
-    labels do not count, and a run that lacks a setting has no average.
+    labels do not count, and a run that lacks a setting has no average. With the 30 points of right labels over the one
+    control of all settings 11 1/3, 11 2/3 and 12.
     """
     records = [
         record
@@ -218,9 +219,11 @@ def test_gains_are_averaged_over_the_settings_with_errors():
             *([record_of(setting, "amal(), mean one", "", seed, 0.7, 0.6)] if setting == "flipped40" else []),
         )
     ]
-    last = tables.summary(tables.groups_of(record | {"data": "trec"} for record in records)).splitlines()[-1]
-    assert last.startswith("| **mean of the 2 with errors** |")
-    assert "| +2.5 ± 1.2 |  |  |" in last
+    lines = tables.summary(tables.groups_of(record | {"data": "trec"} for record in records)).splitlines()
+    assert lines[-2].startswith("| **mean of the 2 with errors** |")
+    assert "| +2.5 ± 1.2 |  |  |" in lines[-2]
+    assert lines[-1].startswith("| **mean of all 3, over teacher only** |")
+    assert "| +11.7 ± 0.8 |  |  |" in lines[-1]
 
 
 def test_short_table_averages_over_data_sets():
