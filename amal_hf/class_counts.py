@@ -15,14 +15,14 @@ class ClassCounts(nn.Module):
     """Examples seen of each class, over all processes; any kind of dataset, of any length, can be counted so.
 
     Args:
-        classes: C; above `MOST_CLASSES` nothing is counted.
+        classes: C; nothing is counted above `MOST_CLASSES`, nor below two: one output is a number.
     """
 
     seen: Tensor
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.register_buffer("seen", torch.ones(classes if classes <= MOST_CLASSES else 0))
+        self.register_buffer("seen", torch.ones(classes if 2 <= classes <= MOST_CLASSES else 0))
 
     def note(self, classes: PerExample) -> None:
         """Count examples of these classes, as `class_of` has them."""

@@ -27,9 +27,10 @@ def test_parts_of_a_batch_are_counted_as_the_whole():
     assert whole.seen.equal(parts.seen)
 
 
-def test_a_vocabulary_is_not_counted():
-    """Its labels are words of a sequence, and a count of each would only fill checkpoints."""
-    counts = ClassCounts(MOST_CLASSES + 1)
+@pytest.mark.parametrize("outputs", [0, 1, MOST_CLASSES + 1], ids=["none", "a number", "a vocabulary"])
+def test_what_is_no_set_of_classes_is_not_counted(outputs):
+    """A number may be whole; words of a vocabulary belong to a sequence, and their counts would fill checkpoints."""
+    counts = ClassCounts(outputs)
     counts.note(torch.tensor([5.0, -1.0]))
     assert not counts.state_dict()["seen"].numel()
     assert not counts.commonness(torch.tensor([5.0, -1.0])).any()
