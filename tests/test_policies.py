@@ -362,6 +362,17 @@ def test_mean_one_weights_sum_to_one_on_average():
     assert sums.max() - sums.min() > 0.5
 
 
+@pytest.mark.parametrize(("name", "most"), [("gated network", 2.0), ("convex-or-none network", 1.0)])
+def test_an_example_of_which_everything_misleads_is_left_out(name, most):
+    """Where all losses help, an example counts as much as it may; where all hurt, hardly at all."""
+    policy = begun(name)
+    for _ in range(60):
+        policy.update(seen(), HELPS_FIRST_HALF[:, :1].expand(-1, 2))
+    sums = policy.weights(seen()).sum(1)
+    assert (sums[:4] > 0.8 * most).all()
+    assert (sums[4:] < 0.2 * most).all()
+
+
 # ---- controls and arguments ----
 
 
