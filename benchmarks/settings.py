@@ -10,7 +10,7 @@ rules        few labelled rows; on the others rules vote (`weak_splits`, half of
              the teacher was trained on all clean rows, those of the meta set among them
 
 Clean rows are taken out of the training set (300, or ten a class if that is more); they are the meta set of what
-learns weights, and training rows of the controls that say so. Dev and test are the set's own.
+learns weights, and training rows of the runs that say so. Dev and test are the set's own.
 """
 
 from collections.abc import Callable
