@@ -32,8 +32,8 @@ class ClassCounts(nn.Module):
             new.scatter_add_(0, classes.clamp(min=0).long(), mask.to(new.dtype))
             self.seen = self.seen.to(classes.device) + total(new)
 
-    def commonness(self, classes: PerExample) -> PerExample:
-        """`(B,)`: log of how many a class has, relative to the mean over classes; 0 for an example without one."""
+    def commonness(self, classes: Tensor) -> Tensor:
+        """Of any shape: log of how many a class has, relative to the mean over classes; 0 where there is none."""
         if not len(self.seen):
             return torch.zeros_like(classes)
         seen = self.seen.to(classes.device)

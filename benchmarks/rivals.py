@@ -21,8 +21,6 @@ class Geometry(LossNetwork):
     without its edges to a prediction for the whole class.
     """
 
-    counts_classes = False
-
     def usual_normalisation(self, sizes: Sizes) -> Normalisation:
         """A ratio of label and teacher for each example, as in the paper."""
         return Convex()
@@ -34,10 +32,6 @@ class Geometry(LossNetwork):
         label = F.one_hot(signals.batch["labels"], student.shape[-1]).to(student)
         edges = [label - student, label - taught, taught - student]
         return torch.cat([*edges, *(edge.norm(dim=-1, keepdim=True) for edge in edges)], 1)
-
-    def inputs(self, observation: Observation) -> Tensor:
-        """These, and progress."""
-        return self.with_progress(observation.features, observation)
 
     def width(self, sizes: Sizes) -> int:
         """And progress."""

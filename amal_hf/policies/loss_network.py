@@ -35,9 +35,6 @@ class LossNetwork(Policy):
         inside AMAL's objective (arXiv:2202.03250).
     """
 
-    counts_classes = True
-    """Whether the last of the features is the number of the class; not of subclasses with features of their own."""
-
     interval = 4
     network: nn.Module
     normalisation: Normalisation
@@ -68,6 +65,11 @@ class LossNetwork(Policy):
             torch.default_generator.manual_seed(self.seed)
             self.network = self.new_network(sizes, self.normalisation.start(initial))
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
+
+    @property
+    def counts_classes(self) -> bool:
+        """Whether the last of the features is the number of the class: not where a subclass has its own."""
+        return type(self).observe is LossNetwork.observe
 
     def usual_normalisation(self, sizes: Sizes) -> Normalisation:
         """What weights are normalised by where nothing else was asked for."""
@@ -128,10 +130,14 @@ class LossNetwork(Policy):
 
     def inputs(self, observation: Observation) -> Tensor:
         """What the network reads: features with how common a class is in the place of its number, and progress."""
+        if not self.counts_classes:
+            return self._with_progress(observation.features, observation)
         surface, classes = observation.features[:, :-1], observation.features[:, -1]
-        return self.with_progress(torch.cat([surface, self.class_counts.commonness(classes)[:, None]], 1), observation)
+        return self._with_progress(
+            torch.cat([surface, self.class_counts.commonness(classes)[:, None]], 1), observation
+        )
 
-    def with_progress(self, features: Tensor, observation: Observation) -> Tensor:
+    def _with_progress(self, features: Tensor, observation: Observation) -> Tensor:
         """Features in the network's type, and progress as one more column."""
         features = features.to(next(self.network.parameters()).dtype)
         progress = torch.as_tensor(observation.progress, dtype=features.dtype, device=features.device)

@@ -24,7 +24,6 @@ class MetaWeightNet(LossNetwork):
     """
 
     interval = 1
-    counts_classes = False
 
     def __init__(self, hidden: int = 100, learning_rate: float = 1e-3, seed: int = 0) -> None:
         super().__init__(hidden, learning_rate, TwiceSigmoid(), seed)

@@ -30,7 +30,6 @@ class PerLossNetwork(LossNetwork):
     """
 
     needs_teacher_losses = True
-    counts_classes = False
 
     def __init__(
         self, hidden: int = 32, learning_rate: float = 3e-3, normalisation: Normalisation | None = None, seed: int = 0

@@ -48,7 +48,6 @@ class StateNetwork(LossNetwork):
 
     interval = 1
     needs_hidden_states = True
-    counts_classes = False
     running_losses: Tensor
 
     def __init__(
@@ -127,7 +126,7 @@ class StateNetwork(LossNetwork):
 
     def inputs(self, observation: Observation) -> Tensor:
         """As `LossNetwork`, and with a memory the mean slopes of these very examples so far."""
-        inputs = self.with_progress(observation.features, observation)
+        inputs = super().inputs(observation)
         return torch.cat([inputs, self.slopes.read(observation.ids).to(inputs)], 1) if self.memory else inputs
 
     def _places(self, count: int) -> list[int]:
