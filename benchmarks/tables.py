@@ -219,17 +219,16 @@ def summary(groups: list[Group]) -> str:
         for what, chosen in (("errors", taught), ("rules", voted)):
             if len(chosen) > 1:
                 rows.append(_mean_row(f"**mean of the {len(chosen)} with {what}**", student, chosen))
-        if len(either) > 2:
-            one = best_of_all(either)
+        if len(either) > 2 and (one := best_of_all(either)):
             rows.append(_mean_row(f"**mean of all {len(either)}, over {one}**", student, [(g, one) for g in either]))
     return table(head, rows)
 
 
-def best_of_all(groups: list[Group]) -> str:
-    """The control that has the best dev score on the mean of several settings, for who cannot try all in each."""
+def best_of_all(groups: list[Group]) -> str | None:
+    """The control that has the best dev score on the mean of several settings; `None` if none has them all."""
     dev = [group.controls() for group in groups]
     shared = set.intersection(*(set(one) for one in dev))
-    return max(sorted(shared), key=lambda run: float(np.mean([one[run] for one in dev])))
+    return max(sorted(shared), key=lambda run: float(np.mean([one[run] for one in dev])), default=None)
 
 
 def _summary_row(group: Group, best: str) -> list[str]:

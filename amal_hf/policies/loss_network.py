@@ -58,7 +58,8 @@ class LossNetwork(Policy):
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
         """A new network that starts with the initial mixture."""
         self.pulls = torch.tensor(sizes.pulls or [1.0] * sizes.losses)
-        self.class_counts = ClassCounts(sizes.labels if self.counts_classes else 0)
+        if self.counts_classes:
+            self.class_counts = ClassCounts(sizes.labels)
         if self.by_sizes:
             self.normalisation = self.usual_normalisation(sizes)
         with torch.random.fork_rng(devices=[]):
@@ -130,15 +131,9 @@ class LossNetwork(Policy):
 
     def inputs(self, observation: Observation) -> Tensor:
         """What the network reads: features with how common a class is in the place of its number, and progress."""
-        if not self.counts_classes:
-            return self._with_progress(observation.features, observation)
-        surface, classes = observation.features[:, :-1], observation.features[:, -1]
-        return self._with_progress(
-            torch.cat([surface, self.class_counts.commonness(classes)[:, None]], 1), observation
-        )
-
-    def _with_progress(self, features: Tensor, observation: Observation) -> Tensor:
-        """Features in the network's type, and progress as one more column."""
+        features = observation.features
+        if self.counts_classes:
+            features = torch.cat([features[:, :-1], self.class_counts.commonness(features[:, -1:])], 1)
         features = features.to(next(self.network.parameters()).dtype)
         progress = torch.as_tensor(observation.progress, dtype=features.dtype, device=features.device)
         return torch.cat([features, progress.expand(len(features))[:, None]], 1)
