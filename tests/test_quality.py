@@ -215,6 +215,7 @@ def test_gains_are_averaged_over_the_settings_with_errors():
         for setting, gain in (("flipped40", 0.01 * (1 + seed)), ("teacher30", 0.03), ("clean", 0.3))
         for record in (
             record_of(setting, "teacher only", "", seed, 0.6, 0.5),
+            record_of(setting, "labels only", "", seed, 0.5, 0.9),
             record_of(setting, "amal()", "", seed, 0.7, 0.5 + gain),
             *([record_of(setting, "amal(), mean one", "", seed, 0.7, 0.6)] if setting == "flipped40" else []),
         )
@@ -224,6 +225,13 @@ def test_gains_are_averaged_over_the_settings_with_errors():
     assert "| +2.5 ± 1.2 |  |  |" in lines[-2]
     assert lines[-1].startswith("| **mean of all 3, over teacher only** |")
     assert "| +11.7 ± 0.8 |  |  |" in lines[-1]
+
+
+def test_no_control_is_best_of_all_where_none_has_all_settings():
+    """A matrix that is not finished has tables all the same."""
+    cells = (("clean", "labels only"), ("few", "teacher only"))
+    groups = tables.groups_of(record_of(*place, "", 0, 0.6, 0.5) | {"data": "trec"} for place in cells)
+    assert tables.best_of_all(groups) is None
 
 
 def test_short_table_averages_over_data_sets():
