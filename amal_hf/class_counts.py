@@ -40,6 +40,17 @@ class ClassCounts(nn.Module):
         shares = (seen / seen.mean()).log().to(classes.dtype)
         return torch.where(classes >= 0, shares[classes.clamp(min=0).long()], 0.0)
 
+    def balance(self, classes: Tensor, power: float) -> Tensor:
+        """Of any shape: weights that fall with this power of how many a class has; their mean over all seen is one.
+
+        With 1 all classes weigh the same in total, with 0 all examples do; 1 for what has no class.
+        """
+        factors = self.commonness(classes).mul(-power).exp()
+        if not len(self.seen):
+            return factors
+        mean = self.seen.pow(1 - power).sum() / self.seen.sum() * self.seen.mean().pow(power)
+        return torch.where(classes >= 0, factors / mean.to(factors), 1.0)
+
 
 def class_of(batch: Batch, examples: int, device: torch.device) -> PerExample:
     """`(B,)`, fp32: the number of an example's class; −1 for none, for numbers, for several labels at once."""

@@ -178,6 +178,18 @@ def without_wrong_votes(bench: Bench) -> Method:
     return Method("without_wrong_votes", GivenWeights(right_votes(bench)))
 
 
+def balanced(power: float, losses: int) -> NewMethod:
+    """Equal weights of so many losses, times how many rows the label's class has to the power of `-power`."""
+
+    def method(bench: Bench) -> Method:
+        labels = torch.tensor(bench.splits["train"]["label"][:])
+        factors = labels.bincount(minlength=bench.classes)[labels].float().pow(-power)
+        shares = torch.full((1, losses), 1 / losses)
+        return Method("balanced", GivenWeights(factors[:, None] / factors.mean() * shares))
+
+    return method
+
+
 AMAL = Phase(with_teacher, method=always(amal))
 AMAL_MEAN_ONE = Phase(with_teacher, method=always(lambda: amal(LossNetwork(normalisation=MeanOne()))))
 AMAL_ON_ALL = replace(AMAL, rows=("train", "meta"))
@@ -250,6 +262,15 @@ DISTILLATION: dict[str, Contender] = {
             "0.4": (Phase(method=weighed_by(lambda: SmallLoss(0.4))),),
             "0.2, with teacher": (Phase(with_teacher, method=weighed_by(lambda: SmallLoss(0.2))),),
             "0.4, with teacher": (Phase(with_teacher, method=weighed_by(lambda: SmallLoss(0.4))),),
+        },
+    ),
+    "balanced classes": Contender(
+        "rule of thumb",
+        {
+            "labels": (Phase(method=balanced(1, 1)),),
+            "labels, root": (Phase(method=balanced(0.5, 1)),),
+            "with teacher": (Phase(with_teacher, method=balanced(1, 2)),),
+            "with teacher, root": (Phase(with_teacher, method=balanced(0.5, 2)),),
         },
     ),
     "label smoothing": Contender("rule of thumb", {str(s): (Phase(smoothing=s),) for s in (0.1, 0.3)}),

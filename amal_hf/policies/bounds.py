@@ -45,7 +45,13 @@ def convex(weights: LossTable) -> LossTable:
 
 
 class Normalisation(nn.Module, ABC):
-    """For a network: scores in, weights out."""
+    """For a network: scores in, weights out.
+
+    Attributes:
+        examples_differ: whether some examples may count more than others; if not, none may for its class either.
+    """
+
+    examples_differ: bool = False
 
     @abstractmethod
     def start(self, initial: Tensor) -> Tensor:
@@ -125,6 +131,8 @@ class GatedConvex(Convex):
     is a learning rate in disguise, of at most twice: Adam divides it out but for clipped gradients, SGD does not.
     """
 
+    examples_differ = True
+
     def start(self, initial: Tensor) -> Tensor:
         """Log shares and, for the gate, a zero."""
         return torch.cat([super().start(initial), initial.new_zeros(1)])
@@ -156,6 +164,7 @@ class MeanOne(Normalisation):
         momentum: share of the new mean in the running one.
     """
 
+    examples_differ = True
     mean: Tensor
     shares: Tensor
 

@@ -20,7 +20,7 @@ class LossNetwork(Policy):
     It sees the losses, the probability that student and teachers give the label, their entropies, how common the
     label's class has been so far, and progress. What it learns on one example holds for all that look alike, so it
     needs a meta step only now and then and follows the student as it trains. It starts at the initial mixture for
-    every example.
+    every example, but for rare classes, which count more from when they have been counted.
 
     Args:
         hidden: width of the one hidden layer.
@@ -30,6 +30,11 @@ class LossNetwork(Policy):
             examples compete, as all that is said of one may be wrong. `benchmarks/LOG.md` compares these in both
             cases. Or `Convex()`, `ConvexOrNone()`, `AboveAverage()`.
         seed: of its first weights.
+        balance: all weights of an example are multiplied by its class's count to the power of `-balance`, scaled to a
+            mean of one: with 1 all classes have the same weight in total, with 0 all examples are alike. 0.5, after
+            `benchmarks/LOG.md`: most of what 1 wins on rare classes, and nothing lost elsewhere. Not with a
+            normalisation that fixes how much an example counts, as `Convex()` does, nor in subclasses with features
+            of their own.
 
     References: The form of Meta-Weight-Net (Shu et al. 2019, arXiv:1902.07379), widened from one loss to several,
         inside AMAL's objective (arXiv:2202.03250).
@@ -41,19 +46,27 @@ class LossNetwork(Policy):
     pulls: Tensor
 
     def __init__(
-        self, hidden: int = 32, learning_rate: float = 1e-2, normalisation: Normalisation | None = None, seed: int = 0
+        self,
+        hidden: int = 32,
+        learning_rate: float = 1e-2,
+        normalisation: Normalisation | None = None,
+        seed: int = 0,
+        balance: float = 0.5,
     ) -> None:
         super().__init__()
         if hidden < 1 or not 0 < learning_rate < float("inf"):
             raise ValueError(
                 f"LossNetwork: hidden and learning_rate must be positive and finite, got {hidden} and {learning_rate}."
             )
+        if not 0 <= balance <= 1:
+            raise ValueError(f"LossNetwork: balance must lie in [0, 1], got {balance}.")
         self.hidden = hidden
         self.learning_rate = learning_rate
         self.register_buffer("pulls", torch.ones(1), persistent=False)
         self.by_sizes = normalisation is None
         self.normalisation = MeanOne() if normalisation is None else normalisation
         self.seed = seed
+        self.balance = balance
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
         """A new network that starts with the initial mixture."""
@@ -97,7 +110,7 @@ class LossNetwork(Policy):
     def weights(self, observation: Observation) -> LossTable:
         """`(B, K)`, with a graph to the network."""
         weights: LossTable = self.normalisation(self._scores(observation), observation.present)
-        return weights
+        return weights * self._balance(observation)
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
         """One Adam step on `−mean Σ_k w_ik(φ) s_ik / pull_k`.
@@ -107,7 +120,7 @@ class LossNetwork(Policy):
         if self.counts_classes:
             self.class_counts.note(observation.features[:, -1])
         scores = self._scores(observation)
-        weights = self.normalisation.of_step(scores, observation.present)
+        weights = self.normalisation.of_step(scores, observation.present) * self._balance(observation)
         gain = (weights * slopes / self.pulls).sum() / total_count(len(slopes), slopes.device)
         parameters = dict(self.network.named_parameters())
         for name, gradient in summed_gradients(-gain, parameters).items():
@@ -149,6 +162,11 @@ class LossNetwork(Policy):
     def surface_width(self, sizes: Sizes) -> int:
         """Columns of surface statistics, progress included."""
         return sizes.losses + 2 * (1 + sizes.teachers) + 1
+
+    def _balance(self, observation: Observation) -> Tensor | float:
+        if not self.counts_classes or not self.normalisation.examples_differ:
+            return 1.0
+        return self.class_counts.balance(observation.features[:, -1:], self.balance)
 
     def _scores(self, observation: Observation) -> Tensor:
         inputs = self.inputs(observation)
