@@ -45,33 +45,31 @@ def convex(weights: LossTable) -> LossTable:
 
 
 class Normalisation(nn.Module, ABC):
-    """For a network: scores in, weights out.
-
-    Attributes:
-        examples_differ: whether some examples may count more than others; if not, none may for its class either.
-    """
-
-    examples_differ: bool = False
+    """For a network: scores in, weights out."""
 
     @abstractmethod
     def start(self, initial: Tensor) -> Tensor:
         """The scores that give the mixture `initial`, `(K,)`; as many as the network must put out."""
 
     @abstractmethod
-    def forward(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
+    def forward(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:
         """Weights `(B, K)` from scores, each example on its own, so that it does not matter how a batch is cut.
 
         Args:
             scores: `(B, K)`, or as many as `start` has.
             present: `(B, K)`, bool: which losses an example has; the others get nothing. All by default.
+            counts_for: `(B, 1)`: what an example counts for before scores are looked at, 1 on average. One by
+                default, and where no example may count more than another.
         """
 
-    def of_step(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
+    def of_step(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:
         """The weights that an update differentiates, given the scores of a whole optimizer step."""
-        weights: LossTable = self(scores, present)
+        weights: LossTable = self(scores, present, counts_for)
         return weights
 
-    def follow(self, before: Tensor, after: Tensor, present: Tensor | None = None) -> None:
+    def follow(
+        self, before: Tensor, after: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None
+    ) -> None:
         """Take note of an update: the scores of a whole optimizer step before and after it. Nothing by default."""
 
 
@@ -87,11 +85,11 @@ class Convex(Normalisation):
         """Log shares; a mixture that does not sum to one is scaled to it."""
         return _log(initial / initial.sum())
 
-    def forward(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
+    def forward(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:
         """`(B, K) -> (B, K)`."""
         return softmax(scores, present)
 
-    def of_step(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
+    def of_step(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:
         """The same weights, with a gradient however sure they are."""
         return inward_softmax(scores, present)
 
@@ -114,11 +112,11 @@ class ConvexOrNone(Normalisation):
         kept = (1 - self.share) * initial / initial.sum()
         return _log(torch.cat([kept, kept.new_tensor([self.share])]))
 
-    def forward(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
+    def forward(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:
         """`(B, K + 1) -> (B, K)`."""
         return softmax(scores, _or_none(present))[:, :-1]
 
-    def of_step(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
+    def of_step(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:
         """The same weights, with a gradient however sure they are."""
         return inward_softmax(scores, _or_none(present))[:, :-1]
 
@@ -131,19 +129,17 @@ class GatedConvex(Convex):
     is a learning rate in disguise, of at most twice: Adam divides it out but for clipped gradients, SGD does not.
     """
 
-    examples_differ = True
-
     def start(self, initial: Tensor) -> Tensor:
         """Log shares and, for the gate, a zero."""
         return torch.cat([super().start(initial), initial.new_zeros(1)])
 
-    def forward(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
+    def forward(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:
         """`(B, K + 1) -> (B, K)`."""
-        return super().forward(scores[..., :-1], present) * _gate(scores)
+        return _times(super().forward(scores[..., :-1], present) * _gate(scores), counts_for)
 
-    def of_step(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
+    def of_step(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:
         """The same weights, with a gradient however sure the shares are."""
-        return super().of_step(scores[..., :-1], present) * _gate(scores)
+        return _times(super().of_step(scores[..., :-1], present) * _gate(scores), counts_for)
 
 
 class MeanOne(Normalisation):
@@ -164,7 +160,6 @@ class MeanOne(Normalisation):
         momentum: share of the new mean in the running one.
     """
 
-    examples_differ = True
     mean: Tensor
     shares: Tensor
 
@@ -186,27 +181,29 @@ class MeanOne(Normalisation):
         self.shares = 2 * halves
         return halves.logit()
 
-    def forward(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
+    def forward(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:
         """`(B, K) -> (B, K)`."""
-        return self._raw(scores, present) / self.mean
+        return self._raw(scores, present, counts_for) / self.mean
 
-    def of_step(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
+    def of_step(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:
         """Divided by the mean over all processes' batches."""
-        return self._raw(scores, present) / self._mean(scores, present)
+        raw = self._raw(scores, present, counts_for)
+        return raw / self._mean(raw)
 
-    def follow(self, before: Tensor, after: Tensor, present: Tensor | None = None) -> None:
+    def follow(
+        self, before: Tensor, after: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None
+    ) -> None:
         """The running mean moves with the network, and a little towards the mean of this batch."""
-        mean = self._mean(after, present)
-        moved = (self.mean * mean / self._mean(before, present)).lerp(mean, self.momentum)
+        was, mean = (self._mean(self._raw(scores, present, counts_for)) for scores in (before, after))
+        moved = (self.mean * mean / was).lerp(mean, self.momentum)
         # A batch that has none of the losses tells nothing. Asked on the device: nobody waits.
         self.mean.copy_(torch.where(mean > _SMALLEST_MEAN, moved, self.mean))
 
-    def _mean(self, scores: Tensor, present: Tensor | None) -> Tensor:
-        raw = self._raw(scores, present)
+    def _mean(self, raw: Tensor) -> Tensor:
         return (total(raw.sum()) / total_count(len(raw), raw.device)).clamp(min=_SMALLEST_MEAN)
 
-    def _raw(self, scores: Tensor, present: Tensor | None) -> Tensor:
-        raw = scores.sigmoid()
+    def _raw(self, scores: Tensor, present: Tensor | None, counts_for: Tensor | None) -> Tensor:
+        raw = _times(scores.sigmoid(), counts_for)
         if present is None:
             return raw
         held = (self.shares * present).sum(-1, keepdim=True)
@@ -226,12 +223,12 @@ class AboveAverage(MeanOne):
         momentum: share of the new mean in the running one.
     """
 
-    def of_step(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
+    def of_step(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:
         """The weights; their gradient is that of weights less their plain mean over all processes' batches."""
-        raw = self._raw(scores, present)
+        raw = self._raw(scores, present, counts_for)
         given = torch.ones_like(raw) if present is None else present.to(raw)
         common = total(raw.sum()) / total(given.sum()).clamp(min=1)
-        return (raw - given * (common - common.detach())) / self._mean(scores, present).detach()
+        return (raw - given * (common - common.detach())) / self._mean(raw).detach()
 
 
 class TwiceSigmoid(Normalisation):
@@ -241,13 +238,17 @@ class TwiceSigmoid(Normalisation):
         """The mixture as it is; weights outside (0, 2) are taken to the nearest inside."""
         return (initial / 2).clamp(1e-4, 1 - 1e-4).logit()
 
-    def forward(self, scores: Tensor, present: Tensor | None = None) -> LossTable:
+    def forward(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:
         """`(B, K) -> (B, K)`."""
         return _only(2 * scores.sigmoid(), present)
 
 
 def _gate(scores: Tensor) -> Tensor:
     return 2 * scores[..., -1:].sigmoid()
+
+
+def _times(weights: Tensor, counts_for: Tensor | None) -> Tensor:
+    return weights if counts_for is None else weights * counts_for
 
 
 def _or_none(present: Tensor | None) -> Tensor | None:

@@ -30,11 +30,10 @@ class LossNetwork(Policy):
             examples compete, as all that is said of one may be wrong. `benchmarks/LOG.md` compares these in both
             cases. Or `Convex()`, `ConvexOrNone()`, `AboveAverage()`.
         seed: of its first weights.
-        balance: all weights of an example are multiplied by its class's count to the power of `-balance`, scaled to a
-            mean of one: with 1 all classes have the same weight in total, with 0 all examples are alike. 0.5, after
-            `benchmarks/LOG.md`: most of what 1 wins on rare classes, and nothing lost elsewhere. Not with a
-            normalisation that fixes how much an example counts, as `Convex()` does, nor in subclasses with features
-            of their own.
+        balance: an example starts by counting for its class's count to the power of `-balance`, scaled to a mean of
+            one: with 1 all classes weigh the same in total, with 0 all examples do. 0.5: most of what 1 wins on rare
+            classes, and nothing lost elsewhere (`benchmarks/LOG.md`). Without effect in subclasses with features of
+            their own, and with a normalisation that fixes what an example counts for, as `Convex()` does.
 
     References: The form of Meta-Weight-Net (Shu et al. 2019, arXiv:1902.07379), widened from one loss to several,
         inside AMAL's objective (arXiv:2202.03250).
@@ -109,8 +108,9 @@ class LossNetwork(Policy):
 
     def weights(self, observation: Observation) -> LossTable:
         """`(B, K)`, with a graph to the network."""
-        weights: LossTable = self.normalisation(self._scores(observation), observation.present)
-        return weights * self._balance(observation)
+        scores, counts_for = self._scores(observation), self._counts_for(observation)
+        weights: LossTable = self.normalisation(scores, observation.present, counts_for)
+        return weights
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
         """One Adam step on `−mean Σ_k w_ik(φ) s_ik / pull_k`.
@@ -119,8 +119,8 @@ class LossNetwork(Policy):
         """
         if self.counts_classes:
             self.class_counts.note(observation.features[:, -1])
-        scores = self._scores(observation)
-        weights = self.normalisation.of_step(scores, observation.present) * self._balance(observation)
+        scores, counts_for = self._scores(observation), self._counts_for(observation)
+        weights = self.normalisation.of_step(scores, observation.present, counts_for)
         gain = (weights * slopes / self.pulls).sum() / total_count(len(slopes), slopes.device)
         parameters = dict(self.network.named_parameters())
         for name, gradient in summed_gradients(-gain, parameters).items():
@@ -128,7 +128,7 @@ class LossNetwork(Policy):
         self.optimizer.step()
         self.optimizer.zero_grad()
         with torch.no_grad():
-            self.normalisation.follow(scores.detach(), self._scores(observation), observation.present)
+            self.normalisation.follow(scores.detach(), self._scores(observation), observation.present, counts_for)
 
     def describe(self) -> str:
         """Width and normalisation."""
@@ -163,9 +163,9 @@ class LossNetwork(Policy):
         """Columns of surface statistics, progress included."""
         return sizes.losses + 2 * (1 + sizes.teachers) + 1
 
-    def _balance(self, observation: Observation) -> Tensor | float:
-        if not self.counts_classes or not self.normalisation.examples_differ:
-            return 1.0
+    def _counts_for(self, observation: Observation) -> Tensor | None:
+        if not self.counts_classes:
+            return None
         return self.class_counts.balance(observation.features[:, -1:], self.balance)
 
     def _scores(self, observation: Observation) -> Tensor:
