@@ -61,13 +61,41 @@ def test_an_example_that_lacks_losses_starts_with_the_same_sum(normalisation):
     torch.testing.assert_close(normalisation(scores, present), expected)
 
 
+@pytest.mark.parametrize(
+    ("normalisation", "differ"),
+    [(Convex(), False), (ConvexOrNone(), False), (GatedConvex(), True), (MeanOne(), True), (AboveAverage(), True)],
+)
+def test_what_an_example_counts_for_before_scores(normalisation, differ):
+    """Its weights are so much more than they were, in a step as in between, where examples may differ at all; where
+    they may not, nothing changes.
+    """
+    scores = normalisation.start(torch.tensor([0.5, 0.5])).repeat(4, 1)
+    counts_for = torch.tensor([[0.5], [0.5], [1.0], [2.0]])
+    expected = normalisation(scores) * (counts_for if differ else 1)
+    torch.testing.assert_close(normalisation(scores, None, counts_for), expected)
+    torch.testing.assert_close(normalisation.of_step(scores, None, counts_for), expected)
+
+
+def test_a_mean_of_one_is_that_of_what_examples_count_for_as_well():
+    """Once a running mean has followed, examples that count for more on average do not raise the mean weight."""
+    normalisation, counts_for = MeanOne(), torch.tensor([[0.5], [4.5]])
+    scores = normalisation.start(torch.ones(1)).repeat(2, 1)
+    for _ in range(100):
+        normalisation.follow(scores, scores, None, counts_for)
+    weights = normalisation(scores, None, counts_for)
+    torch.testing.assert_close(weights, torch.tensor([[0.2], [1.8]]), rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("normalisation", [MeanOne(), AboveAverage()], ids=["mean one", "above average"])
 def test_what_all_slopes_share_has_no_effect(normalisation):
-    """A number added to every slope is a learning rate in disguise, also where examples lack some of the losses."""
+    """A number added to every slope is a learning rate in disguise, also where examples lack some of the losses or
+    count for more than others.
+    """
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(6, 2, generator=generator, dtype=torch.float64, requires_grad=True)
     present = torch.tensor([[True, True], [True, False], [False, True]] * 2)
-    weights = normalisation.of_step(scores, present)
+    counts_for = torch.tensor([[0.5], [1.5], [1.0]] * 2, dtype=torch.float64)
+    weights = normalisation.of_step(scores, present, counts_for)
     torch.testing.assert_close(weights.sum(), torch.tensor(6.0, dtype=torch.float64))
     gradient = torch.autograd.grad((weights * present).sum(), scores)[0]
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)

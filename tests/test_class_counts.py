@@ -17,6 +17,20 @@ def test_commonness_is_the_log_of_a_count_over_the_mean():
     torch.testing.assert_close(counts.commonness(torch.tensor([0.0, 1.0, 2.0, -1.0])), expected)
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_balance_is_a_power_of_the_count_with_a_mean_of_one(power):
+    """Over all that was seen, as the loop has it; with a power of 1 all classes weigh the same in total, with 0 all
+    examples do. What has no class counts once.
+    """
+    counts = ClassCounts(3)
+    counts.note(torch.tensor([0.0] * 19 + [1.0] * 4 + [-1.0] * 6))
+    rows = torch.tensor([0.0] * 20 + [1.0] * 5 + [2.0])
+    raw = [{0.0: 20, 1.0: 5, 2.0: 1}[row] ** -power for row in rows.tolist()]
+    expected = torch.tensor([one / (sum(raw) / len(raw)) for one in raw])
+    torch.testing.assert_close(counts.balance(rows, power), expected)
+    assert counts.balance(torch.tensor([[-1.0]]), power).item() == 1
+
+
 def test_parts_of_a_batch_are_counted_as_the_whole():
     """Gradient accumulation, several steps judged at once, or a batch of none change nothing."""
     classes = torch.arange(20.0) % 7 - 1
@@ -34,6 +48,7 @@ def test_what_is_no_set_of_classes_is_not_counted(outputs):
     counts.note(torch.tensor([5.0, -1.0]))
     assert not counts.state_dict()["seen"].numel()
     assert not counts.commonness(torch.tensor([5.0, -1.0])).any()
+    assert (counts.balance(torch.tensor([5.0, -1.0]), 0.5) == 1).all()
 
 
 @pytest.mark.parametrize(

@@ -334,6 +334,69 @@ def test_a_network_learns_that_a_rare_class_helps():
     assert helpful > 4 * common
 
 
+@pytest.mark.parametrize(
+    ("normalisation", "balance", "ratio"),
+    [(None, 0.5, 3.0), (None, 1.0, 9.0), (None, 0.0, 1.0), (MeanOne(), 0.5, 3.0), (Convex(), 1.0, 1.0)],
+)
+def test_a_rare_class_counts_more_once_classes_are_counted(normalisation, balance, ratio):
+    """By the power of how common it is, before anything is learned; not where an example's weights have a sum."""
+    policy = LossNetwork(normalisation=normalisation, balance=balance)
+    policy.reset(Sizes(2, 1, None, labels=2), torch.tensor([0.5, 0.5]))
+    labels = torch.tensor([0] * 9 + [1])
+    signals = Signals(torch.ones(10, 2), torch.zeros(10, 2), (torch.zeros(10, 2),), {"labels": labels}, Task())
+    rows = Observation(torch.arange(10), policy.observe(signals), 0.5)
+    assert policy.weights(rows).sum(1).allclose(torch.ones(10))
+    for _ in range(200):
+        policy.update(rows, torch.zeros(10, 2))
+    common, rare = policy.weights(rows).sum(1)[[0, 9]]
+    torch.testing.assert_close(rare / common, torch.tensor(ratio), rtol=0.02, atol=0)
+    torch.testing.assert_close(policy.weights(rows).sum(1).mean(), torch.tensor(1.0), rtol=0.02, atol=0)
+
+
+def test_a_mean_of_one_holds_in_batches_with_more_rare_rows_than_most():
+    """The running mean follows what weights come to with the balance of classes, not before it."""
+    policy = LossNetwork(normalisation=MeanOne())
+    policy.reset(Sizes(1, 0, None, labels=2), torch.ones(1))
+    policy.class_counts.seen = torch.tensor([9e6, 1e6])
+    features = torch.zeros(4, 4)
+    features[2:, -1] = 1
+    rows = Observation(torch.arange(4), features, 0.5)
+    for _ in range(60):
+        policy.update(rows, torch.zeros(4, 1))
+    torch.testing.assert_close(policy.weights(rows).mean(), torch.tensor(1.0), rtol=0.01, atol=0)
+
+
+def test_an_update_climbs_the_mean_gain_of_the_weights_that_are_used():
+    """What an example counts for is in the gradient too: a small step moves scores along the derivative of the mean of
+    weights times slopes, taken by finite differences.
+    """
+    policy = LossNetwork(normalisation=GatedConvex(), balance=1.0)
+    policy.reset(Sizes(1, 1, None, labels=2), torch.ones(1))
+    policy.double()
+    policy.class_counts.seen = torch.tensor([90.0, 10.0], dtype=torch.float64)
+    features = torch.rand(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features[:, -1] = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 1.0])
+    rows, slopes = Observation(torch.arange(6), features, 0.5), torch.tensor([[1.0, -1, 2, 1, -1, 3]]).T.double()
+    found: dict[str, Tensor] = {}
+    policy.optimizer.register_step_pre_hook(
+        lambda *_: found.update({name: p.grad.clone() for name, p in policy.network.named_parameters()})
+    )
+    before = policy.class_counts.seen.clone()
+    policy.update(rows, slopes)
+    policy.reset(Sizes(1, 1, None, labels=2), torch.ones(1))
+    policy.double()
+    policy.class_counts.seen = before + torch.tensor([4.0, 2.0], dtype=torch.float64)  # an update counts first
+    bias = policy.network[-1].bias
+    for number in range(len(bias)):
+        gains = []
+        for step in (1e-5, -1e-5):
+            with torch.no_grad():
+                bias[number] += step
+                gains.append((policy.weights(rows) * slopes).mean().item())
+                bias[number] -= step
+        torch.testing.assert_close(-found["2.bias"][number].item(), (gains[0] - gains[1]) / 2e-5, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_weights_of_an_example_do_not_depend_on_how_a_batch_is_cut(name):
     """Gradient accumulation and the last, smaller batch must not change what an example weighs."""
@@ -402,6 +465,8 @@ BAD = [
     lambda: LossNetwork(hidden=0),
     lambda: LossNetwork(learning_rate=0),
     lambda: LossNetwork(learning_rate=math.nan),
+    lambda: LossNetwork(balance=-0.1),
+    lambda: LossNetwork(balance=math.nan),
     lambda: ExampleTable(initial=[1.0]).reset(Sizes(2, 0, 4), torch.ones(2)),
     lambda: ExampleTable(initial=[1.0, -1.0]).reset(Sizes(2, 0, 4), torch.ones(2)),
 ]
