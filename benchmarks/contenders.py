@@ -11,7 +11,15 @@ from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
-from rivals import Geometry, GivenWeights, TeacherAgreement, TeacherBelief, TeacherConfidence, right_votes
+from rivals import (
+    Geometry,
+    GivenWeights,
+    TeacherAgreement,
+    TeacherBelief,
+    TeacherConfidence,
+    class_weights,
+    right_votes,
+)
 from settings import Bench
 from suspects import kept_rows
 from teaching import teacher_logits
@@ -179,15 +187,9 @@ def without_wrong_votes(bench: Bench) -> Method:
 
 
 def balanced(power: float, losses: int) -> NewMethod:
-    """Equal weights of so many losses, times how many rows the label's class has to the power of `-power`."""
-
-    def method(bench: Bench) -> Method:
-        labels = torch.tensor(bench.splits["train"]["label"][:])
-        factors = labels.bincount(minlength=bench.classes)[labels].float().pow(-power)
-        shares = torch.full((1, losses), 1 / losses)
-        return Method("balanced", GivenWeights(factors[:, None] / factors.mean() * shares))
-
-    return method
+    """Equal weights of so many losses, more for rare classes; a power of 1 makes all classes weigh the same in total."""
+    shares = torch.full((1, losses), 1 / losses)
+    return lambda bench: Method("balanced", GivenWeights(class_weights(bench.splits["train"], power) * shares))
 
 
 AMAL = Phase(with_teacher, method=always(amal))

@@ -26,6 +26,7 @@ import torch
 import transformers
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from planted_truth import base_model
+from rivals import GivenWeights, class_weights
 from spread import spread
 from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
@@ -33,7 +34,6 @@ from amal_hf import (
     AMALArguments,
     AMALTrainer,
     CrossEntropy,
-    LossNetwork,
     MeanOne,
     Method,
     RandomRectified,
@@ -69,12 +69,13 @@ METHODS: dict[str, Callable[[], Method]] = {
     "random weights": lambda: Method("random_rectified", RandomRectified()),
     "learning_to_reweight()": learning_to_reweight,
     "meta_weight_net()": meta_weight_net,
-    "amal(LossNetwork(MeanOne()))": lambda: amal(LossNetwork(normalisation=MeanOne())),
+    "amal()": amal,
+    "amal(), noisy and clean rows": amal,
     "deep_interactions(), surface only": lambda: walked_back(StateNetwork((), normalisation=MeanOne())),
     "deep_interactions(), last layer": lambda: walked_back(StateNetwork((-1,), normalisation=MeanOne())),
     "deep_interactions(), all layers": lambda: walked_back(StateNetwork(normalisation=MeanOne())),
 }
-CONTROLS = ["labels only", "clean rows only", "noisy and clean rows", "noisy, then clean rows"]
+CONTROLS = ["labels only", "clean rows only", "noisy and clean rows", "noisy, then clean rows", "balanced classes"]
 
 
 def main() -> None:
@@ -103,8 +104,11 @@ def run_cell(folder: Path, setting: str, run: str, seed: int) -> dict[str, Any]:
     """Train one student and measure it."""
     data = prepared(folder, setting, seed)
     noisy, clean = data["train"], data["meta"]
-    train = {"clean rows only": clean, "noisy and clean rows": concatenate_datasets([noisy, clean])}.get(run, noisy)
+    both = concatenate_datasets([noisy, clean]) if run.endswith("noisy and clean rows") else noisy
+    train = clean if run == "clean rows only" else both
     method = METHODS[run]() if run in METHODS else None
+    if run == "balanced classes":
+        method = Method("balanced_classes", GivenWeights(class_weights(noisy)))
     steps = EPOCHS * -(-len(noisy) // 32)
     started = time.perf_counter()
     set_seed(seed)
@@ -114,7 +118,7 @@ def run_cell(folder: Path, setting: str, run: str, seed: int) -> dict[str, Any]:
     right = np.array(noisy["label"]) == np.array(noisy[TRUE_LABEL]) if TRUE_LABEL in noisy.column_names else None
     found = None
     if method is not None and right is not None:
-        found = auc(np.nan_to_num(np.array(trainer.example_weights()["labels"])), right)
+        found = auc(np.nan_to_num(np.array(trainer.example_weights()["labels"])[: len(noisy)]), right)
     if run == "noisy, then clean rows":
         trainer = new_trainer(trainer.model, data, clean, None, seed, 3 * -(-len(clean) // 32), 5e-5)
         trainer.train()
