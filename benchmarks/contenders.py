@@ -187,7 +187,7 @@ def without_wrong_votes(bench: Bench) -> Method:
 
 
 def balanced(power: float, losses: int) -> NewMethod:
-    """Equal weights of so many losses, more for rare classes; a power of 1 makes all classes weigh the same in total."""
+    """Equal weights of so many losses, more for rare classes; with a power of 1 all classes weigh the same."""
     shares = torch.full((1, losses), 1 / losses)
     return lambda bench: Method("balanced", GivenWeights(class_weights(bench.splits["train"], power) * shares))
 

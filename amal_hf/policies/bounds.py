@@ -125,7 +125,7 @@ class GatedConvex(Convex):
     """As `Convex`, times a weight of the example in (0, 2), which asks whether it helps at all.
 
     A row that is of no use can be left out, and one of a rare class count up to twice, without taking anything from
-    rows that help less than the average, as `MeanOne` does. At the start all count once. What all gates have in common
+    rows that help less than the average, as `MeanOne` does. At the start all gates are one. What gates have in common
     is a learning rate in disguise, of at most twice: Adam divides it out but for clipped gradients, SGD does not.
     """
 

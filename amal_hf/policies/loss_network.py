@@ -20,7 +20,7 @@ class LossNetwork(Policy):
     It sees the losses, the probability that student and teachers give the label, their entropies, how common the
     label's class has been so far, and progress. What it learns on one example holds for all that look alike, so it
     needs a meta step only now and then and follows the student as it trains. It starts at the initial mixture for
-    every example, but for rare classes, which count more from when they have been counted.
+    every example; from the first meta step on, examples of rare classes count more (`balance`).
 
     Args:
         hidden: width of the one hidden layer.
