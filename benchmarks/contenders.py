@@ -10,22 +10,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
-from rivals import (
-    Geometry,
-    GivenWeights,
-    TeacherAgreement,
-    TeacherBelief,
-    TeacherConfidence,
-    class_weights,
-    right_votes,
-)
+from rivals import Geometry, GivenWeights, TeacherAgreement, TeacherBelief, TeacherConfidence, right_votes
 from settings import Bench
 from suspects import kept_rows
 from teaching import teacher_logits
 
 from amal_hf import (
     AnnealedWeights,
+    ClassProportional,
     CrossEntropy,
     Distillation,
     GeneralizedCrossEntropy,
@@ -186,10 +180,14 @@ def without_wrong_votes(bench: Bench) -> Method:
     return Method("without_wrong_votes", GivenWeights(right_votes(bench)))
 
 
-def balanced(power: float, losses: int) -> NewMethod:
-    """Equal weights of so many losses, more for rare classes; with a power of 1 all classes weigh the same."""
-    shares = torch.full((1, losses), 1 / losses)
-    return lambda bench: Method("balanced", GivenWeights(class_weights(bench.splits["train"], power) * shares))
+def balanced(power: float) -> NewMethod:
+    """Examples of rare classes count more."""
+
+    def method(bench: Bench) -> Method:
+        counts = np.bincount(bench.splits["train"]["label"][:], minlength=bench.classes)
+        return Method("balanced_classes", ClassProportional(counts.tolist(), power))
+
+    return method
 
 
 AMAL = Phase(with_teacher, method=always(amal))
@@ -269,10 +267,10 @@ DISTILLATION: dict[str, Contender] = {
     "balanced classes": Contender(
         "rule of thumb",
         {
-            "labels": (Phase(method=balanced(1, 1)),),
-            "labels, root": (Phase(method=balanced(0.5, 1)),),
-            "with teacher": (Phase(with_teacher, method=balanced(1, 2)),),
-            "with teacher, root": (Phase(with_teacher, method=balanced(0.5, 2)),),
+            "labels": (Phase(method=balanced(1)),),
+            "labels, root": (Phase(method=balanced(0.5)),),
+            "with teacher": (Phase(with_teacher, method=balanced(1)),),
+            "with teacher, root": (Phase(with_teacher, method=balanced(0.5)),),
         },
     ),
     "label smoothing": Contender("rule of thumb", {str(s): (Phase(smoothing=s),) for s in (0.1, 0.3)}),

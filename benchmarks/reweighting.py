@@ -26,13 +26,13 @@ import torch
 import transformers
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from planted_truth import base_model
-from rivals import GivenWeights, class_weights
 from spread import spread
 from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 from amal_hf import (
     AMALArguments,
     AMALTrainer,
+    ClassProportional,
     CrossEntropy,
     MeanOne,
     Method,
@@ -108,7 +108,7 @@ def run_cell(folder: Path, setting: str, run: str, seed: int) -> dict[str, Any]:
     train = clean if run == "clean rows only" else both
     method = METHODS[run]() if run in METHODS else None
     if run == "balanced classes":
-        method = Method("balanced_classes", GivenWeights(class_weights(noisy)))
+        method = Method("balanced_classes", ClassProportional(np.bincount(noisy["label"]).tolist()))
     steps = EPOCHS * -(-len(noisy) // 32)
     started = time.perf_counter()
     set_seed(seed)

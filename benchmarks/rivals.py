@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from settings import Bench
 from torch import Tensor
 
@@ -112,13 +111,6 @@ class GivenWeights(Policy):
 
     def update(self, observation: Observation, slopes: Tensor) -> None:
         """Nothing to learn."""
-
-
-def class_weights(rows: Dataset, power: float = 1.0) -> Tensor:
-    """`(N, 1)`: how many rows the label's class has, to the power of `-power`, scaled to a mean of one."""
-    labels = torch.tensor(rows["label"][:])
-    weights = labels.bincount()[labels].float().pow(-power)
-    return weights[:, None] / weights.mean()
 
 
 def right_votes(bench: Bench) -> Tensor:

@@ -25,7 +25,7 @@ from amal_hf import (
     learning_to_reweight,
     meta_weight_net,
 )
-from amal_hf.losses import Task
+from amal_hf.losses import IGNORED, Task
 from amal_hf.policies.policy import Observation, Signals, Sizes
 
 
@@ -174,14 +174,18 @@ def test_random_rectified_weights_are_one_on_average_and_half_of_them_zero():
     assert not torch.equal(policy.weights(many._replace(progress=0.5)), weights)
 
 
-def test_class_proportional_weights_even_the_classes_out():
-    """With 30 rows of one class and 10 of the other both have the same sum of weights."""
-    policy = begun(ClassProportional([30, 10]))
-    labels = torch.tensor([0] * 30 + [1] * 10)
-    features = policy.observe(Signals(torch.zeros(40, 1), torch.zeros(40, 2), (), {"labels": labels}, Task()))
-    weights = policy.weights(Observation(torch.arange(40), features, 0.0))
-    assert weights.mean() == pytest.approx(1)
-    assert weights[:30].sum().item() == pytest.approx(weights[30:].sum().item())
+@pytest.mark.parametrize(("power", "ratio"), [(1.0, 9.0), (0.5, 3.0), (0.0, 1.0)])
+def test_class_proportional_weights_even_the_classes_out(power, ratio):
+    """With 36 rows of one class and 4 of the other both have the same sum of weights, a power of a half goes half the
+    way; what has no label counts once.
+    """
+    policy = begun(ClassProportional([36, 4], power))
+    labels = torch.tensor([0] * 36 + [1] * 4 + [IGNORED])
+    features = policy.observe(Signals(torch.zeros(41, 1), torch.zeros(41, 2), (), {"labels": labels}, Task()))
+    weights = policy.weights(Observation(torch.arange(41), features, 0.0))
+    assert weights[:40].mean() == pytest.approx(1)
+    assert (weights[36] / weights[0]).item() == pytest.approx(ratio)
+    assert weights[40].item() == 1
 
 
 def test_hard_mining_keeps_the_largest_losses():
@@ -219,6 +223,7 @@ def test_controls_refuse_what_makes_no_sense():
     for wrong in (
         lambda: ClassProportional([3]),
         lambda: ClassProportional([3, 0]),
+        lambda: ClassProportional([3, 1], power=1.5),
         lambda: HardMining(0.0),
         lambda: SmallLoss(1.0),
         lambda: SmallLoss(ramp=0.0),

@@ -71,17 +71,20 @@ class ClassProportional(Heuristic):
 
     Args:
         counts: rows of each class in the training set.
+        power: weights are `n_c` to the power of `-power`, scaled to a mean of one; 0.5 is half way to equal classes.
 
     Raises:
-        ValueError: fewer than two classes, or one without a row.
+        ValueError: fewer than two classes, or one without a row; a power outside [0, 1].
     """
 
-    def __init__(self, counts: Sequence[int]) -> None:
+    def __init__(self, counts: Sequence[int], power: float = 1.0) -> None:
         super().__init__()
         if len(counts) < 2 or min(counts) < 1:
             raise ValueError(f"ClassProportional: needs rows in each of at least two classes, got {list(counts)}.")
-        total = sum(counts)
-        self.register_buffer("by_class", torch.tensor([total / (len(counts) * count) for count in counts]))
+        if not 0 <= power <= 1:
+            raise ValueError(f"ClassProportional: power must lie in [0, 1], got {power}.")
+        rows = torch.tensor(counts, dtype=torch.float64)
+        self.register_buffer("by_class", (rows.pow(-power) * rows.sum() / rows.pow(1 - power).sum()).float())
 
     def observe(self, signals: Signals) -> Features:
         """The label, `(B, 1)`."""
@@ -89,9 +92,10 @@ class ClassProportional(Heuristic):
         return labels.float()[:, None]
 
     def importance(self, observation: Observation) -> PerExample:
-        """By the label."""
+        """By the label; 1 without one."""
         by_class: Tensor = self.get_buffer("by_class").to(observation.features.device)
-        return by_class[observation.features[:, 0].long()]
+        labels = observation.features[:, 0].long()
+        return torch.where(labels >= 0, by_class[labels.clamp(min=0)], 1.0)
 
 
 class HardMining(Heuristic):
