@@ -1,4 +1,4 @@
-"""How common the class of a label is, counted while training."""
+"""How common the class of a label is, counted while training, and what examples then count for."""
 
 import torch
 from torch import Tensor, nn
@@ -36,20 +36,27 @@ class ClassCounts(nn.Module):
         """Of any shape: log of how many a class has, relative to the mean over classes; 0 where there is none."""
         if not len(self.seen):
             return torch.zeros_like(classes)
-        seen = self.seen.to(classes.device)
-        shares = (seen / seen.mean()).log().to(classes.dtype)
-        return torch.where(classes >= 0, shares[classes.clamp(min=0).long()], 0.0)
+        return of_class((self.seen / self.seen.mean()).log(), classes, 0.0)
 
     def balance(self, classes: Tensor, power: float) -> Tensor:
-        """Of any shape: weights that fall with this power of how many a class has; their mean over all seen is one.
-
-        With 1 all classes weigh the same in total, with 0 all examples do; 1 for what has no class.
-        """
-        factors = self.commonness(classes).mul(-power).exp()
+        """Of any shape: `class_weights` of what was seen; 1 where there is none."""
         if not len(self.seen):
-            return factors
-        mean = self.seen.pow(1 - power).sum() / self.seen.sum() * self.seen.mean().pow(power)
-        return torch.where(classes >= 0, factors / mean.to(factors), 1.0)
+            return torch.ones_like(classes)
+        return of_class(class_weights(self.seen, power), classes, 1.0)
+
+
+def class_weights(counts: Tensor, power: float) -> Tensor:
+    """`(C,)`: counts to the power of `-power`, scaled so that the mean over all that was counted is one.
+
+    With 1 all classes weigh the same in total, with 0 all examples do.
+    """
+    weights = counts.pow(-power)
+    return weights * counts.sum() / (weights * counts).sum()
+
+
+def of_class(values: Tensor, classes: Tensor, otherwise: float) -> Tensor:
+    """The entries of `values`, `(C,)`, for classes of any shape; `otherwise` for what has none, a negative number."""
+    return torch.where(classes >= 0, values.to(classes)[classes.clamp(min=0).long()], otherwise)
 
 
 def class_of(batch: Batch, examples: int, device: torch.device) -> PerExample:

@@ -104,8 +104,9 @@ def run_cell(folder: Path, setting: str, run: str, seed: int) -> dict[str, Any]:
     """Train one student and measure it."""
     data = prepared(folder, setting, seed)
     noisy, clean = data["train"], data["meta"]
-    both = concatenate_datasets([noisy, clean]) if run.endswith("noisy and clean rows") else noisy
-    train = clean if run == "clean rows only" else both
+    train = clean if run == "clean rows only" else noisy
+    if run.endswith("noisy and clean rows"):
+        train = concatenate_datasets([noisy, clean])
     method = METHODS[run]() if run in METHODS else None
     if run == "balanced classes":
         method = Method("balanced_classes", ClassProportional(np.bincount(noisy["label"]).tolist()))

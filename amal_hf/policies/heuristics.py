@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from amal_hf.class_counts import class_weights, of_class
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
 from amal_hf.shapes import Features, LossTable, PerExample
 
@@ -83,8 +84,7 @@ class ClassProportional(Heuristic):
             raise ValueError(f"ClassProportional: needs rows in each of at least two classes, got {list(counts)}.")
         if not 0 <= power <= 1:
             raise ValueError(f"ClassProportional: power must lie in [0, 1], got {power}.")
-        rows = torch.tensor(counts, dtype=torch.float64)
-        self.register_buffer("by_class", (rows.pow(-power) * rows.sum() / rows.pow(1 - power).sum()).float())
+        self.register_buffer("by_class", class_weights(torch.tensor(counts, dtype=torch.float32), power))
 
     def observe(self, signals: Signals) -> Features:
         """The label, `(B, 1)`."""
@@ -93,9 +93,7 @@ class ClassProportional(Heuristic):
 
     def importance(self, observation: Observation) -> PerExample:
         """By the label; 1 without one."""
-        by_class: Tensor = self.get_buffer("by_class").to(observation.features.device)
-        labels = observation.features[:, 0].long()
-        return torch.where(labels >= 0, by_class[labels.clamp(min=0)], 1.0)
+        return of_class(self.get_buffer("by_class"), observation.features[:, 0], 1.0)
 
 
 class HardMining(Heuristic):

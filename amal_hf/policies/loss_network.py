@@ -32,8 +32,11 @@ class LossNetwork(Policy):
         seed: of its first weights.
         balance: an example starts by counting for its class's count to the power of `-balance`, scaled to a mean of
             one: with 1 all classes weigh the same in total, with 0 all examples do. 0.5: most of what 1 wins on rare
-            classes, and nothing lost elsewhere (`benchmarks/LOG.md`). Without effect in subclasses with features of
-            their own, and with a normalisation that fixes what an example counts for, as `Convex()` does.
+            classes, and at most 0.3 points lost elsewhere (`benchmarks/LOG.md`). Without effect in subclasses with
+            features of their own, and with a normalisation that fixes what an example counts for, as `Convex()` does.
+
+    Raises:
+        ValueError: a number out of its range.
 
     References: The form of Meta-Weight-Net (Shu et al. 2019, arXiv:1902.07379), widened from one loss to several,
         inside AMAL's objective (arXiv:2202.03250).
