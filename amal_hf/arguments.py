@@ -35,7 +35,10 @@ class AMALArguments(TrainingArguments):
     )
     meta_warmup_steps: float = field(
         default=0.0,
-        metadata={"help": "Optimizer steps before the first meta step; a number below 1 is a share of all steps."},
+        metadata={
+            "help": "Optimizer steps before the first meta step; a number below 1 is a share of all steps. Phases "
+            "between epochs come when they come."
+        },
     )
     meta_learning_rate: float | None = field(
         default=None, metadata={"help": "The policy's own learning rate. By default what the policy was made with."}

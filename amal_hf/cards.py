@@ -5,6 +5,7 @@ card can be made again from the JSON that is kept with it, byte for byte.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import PurePosixPath
@@ -40,6 +41,15 @@ def render_card(facts: Mapping[str, Any]) -> ModelCard:
     return ModelCard(f"---\n{metadata(facts).to_yaml()}\n---\n\n{body.strip()}\n")
 
 
+def names_of(facts: Mapping[str, Any]) -> list[str]:
+    """What others have named or written, as it stands in the card: repository, classes, losses, training examples."""
+    shown = [entry[key] for entry in (*facts["lowest"], *facts["highest"]) for key in ("label", "text")]
+    named = [facts["repo_id"], facts["repo_id"].split("/")[-1], *facts["labels"]]
+    return [
+        form(name) for name in (*named, *shown, *(loss["name"] for loss in facts["losses"])) for form in (str, _cell)
+    ]
+
+
 def metadata(facts: Mapping[str, Any]) -> ModelCardData:
     """What the Hub reads of a card.
 
@@ -49,7 +59,9 @@ def metadata(facts: Mapping[str, Any]) -> ModelCardData:
     distilled = ["distillation"] if facts["distilled"] else []
     results = _results(facts)
     own: dict[str, Any] = {
-        "base_model_relation": "finetune" if facts["base_model"] else None,
+        "base_model_relation": ("adapter" if facts["library"] == "peft" else "finetune")
+        if facts["base_model"]
+        else None,
         "teacher_model": facts["teachers"] or None,
         "co2_eq_emissions": _emissions(details, facts["hardware"]),
     }
@@ -140,9 +152,9 @@ def _number(value: float | None) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that cannot end a cell of a table, begin a line or be taken for HTML."""
-    flat = " ".join(str(text).split())
-    return flat.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("`", "\\`")
+    """Text that cannot end a cell of a table, begin a line or be taken for HTML, a link or a picture."""
+    flat = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([|`\[\]])", r"\\\1", flat)
 
 
 def _quoted(text: str) -> str:

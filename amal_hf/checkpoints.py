@@ -74,7 +74,7 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
     return None
 
 
-def checkpoint_to_resume(asked: str | bool | None, output_dir: str | Path) -> str | None:
+def checkpoint_to_resume(asked: str | Path | bool | None, output_dir: str | Path) -> str | None:
     """The folder that `resume_from_checkpoint` means.
 
     Raises:
@@ -82,14 +82,14 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str | Path) -> st
     """
     if not asked:
         return None
-    if isinstance(asked, str):
+    if isinstance(asked, (str, os.PathLike)):
         reason = fault(asked) if os.path.isdir(asked) else "there is no such folder"
         if reason is not None:
             raise ValueError(
                 f"Checkpoint {asked} cannot be resumed from: {reason}. resume_from_checkpoint=True takes the newest "
                 f"whole checkpoint of output_dir."
             )
-        return asked
+        return os.fspath(asked)
     found = last_checkpoint(output_dir)
     if found is None:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -9,12 +10,12 @@ import numpy as np
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from amal_hf.arguments import AMALArguments
-from amal_hf.collator import is_stream
-from amal_hf.generators import is_causal, is_encoder_decoder
+from amal_hf.collator import is_stream, is_transformed
+from amal_hf.generators import answers_by_token, is_causal, is_encoder_decoder, without_adapters
 from amal_hf.last_layer import LastLayer
-from amal_hf.losses import IGNORED
+from amal_hf.losses import IGNORED, CrossEntropy, Loss
 from amal_hf.meta import Method
-from amal_hf.shapes import EXAMPLE_ID
+from amal_hf.shapes import EXAMPLE_ID, Batch
 from amal_hf.tangents import FiniteDifference
 
 
@@ -22,6 +23,21 @@ logger = logging.getLogger(__name__)
 
 OVERLAP_LIMIT = 1_000_000
 """Rows of a training set that are compared with the meta set; more would take longer than it is worth."""
+
+
+def check_arguments(losses: Any, method: Any) -> None:
+    """Refuse losses and a method of the wrong kind.
+
+    Raises:
+        TypeError: says what to write instead.
+    """
+    if isinstance(losses, Loss) or (losses is not None and not isinstance(losses, Sequence)):
+        raise TypeError(f"AMALTrainer: losses must be a list, got {losses!r}. Write losses=[CrossEntropy(), ...].")
+    if method is not None and not isinstance(method, Method):
+        raise TypeError(
+            f"AMALTrainer: method must be a Method, got {method!r}. Call what makes one: method=amal(), or "
+            f"amal(LossNetwork()) for a policy of your own."
+        )
 
 
 def use_one_gpu(args: Any) -> None:
@@ -65,9 +81,7 @@ def check_trainer(trainer: Any, learns: bool) -> None:
             "use_liger_kernel=False."
         )
     if trainer.method.policy.needs_hidden_states:
-        _check_hidden_states(
-            trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
-        )
+        _check_hidden_states(without_adapters(trainer.model))
     if trainer.method.batch_policy is not None:
         _check_changes(trainer)
     if trainer.method.per_token:
@@ -82,9 +96,8 @@ def check_trainer(trainer: Any, learns: bool) -> None:
 
 
 def _check_tokens(trainer: Any) -> None:
-    kind = type(trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model).__name__
-    by_token = ("TokenClassification", "ForCausalLM", "LMHead", "ForConditionalGeneration")
-    if not any(part in kind for part in by_token):
+    if not answers_by_token(trainer.model):
+        kind = type(without_adapters(trainer.model)).__name__
         raise ValueError(
             f"AMALTrainer: '{trainer.method.name}' weighs tokens, and {kind} gives one answer for an example. Leave "
             f"per_token out."
@@ -95,7 +108,7 @@ def _check_tokens(trainer: Any) -> None:
 
 def _check_changes(trainer: Any) -> None:
     name = type(trainer.method.batch_policy).__name__
-    student = trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
+    student = without_adapters(trainer.model)
     if "inputs_embeds" not in inspect.signature(student.forward).parameters:
         raise ValueError(
             f"AMALTrainer: {name} changes input embeddings, and {type(student).__name__}.forward takes no "
@@ -233,11 +246,10 @@ def check_generator(model: Any, losses: list[Any], method: Method, sets: dict[st
 
 
 def _check_targets(dataset: Any, name: str, shifted: bool) -> None:
-    if not isinstance(dataset, datasets.Dataset):
+    if not isinstance(dataset, datasets.Dataset) or is_transformed(dataset):
         return
-    column = next((c for c in ("labels", "label") if c in dataset.column_names), None)
-    if column is None:
-        column = next((c for c in ("input_ids",) if shifted and c in dataset.column_names), None)
+    wanted = ("labels", "input_ids") if shifted else ("labels",)
+    column = next((c for c in wanted if c in dataset.column_names), None)
     if column is None:
         return
     # The first token of a causal language model has nothing before it that could predict it.
@@ -253,15 +265,23 @@ def _check_targets(dataset: Any, name: str, shifted: bool) -> None:
         )
 
 
-def check_data(train_dataset: Any, meta_dataset: Any, method: Method, num_labels: int) -> None:
+def check_data(train_dataset: Any, meta_dataset: Any, method: Method, losses: list[Any], num_labels: int) -> None:
     """Refuse data that training would fail on.
 
     Raises:
-        ValueError: an empty set, no meta set where one is needed, a stream as meta set, a table of weights over a
-            stream without ids, or labels that are NaN or outside the classes.
+        ValueError: an empty set, a loss's column of labels that is not there, several sets in one, no meta set where
+            one is needed, a stream as meta set, a table of weights over a stream without ids, or labels that are NaN
+            or outside the classes.
     """
     check_labels(train_dataset, "train_dataset", num_labels)
+    for loss in losses:
+        if isinstance(loss, CrossEntropy) and loss.columns:
+            _check_column(train_dataset, loss, num_labels)
     columns = getattr(train_dataset, "column_names", None)
+    if isinstance(meta_dataset, datasets.DatasetDict):
+        raise ValueError(
+            f"AMALTrainer: meta_dataset holds several splits, {list(meta_dataset)}. Pass one: meta_dataset[...]."
+        )
     if method.policy.needs_ids and is_stream(train_dataset) and columns is not None and EXAMPLE_ID not in columns:
         raise ValueError(
             f"AMALTrainer: method '{method.name}' keeps weights by example, and the training set is a stream without "
@@ -270,6 +290,11 @@ def check_data(train_dataset: Any, meta_dataset: Any, method: Method, num_labels
             "amal(LossNetwork())."
         )
     if not method.learns:
+        if meta_dataset is not None:
+            logger.warning(
+                "The meta set is not used, since method '%s' learns nothing. Pass method=amal() to learn from it.",
+                method.name,
+            )
         return
     if meta_dataset is None:
         raise ValueError(
@@ -285,10 +310,27 @@ def check_data(train_dataset: Any, meta_dataset: Any, method: Method, num_labels
     check_labels(meta_dataset, "meta_dataset", num_labels)
 
 
-def check_labels(dataset: Any, name: str, num_labels: int) -> None:
+def _check_column(dataset: Any, loss: CrossEntropy, num_labels: int) -> None:
+    """Refuse labels in a column of their own that are not there, or not right."""
+    if isinstance(dataset, datasets.Dataset) and not is_transformed(dataset):
+        if loss.column not in dataset.column_names:
+            raise ValueError(
+                f"Loss '{loss.name}': the training set has no column '{loss.column}' (it has {dataset.column_names}). "
+                f"Set column= to one of these."
+            )
+        check_labels(dataset, "train_dataset", num_labels, loss.columns)
+
+
+def check_labels(dataset: Any, name: str, num_labels: int, columns: Sequence[str] = ("labels", "label")) -> None:
     """Refuse an empty dataset, and labels that are NaN or not a class.
 
     Only a `datasets.Dataset` is looked through; other datasets may be slow to read or differ at every pass.
+
+    Args:
+        dataset: rows; `None` and streams are left alone.
+        name: for messages.
+        num_labels: classes of the student.
+        columns: where labels may be; the first that is there is looked at.
 
     Raises:
         ValueError: says which rows.
@@ -297,9 +339,9 @@ def check_labels(dataset: Any, name: str, num_labels: int) -> None:
         return
     if len(dataset) == 0:
         raise ValueError(f"AMALTrainer: {name} is empty; it needs at least one row.")
-    if not isinstance(dataset, datasets.Dataset):
+    if not isinstance(dataset, datasets.Dataset) or is_transformed(dataset):
         return
-    column = next((c for c in ("labels", "label") if c in dataset.column_names), None)
+    column = next((c for c in columns if c in dataset.column_names), None)
     if column is None:
         return
     for start in range(0, len(dataset), 10_000):
@@ -320,13 +362,26 @@ def _check_label_block(block: list[Any], start: int, where: str, num_labels: int
                 f"AMALTrainer: {where} is NaN in {len(rows)} of {len(block)} rows from {start}, first in row "
                 f"{rows[0]}. Remove or fix these rows."
             )
-    elif num_labels > 1:
+    elif num_labels > 1 and np.issubdtype(flat.dtype, np.integer):
         wrong = flat[(flat != IGNORED) & ((flat < 0) | (flat >= num_labels))]
         if len(wrong):
             raise ValueError(
                 f"AMALTrainer: {where} holds the label {wrong[0]}; the student has classes 0 to {num_labels - 1} "
                 f"({IGNORED} for no label). Set num_labels when loading the student."
             )
+
+
+def check_meta_batch(batch: Batch, objective: CrossEntropy) -> None:
+    """Refuse a meta set without what its objective reads.
+
+    Raises:
+        ValueError: the collator makes no labels.
+    """
+    if objective.column not in batch:
+        raise ValueError(
+            f"AMALTrainer: the meta set has no '{objective.column}': its batches hold {sorted(batch)}. Weights are "
+            f"learned from clean labels; give its rows a column 'label' or 'labels'."
+        )
 
 
 def warn_of_shared_sets(meta_dataset: Any, train_dataset: Any, eval_dataset: Any) -> None:
@@ -338,6 +393,7 @@ def warn_of_shared_sets(meta_dataset: Any, train_dataset: Any, eval_dataset: Any
         )
     if not isinstance(train_dataset, datasets.Dataset) or not isinstance(meta_dataset, datasets.Dataset):
         return
+    train_dataset, meta_dataset = (rows.with_format(None) for rows in (train_dataset, meta_dataset))
     shared = set(train_dataset.column_names) & set(meta_dataset.column_names)
     texts = sorted(c for c in shared if train_dataset.features[c] == datasets.Value("string") and c != EXAMPLE_ID)
     by_content = texts or [c for c in ("input_ids",) if c in shared]

@@ -38,6 +38,9 @@ class ExampleCollator:
             return self.collate(rows)
         known = [{name: value for name, value in row.items() if name not in taken} for row in rows]
         batch = self.collate(known)
+        _check_rows(batch, len(rows))
+        # Names of a user's own: training rows are numbered, and nobody asks for those of others.
+        taken = [name for name in taken if name != EXAMPLE_ID or not isinstance(rows[0][name], str)]
         labelled = [len(row["labels"]) for row in known if _is_several(row.get("labels"))]
         columns: dict[str, Any] = {name: self._column([row[name] for row in rows], labelled, batch) for name in taken}
         if REPEATED in columns:
@@ -58,6 +61,15 @@ class ExampleCollator:
             missing = tensor.new_full((length - len(tensor), *tensor.shape[1:]), ABSTAIN if votes else IGNORED)
             padded.append(torch.cat([missing, tensor] if left else [tensor, missing]))
         return torch.stack(padded)
+
+
+def _check_rows(batch: Mapping[str, Any], rows: int) -> None:
+    sizes = {len(value) for value in batch.values() if isinstance(value, torch.Tensor) and value.ndim}
+    if sizes and rows not in sizes:
+        raise ValueError(
+            f"The data collator made a batch of {sorted(sizes)[0]} rows from {rows} examples. Weights belong to "
+            f"examples: use a collator that keeps one row for each (no packing, no augmented copies)."
+        )
 
 
 def _is_several(value: Any) -> bool:
@@ -82,23 +94,30 @@ def is_stream(dataset: Any) -> bool:
     return isinstance(dataset, torch.utils.data.IterableDataset)
 
 
+def is_transformed(dataset: Any) -> bool:
+    """Whether rows are made by a function (`with_transform`), so that they need not have the dataset's columns."""
+    return isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom"
+
+
 def numbered(dataset: Any) -> tuple[Any, list[Any] | None]:
     """The dataset with each row's number as its example id, and the ids that the user had given, if any.
 
-    A stream is returned as it is: it has to bring ids of its own, or go without.
+    A stream is returned as it is: it has to bring ids of its own, or go without; so is no dataset at all.
 
     Raises:
         ValueError: ids that are not unique.
     """
-    if is_stream(dataset):
+    if dataset is None or is_stream(dataset):
         return dataset, None
     if not isinstance(dataset, datasets.Dataset):
         return NumberedDataset(dataset), None
     given = None
     if EXAMPLE_ID in dataset.column_names:
-        given = dataset[EXAMPLE_ID][:]
+        given = dataset.with_format(None)[EXAMPLE_ID][:]
         _check_unique(given)
         dataset = dataset.remove_columns(EXAMPLE_ID)
+    if is_transformed(dataset):
+        return NumberedDataset(dataset), given
     return dataset.add_column(EXAMPLE_ID, range(len(dataset))), given
 
 

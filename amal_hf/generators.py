@@ -1,11 +1,15 @@
-"""Students that generate text: which they are, and the decoder inputs that a forward pass without labels needs."""
+"""Students that generate text: which they are, and the decoder inputs that a forward pass without labels needs.
 
-from collections.abc import Callable
+A class derived from one of `transformers` is taken for it.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
@@ -15,17 +19,26 @@ DECODER_INPUTS = "decoder_input_ids"
 
 def is_encoder_decoder(model: Any) -> bool:
     """Whether the model translates: reads one text, writes another (T5, BART, Marian)."""
-    return type(_unwrapped(model)).__name__ in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()
+    return _is_one_of(model, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
 
 
 def is_causal(model: Any) -> bool:
     """Whether the model continues a text, so that its labels stand one place after its logits (GPT-2, Llama)."""
-    return type(_unwrapped(model)).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    # What `transformers` calls the loss of a model decides for code that came with a model.
+    return _is_one_of(model, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) or (
+        getattr(without_adapters(model), "loss_type", None) == "ForCausalLM" and not is_encoder_decoder(model)
+    )
+
+
+def answers_by_token(model: Any) -> bool:
+    """Whether the model gives logits for every token."""
+    kinds = [kind.__name__ for kind in type(without_adapters(model)).__mro__]
+    return is_causal(model) or is_encoder_decoder(model) or any("TokenClassif" in k or "MaskedLM" in k for k in kinds)
 
 
 def class_count(model: Any) -> int:
-    """How many values a label may have: words of the vocabulary for a generator, classes for others."""
-    if is_encoder_decoder(model) or is_causal(model):
+    """How many values a label may have: words of the vocabulary for a language model, classes for others."""
+    if is_encoder_decoder(model) or is_causal(model) or _is_one_of(model, MODEL_FOR_MASKED_LM_MAPPING_NAMES):
         return int(model.config.get_text_config(decoder=True).vocab_size)
     return int(model.config.num_labels)
 
@@ -54,9 +67,15 @@ class DecoderInputs:
 
 def with_decoder_inputs(collate: Callable[[list[Any]], Any], model: Any) -> Callable[[list[Any]], Any]:
     """The collator as the student needs it: as it is, unless the student is an encoder-decoder."""
-    shift = getattr(_unwrapped(model), "prepare_decoder_input_ids_from_labels", None)
+    shift = getattr(without_adapters(model), "prepare_decoder_input_ids_from_labels", None)
     return DecoderInputs(collate, shift) if shift is not None and is_encoder_decoder(model) else collate
 
 
-def _unwrapped(model: Any) -> Any:
+def without_adapters(model: Any) -> Any:
+    """The `transformers` model that PEFT has put adapters into; any other model as it is."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _is_one_of(model: Any, names: Mapping[str, Any]) -> bool:
+    """Whether the model is of a class in an auto mapping of `transformers`, or of one derived from it."""
+    return any(kind.__name__ in names.values() for kind in type(without_adapters(model)).__mro__)

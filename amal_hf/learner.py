@@ -1,5 +1,6 @@
 """When the weights learn, and from which batches: the timing around `meta.py`."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from amal_hf.meta import (
     Problem,
     differentiable_checkpointing,
     judge,
+    kept_buffers,
     meta_gradient,
     meta_step,
     scaled,
@@ -32,6 +34,9 @@ from amal_hf.sharded import cut_again, differentiation, placed
 from amal_hf.student_inputs import StudentInputs
 from amal_hf.tangents import movable_parameters
 from amal_hf.trajectories import Trajectory, walk_back
+
+
+logger = logging.getLogger(__name__)
 
 
 class Student(NamedTuple):
@@ -80,8 +85,8 @@ class WeightLearner:
         trajectory = method.trajectory
         self.recorder = None if trajectory is None else Recorder(trajectory, method.restart_every, interval)
 
-    def check(self, optimizer: Optimizer, warmup: int, max_steps: int) -> None:
-        """Refuse a run that cannot learn as asked, before its first step.
+    def check(self, optimizer: Optimizer, warmup: int, max_steps: int, epochs: float) -> None:
+        """Refuse a run that cannot learn as asked, before its first step; warn of one in which nothing is learned.
 
         Raises:
             ValueError: nothing is learned any more when the warm-up is over, or as `Recorder.check`.
@@ -94,6 +99,15 @@ class WeightLearner:
             )
         if self.recorder is not None:
             self.recorder.check(optimizer, max_steps - warmup)
+        phase = self.method.phase_epochs
+        if epochs <= phase if phase else warmup >= max_steps:
+            logger.warning(
+                "'%s' will learn nothing in this run: %s. All weights stay those of the initial mixture.",
+                self.method.name,
+                f"its first phase comes after {phase} epochs, and there are {epochs:g}"
+                if phase
+                else f"the meta warm-up of {warmup} steps is as long as the run, {max_steps} steps",
+            )
 
     def is_due(self, step: int) -> bool:
         """Whether the weights learn before optimizer step `step`, counted from the end of the warm-up."""
@@ -188,7 +202,7 @@ class WeightLearner:
         steps = recorder.replay(self.mixture, lambda batch: student.model(**student.inputs.plain(batch)), device)
         was_training = student.model.training
         student.model.train()  # as when the steps were taken
-        with differentiable_checkpointing(student.model):
+        with differentiable_checkpointing(student.model), kept_buffers(student.model):
             observation, slopes = walk_back(
                 trajectory,
                 student.optimizer,

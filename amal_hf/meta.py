@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from amal_hf.batch_policies.batch_policy import BatchPolicy, batch_gradient
-from amal_hf.directions import AdamDirection, Direction, Product
+from amal_hf.directions import AdamDirection, Direction, NeumannDirection, Product
 from amal_hf.losses import CrossEntropy
 from amal_hf.policies.policy import Observation, Policy, of_unit_magnitude, weights_of
 from amal_hf.processes import summed_gradients, total, totals
@@ -106,6 +106,12 @@ class Method:
             raise ValueError(
                 f"Method '{self.name}': window must be a whole number from 1, and 1 beside a trajectory, which has "
                 f"steps of its own; got {self.window}."
+            )
+        if self.policy.holds_for_one_step and (self.lookahead or isinstance(self.direction, NeumannDirection)):
+            raise ValueError(
+                f"Method '{self.name}': the weights of {type(self.policy).__name__} are those of one step and are not "
+                f"known before its slopes, which lookahead and NeumannDirection() need. Use AdamDirection() or "
+                f"SGDDirection() without lookahead."
             )
         if self.batch_policy is not None and (self.trajectory is not None or self.phase_epochs):
             raise ValueError(
@@ -265,6 +271,18 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             cut_again(model)
             for module, training in modes:
                 module.training = training
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Within the block the student may run in training mode; running statistics are as before afterwards."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
 
 
 @contextmanager

@@ -121,7 +121,17 @@ class Mixture:
         self._used: list[tuple[ExampleIds, LossTable]] = []
 
     def prepare(self, batch: Batch) -> dict[str, Any]:
-        """The batch with all that depends on it alone, such as teachers' logits."""
+        """The training batch with all that depends on it alone, such as teachers' logits.
+
+        Raises:
+            ValueError: weights are kept by example, and the batch does not say which examples it has.
+        """
+        if self.policy.needs_ids and EXAMPLE_ID not in batch:
+            raise ValueError(
+                f"{type(self.policy).__name__} keeps weights by example, and a training batch has no column "
+                f"'{EXAMPLE_ID}'. A stream, or a data loader of your own, must bring unique whole numbers under this "
+                f"name; or use a policy that reads the examples: amal(LossNetwork())."
+            )
         return {**batch, **{key: value for loss in self.losses for key, value in loss.prepare(batch).items()}}
 
     def evaluate(self, outputs: Any, batch: Batch, targets: Targets | None = None) -> Evaluation:

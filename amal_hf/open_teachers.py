@@ -4,10 +4,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from torch import nn
-
 from amal_hf.distillation import Distillation
-from amal_hf.generators import is_encoder_decoder
+from amal_hf.generators import is_encoder_decoder, without_adapters
 from amal_hf.sharded import cut
 from amal_hf.teachers import LiveTeacher, TeacherInputs, open_teacher
 
@@ -50,7 +48,7 @@ def open_teachers(
     read = columns | {"labels"} if is_encoder_decoder(student) else columns
     present = getattr(dataset, "column_names", None) or []
     for loss in losses:
-        if callable(loss.source) and not isinstance(loss.source, nn.Module):
+        if callable(loss.source) and not hasattr(loss.source, "config"):
             loss.teacher = loss.source
             continue
         inputs = TeacherInputs(
@@ -62,7 +60,7 @@ def open_teachers(
         )
         loss.teacher = open_teacher(
             loss.source,
-            student=student,
+            student=without_adapters(student),
             inputs=inputs,
             tokenizer=loss.tokenizer,
             cache_dir=cache_dir,

@@ -12,25 +12,30 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from torch.distributed.fsdp import StateDictType
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from amal_hf.card_check import check_card
 from amal_hf.card_facts import CardDetails
-from amal_hf.cards import render_card
+from amal_hf.cards import names_of, render_card
 from amal_hf.checkpoints import FILES_NAME
 from amal_hf.meta import Method
 from amal_hf.mixture import Mixture
 from amal_hf.policies.frozen import save_policy
+from amal_hf.policies.row_log import SEGMENTS
 from amal_hf.portable import SAVED, make_portable
 from amal_hf.run_facts import FIGURES, gather, weights_name
 from amal_hf.run_figures import TRAINING_TEXTS
@@ -42,7 +47,7 @@ logger = logging.getLogger(__name__)
 CARD_NAME, FACTS_NAME = "README.md", "card.json"
 """The card, and the facts that it can be rendered from again."""
 
-PICKLES = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib"]
+PICKLES = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.distcp", "*.metadata"]
 """Never sent, wherever they come from."""
 
 PAUSES = (1.0, 5.0)
@@ -87,6 +92,7 @@ class PublishingTrainer(Trainer):
     _under_way: list[tuple[Push, "Future[CommitInfo]"]]
     _missing: dict[str, Push]
     _staged_folders: int = 0
+    _student_files: frozenset[str] = frozenset()
 
     # ---- the card ----
 
@@ -101,13 +107,15 @@ class PublishingTrainer(Trainer):
             ValueError: the Hub would refuse it; says why.
             TypeError: a field that `CardDetails` does not have.
         """
-        self.card_details = _told(self.card_details if details is None else details, told)
-        if not self.is_world_process_zero():
-            return
+        details = _told(self.card_details if details is None else details, told)
+        if self.is_world_process_zero():
+            self._write_card(gather(self, details).plain())
+        self.card_details = details
+
+    def _write_card(self, facts: dict[str, Any]) -> None:
         folder = Path(self.args.output_dir)
-        facts = gather(self, self.card_details).plain()
         card = render_card(facts)
-        check_card(str(card), folder)
+        check_card(str(card), folder, names_of(facts))
         card.save(folder / CARD_NAME)
         (folder / FACTS_NAME).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -118,7 +126,16 @@ class PublishingTrainer(Trainer):
     # ---- pushing ----
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository, if it does not exist."""
+        """Create the repository, if it does not exist.
+
+        Raises:
+            ValueError: checkpoints of a sharded student are to be published, which would need pickles.
+        """
+        if self.is_fsdp_enabled and "checkpoint" in self.args.hub_strategy:
+            raise ValueError(
+                "Under FSDP checkpoints hold pickles, which are not published, and could not be resumed from the Hub. "
+                "Use hub_strategy='every_save' or 'end'."
+            )
         if private is not None:
             self.args.hub_private_repo = private  # where older transformers look for it
         super().init_hf_repo(token)
@@ -145,7 +162,8 @@ class PublishingTrainer(Trainer):
             blocking: wait for it; otherwise a future of it is returned.
             token: instead of `args.hub_token` and the one of `hf auth login`.
             revision: branch; `args.hub_revision` by default.
-            private: whether the repository is private, if it has to be created.
+            private: whether repositories are private that have to be created. Weights are in any case if the
+                student's is.
             told: fields of `CardDetails`, or `details=` all of them.
 
         Raises:
@@ -155,13 +173,16 @@ class PublishingTrainer(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
             self.init_hf_repo(token, private)
+        elif private is not None:
+            self._private = private
         self._finish_current_push()
         token, revision = token or self.args.hub_token, revision or self.args.hub_revision
         folder, stage = Path(self.args.output_dir), Path(self.args.output_dir, "_push-0")
         if self.is_world_process_zero():
             shutil.rmtree(stage, ignore_errors=True)
         # All processes take part in saving; what is sent is what was saved, and nothing else of the folder.
-        self.save_model(str(stage), _internal_call=True)
+        with self._gathered():
+            self.save_model(str(stage), _internal_call=True)
         if not self.is_world_process_zero():
             return None
         shutil.copytree(stage, folder, dirs_exist_ok=True)
@@ -245,13 +266,44 @@ class PublishingTrainer(Trainer):
             make_portable(push.stage)
             done = self._upload(push, token, revision)
             if push.weights is not None:
-                push.weights.push_to_hub(weights_name(self.hub_model_id), token=token, private=self._private)
+                self._send_weights(push.weights, token)
         except Exception as error:
             error.add_note(self._consolation())
             raise
         finally:
             shutil.rmtree(push.stage, ignore_errors=True)
         return done
+
+    def _send_weights(self, weights: datasets.Dataset, token: str | None) -> None:
+        """A dataset of their own, as private as the student; no column of an earlier one is left."""
+        name = weights_name(self.hub_model_id)
+        private = bool(self._private) or bool(self._api.model_info(self.hub_model_id, token=token).private)
+        self._api.create_repo(name, repo_type="dataset", private=private, exist_ok=True, token=token)
+        with TemporaryDirectory(dir=self.args.output_dir) as folder:
+            file = Path(folder, "data", "train-00000-of-00001.parquet")
+            file.parent.mkdir()
+            weights.to_parquet(file)
+            Path(folder, CARD_NAME).write_text(
+                f"---\ntags:\n- amal_hf\n---\n\nThe weight of every training example of {self.hub_model_id} for each "
+                f"loss, by `example_id`.\n"
+            )
+            self._api.upload_folder(
+                repo_id=name, repo_type="dataset", folder_path=folder, token=token, delete_patterns=["*"]
+            )
+
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """Within the block a student that is cut over processes is saved whole, whatever its checkpoints are."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        kind = None if plugin is None else plugin.state_dict_type
+        if plugin is None or kind == StateDictType.FULL_STATE_DICT:
+            yield
+            return
+        plugin.set_state_dict_type("FULL_STATE_DICT")
+        try:
+            yield
+        finally:
+            plugin.set_state_dict_type(kind)
 
     def _upload(self, push: Push, token: str | None, revision: str | None) -> CommitInfo:
         """In one commit, which is tried again where the server failed: the client tries all else again by itself."""
@@ -290,17 +342,18 @@ class PublishingTrainer(Trainer):
             shutil.copy(folder / name, stage / name)
         if (folder / FIGURES).is_dir():
             shutil.copytree(folder / FIGURES, stage / FIGURES, ignore=shutil.ignore_patterns(TRAINING_TEXTS))
-        if self._shows_weights() and self.method.policy.learns:
+        rows = self.method.policy.rows() if self._shows_weights() else None
+        # The rows of a table in a file are those of the dataset.
+        if self._shows_weights() and self.method.policy.learns and (rows is None or rows.in_memory):
             save_policy(self.method.policy, stage / "weights" / "policy.safetensors")
 
     def _staged(self, source: Path, whole: bool) -> Path:
         """A copy of a checkpoint, or of the student in it; by links, which take neither time nor room."""
         left_out = {TRAINING_ARGS_NAME, CARD_NAME, FILES_NAME}
         if not self._shows_weights():
-            left_out.add(STATE_NAME)
+            left_out |= {STATE_NAME, *(file.name for file in source.glob(SEGMENTS))}
         if not whole:
-            left_out.add(TRAINER_STATE_NAME)
-            left_out |= {file.name for file in source.iterdir() if file.suffix in SAVED}
+            left_out |= {file.name for file in source.iterdir()} - self._student_files
         self._staged_folders += 1
         stage = Path(self.args.output_dir, f"_push-{self._staged_folders}")
         shutil.rmtree(stage, ignore_errors=True)
@@ -314,6 +367,13 @@ class PublishingTrainer(Trainer):
             super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
+        folder = Path(output_dir or self.args.output_dir)
+        written = {file.name for file in folder.iterdir() if file.suffix not in SAVED}
+        self._student_files = frozenset(written - {STATE_NAME, TRAINER_STATE_NAME, *map(_name, folder.glob(SEGMENTS))})
+
+
+def _name(file: Path) -> str:
+    return file.name
 
 
 def _link(source: str, target: str) -> None:

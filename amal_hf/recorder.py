@@ -14,6 +14,7 @@ from amal_hf.policies.policy import Observation
 from amal_hf.processes import process_count, process_rank, total_count, values_of_all
 from amal_hf.shapes import Batch, Evaluation
 from amal_hf.steps import Snapshot, Step, joined, put, raw, snapshot
+from amal_hf.top_logits import TopLogits
 from amal_hf.trajectories import Trajectory, check_optimizer
 
 
@@ -131,7 +132,7 @@ class Recorder:
 
 
 def _replayed(step: RecordedStep, mixture: Mixture, run: Callable[[Batch], Any], device: torch.device) -> Step:
-    batches = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()} for batch in step.batches]
+    batches = [{name: _moved(value, device) for name, value in batch.items()} for batch in step.batches]
 
     def evaluate() -> Evaluation:
         parts = []
@@ -153,9 +154,19 @@ def _replayed(step: RecordedStep, mixture: Mixture, run: Callable[[Batch], Any],
     return Step(evaluate, weights, joined(moved), step.learning_rates, examples)
 
 
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, TopLogits):
+        return TopLogits(*(part.to(device) for part in value))
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
 def _as_tensors(step: RecordedStep) -> dict[str, Any]:
     weighed = [{**w._asdict(), "observation": w.observation._asdict()} for w in step.weighed]
-    batches = [dict(batch) for batch in step.batches]
+    # Named tuples are classes, and a checkpoint is read without any.
+    batches = [
+        {name: tuple(value) if isinstance(value, TopLogits) else value for name, value in batch.items()}
+        for batch in step.batches
+    ]
     return {
         "learning_rates": step.learning_rates,
         "batches": batches,
@@ -166,7 +177,11 @@ def _as_tensors(step: RecordedStep) -> dict[str, Any]:
 
 def _from_tensors(state: dict[str, Any]) -> RecordedStep:
     weighed = [Weighed(**{**w, "observation": Observation(**w["observation"])}) for w in state["weighed"]]
-    return RecordedStep(**{**state, "weighed": weighed})
+    batches = [
+        {name: TopLogits(*value) if isinstance(value, tuple) else value for name, value in batch.items()}
+        for batch in state["batches"]
+    ]
+    return RecordedStep(**{**state, "weighed": weighed, "batches": batches})
 
 
 def randomness() -> list[Tensor]:

@@ -61,7 +61,7 @@ def write_report(record: RunRecord, path: str | Path, results: Sequence[Mapping[
 def page_data(record: RunRecord) -> dict[str, Any]:
     """The examples as columns of plain values, `None` for NaN."""
     return {
-        "ids": record.ids,
+        "ids": _exact(record.ids),
         "texts": record.texts,
         "classes": record.classes,
         "labels": _as_classes(record.labels),
@@ -71,6 +71,14 @@ def page_data(record: RunRecord) -> dict[str, Any]:
         "numbers": {title: _as_numbers(values) for title, values in _numbers(record).items()},
         "rules": None if record.rules is None else _fired(record.rules),
     }
+
+
+_LARGEST_EXACT = 2**53 - 1
+
+
+def _exact(ids: Sequence[Any]) -> list[Any]:
+    """Whole numbers that a browser would round as text: it has 53 bits for them."""
+    return [str(one) if isinstance(one, int) and abs(one) > _LARGEST_EXACT else one for one in ids]
 
 
 def rule_table(record: RunRecord) -> list[dict[str, str]]:
@@ -143,7 +151,8 @@ def _environment() -> jinja2.Environment:
         "default": str,
     }
     parts = {
-        kind: Path(__file__).with_name("templates").joinpath(f"report.{kind}").read_text() for kind in ("css", "js")
+        kind: Path(__file__).with_name("templates").joinpath(f"report.{kind}").read_text("utf-8")
+        for kind in ("css", "js")
     }
     environment.globals |= {kind: Markup(text) for kind, text in parts.items()}
     environment.globals |= {f"{kind}_hash": _hash(text) for kind, text in parts.items()}

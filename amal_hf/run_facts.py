@@ -1,9 +1,9 @@
 """What a trainer knows of its run, gathered for a model card."""
 
 import platform
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import numpy as np
 
 from amal_hf.card_check import is_repository
 from amal_hf.card_facts import CardDetails, RunFacts
-from amal_hf.data import find_text_columns
+from amal_hf.generators import without_adapters
 from amal_hf.latency import hardware_name
 from amal_hf.losses import IGNORED, Loss
 from amal_hf.meta import Method
+from amal_hf.run_record import texts_of
 from amal_hf.shapes import EXAMPLE_ID
 
 
@@ -60,7 +61,7 @@ _TEXT_SHOWN = 200  # characters
 def gather(trainer: Any, details: CardDetails) -> RunFacts:
     """The facts of an `AMALTrainer`'s run, whether or not it mixed losses."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    plain_model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain_model = without_adapters(model)
     folder = Path(trainer.args.output_dir)
     architecture = type(plain_model).__name__
     details = replace(
@@ -81,7 +82,7 @@ def gather(trainer: Any, details: CardDetails) -> RunFacts:
         "rows": _rows(trainer),
         "hyperparameters": _hyperparameters(trainer),
         "steps": trainer.state.global_step,
-        "evaluation": _evaluation(trainer.state.log_history),
+        "evaluation": _evaluation(trainer),
         "figures": [f"{FIGURES}/{file.name}" for file in sorted((folder / FIGURES).glob("*.[ps][nv]g"))],
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": hardware_name(trainer.args.device),
@@ -95,7 +96,7 @@ def _mixing(trainer: Any, details: CardDetails) -> dict[str, Any]:
     teachers = [_hub_name(source) for source in map(_name_of, mixture.distillations) if _hub_name(source)]
     shown = trainer.hub_model_id and trainer.args.hub_include_weights
     table = trainer.example_weights()
-    lowest, highest = _extremes(table, trainer.train_dataset, details.shown_examples)
+    lowest, highest = _extremes(table, trainer.train_dataset, trainer.processing_class, details.shown_examples)
     return {
         "teachers": list(details.teachers) or teachers,
         "distilled": bool(mixture.distillations),
@@ -155,14 +156,25 @@ def _hyperparameters(trainer: Any) -> dict[str, Any]:
     return {**given, "optimizer": args.optim.value, "lr_scheduler_type": args.lr_scheduler_type.value}
 
 
-def _evaluation(history: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The scores of the last evaluation, without its timing."""
-    last: dict[str, Any] = next((entry for entry in reversed(history) if "eval_loss" in entry), {})
-    timing = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time")
+def _evaluation(trainer: Any) -> dict[str, float]:
+    """The scores of the student as it stands, without their timing: its last evaluation, or that of the best step.
+
+    Of several evaluation sets each has an entry of its own.
+    """
+    state, several = trainer.state, isinstance(trainer.eval_dataset, dict)
+    best = state.best_global_step if trainer.args.load_best_model_at_end and state.best_global_step else None
+    history = [entry for entry in state.log_history if best is None or entry.get("step") == best]
+    marks = [f"eval_{name}_loss" for name in trainer.eval_dataset] if several else ["eval_loss"]
+    found: list[dict[str, Any]] = [next((entry for entry in reversed(history) if mark in entry), {}) for mark in marks]
+    last: dict[str, Any] = {name: value for entry in found for name, value in entry.items()}
+    timing = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
     return {
         name.removeprefix("eval_"): float(value)
         for name, value in last.items()
-        if name.startswith("eval_") and name not in timing and np.isfinite(value)
+        if name.startswith("eval_")
+        and not name.endswith(timing)
+        and isinstance(value, Real)
+        and np.isfinite(float(value))
     }
 
 
@@ -191,18 +203,20 @@ def _summary(name: str, table: datasets.Dataset) -> dict[str, Any] | None:
     return {"loss": name, "mean": float(weights.mean()), "p05": float(low), "p95": float(high)}
 
 
-def _extremes(table: datasets.Dataset, rows: Any, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _extremes(
+    table: datasets.Dataset, rows: Any, tokenizer: Any, count: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The examples with the lowest and the highest weight of the first loss, with their text."""
     if not count or not isinstance(rows, datasets.Dataset):
         return [], []
     loss = table.column_names[1]
     weights = np.array(table[loss][:], dtype=np.float64)
     order = np.argsort(weights)[: np.isfinite(weights).sum()]
-    columns = find_text_columns(rows.column_names)
+    texts = texts_of(rows, tokenizer)
 
     def shown(number: int) -> dict[str, Any]:
         row = rows[number]
-        text = " / ".join(str(row[column]) for column in columns)
+        text = " / ".join(column[number] for column in texts.values())
         label = row.get("label", row.get("labels"))
         known = "" if label is None or label == IGNORED else _class(rows, label)
         weight = float(weights[number])

@@ -34,6 +34,9 @@ class Picture(NamedTuple):
     caption: str
 
 
+_MEDIAN_WEIGHT = re.compile(r"weight_.+_p50")
+
+
 def write_figures(record: RunRecord, folder: Path) -> list[Path]:
     """Write all pictures as PNG; says so once where matplotlib is missing.
 
@@ -61,7 +64,7 @@ def pictures(record: RunRecord) -> Iterator[Picture]:
     """One after the other, as far as there is something to draw."""
     from amal_hf import plots
 
-    if any(name.endswith("_p50") for entry in record.log_history for name in entry):
+    if any(_MEDIAN_WEIGHT.fullmatch(name) for entry in record.log_history for name in entry):
         yield Picture(
             "weights", plots.plot_weight_history(record.log_history), "The weights of each loss over training"
         )

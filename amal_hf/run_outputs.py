@@ -1,7 +1,7 @@
 """What is written beside a student at the end of training: figures and the report page."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,35 @@ logger = logging.getLogger(__name__)
 def write_outputs(trainer: Any) -> None:
     """Figures, and the page if asked for, by one process. Nothing that fails here may cost a finished training."""
     args = trainer.args
-    # Weights that are fixed make no picture, and the trials of a search would overwrite one another's.
-    figures = args.write_figures and not isinstance(trainer.method.policy, FixedWeights)
+    # The trials of a search would overwrite one another's.
     if not trainer.is_world_process_zero() or trainer.state.is_hyper_param_search:
         return
+    if args.write_figures:
+        _guarded(lambda: _write_figures(trainer, Path(args.output_dir) / "figures"), "figures")
+    if args.write_report:
+        _guarded(lambda: write_page(trainer), "report")
+
+
+def _guarded(write: Callable[[], Any], what: str) -> None:
     try:
-        if figures:
-            write_figures(record_of(trainer), Path(args.output_dir) / "figures")
-        if args.write_report:
-            write_page(trainer)
+        write()
     except Exception:
-        logger.warning("Training is complete, but its figures or report could not be written:", exc_info=True)
+        logger.warning("Training is complete, but its %s could not be written:", what, exc_info=True)
+
+
+def _write_figures(trainer: Any, folder: Path) -> None:
+    """Those of this run alone; weights that are fixed make no picture."""
+    for picture in folder.glob("*.png"):
+        picture.unlink()
+    if not isinstance(trainer.method.policy, FixedWeights):
+        write_figures(record_of(trainer), folder)
 
 
 def write_page(trainer: Any, path: str | None = None, results: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The report page of a trainer; returns its path."""
+    """The report page of a trainer, by one process; returns its path."""
     target = Path(trainer.args.output_dir) / "report.html" if path is None else Path(path)
+    if not trainer.is_world_process_zero():
+        return str(target)
     record = record_of(trainer)
     record.texts = texts_of(trainer.train_dataset, trainer.processing_class)
     return str(write_report(record, target, results))

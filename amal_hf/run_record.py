@@ -184,6 +184,8 @@ def texts_of(rows: Any, tokenizer: Any) -> dict[str, list[str]]:
 
 
 def _joined(value: Any) -> str:
+    if value is None:
+        return ""
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

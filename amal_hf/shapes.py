@@ -59,7 +59,7 @@ VOTES = "weak_labels"
 EXAMPLE_ID = "example_id"
 """The column that carries `ExampleIds` from the training set to the losses."""
 
-REPEATED = "is_repeated"
+REPEATED = "amal_is_repeated"
 """The column that marks rows of a stream that only fill up its last batch."""
 
 KEPT = "kept_rows"

@@ -57,8 +57,11 @@ def differentiation(model: nn.Module) -> Differentiate:
 
 
 def placed(vector: Params, params: Params) -> Params:
-    """A vector that was read from a file whole, on the devices of the parameters and cut as they are."""
-    return {name: _placed_as(params[name], value) for name, value in vector.items()}
+    """A vector that was read from a file whole, on the devices of the parameters and cut as they are.
+
+    Parameters that have been frozen since no longer move.
+    """
+    return {name: _placed_as(params[name], value) for name, value in vector.items() if name in params}
 
 
 def _placed_as(parameter: Tensor, value: Tensor) -> Tensor:

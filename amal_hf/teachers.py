@@ -32,6 +32,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from amal_hf.generators import without_adapters
 from amal_hf.shapes import Batch, Logits
 from amal_hf.teacher_cache import CachedTeacher, CacheRecipe, digest_folder, digest_model, open_cache
 from amal_hf.teacher_inputs import (
@@ -83,8 +84,8 @@ class LiveTeacher:
         self._order = order
         self._encoding = encoding
         self._autocast = autocast
-        # of the class: libraries that wrap `model.forward` hide its parameters
-        self._accepted = set(inspect.signature(type(model).forward).parameters) - {"labels"}
+        # of the class: libraries that wrap `model.forward` hide its parameters, as PEFT does
+        self._accepted = set(inspect.signature(type(without_adapters(model)).forward).parameters) - {"labels"}
 
     def __call__(self, batch: Batch) -> Logits:
         """`(B, C)` or `(B, T, C)`, float32 on the batch's device.
@@ -122,8 +123,9 @@ def open_teacher(
     """Make a teacher of a model, a folder or a Hub id.
 
     Args:
-        source: the teacher. A model given as object is frozen in place; if it is the student itself, a frozen copy of
-            the student as it is now becomes the teacher. It stays on the device it has run on.
+        source: the teacher. A model given as object is frozen in place; if it is the student itself, or has
+            parameters in common with it, a frozen copy of it as it is now becomes the teacher. It stays on the device
+            it has run on.
         student: gives labels, task (sequences or tokens), vocabulary size, and the device on which a cache is filled.
         inputs: what the teacher reads.
         tokenizer: the teacher's own tokenizer. Default: for a folder or Hub id the one saved with it, if any; for a
@@ -204,8 +206,13 @@ class _Source:
 
 
 def _from_model(model: PreTrainedModel, student: PreTrainedModel) -> _Source:
-    teacher = _copied(model) if model is student else model
+    teacher = _copied(model) if _share_parameters(model, student) else model
     return _Source(teacher.config, None, lambda: digest_model(teacher, teacher.config.to_dict()), lambda: teacher)
+
+
+def _share_parameters(model: PreTrainedModel, student: PreTrainedModel) -> bool:
+    """Whether freezing one would freeze the other: they are the same, or PEFT has put adapters into both."""
+    return not {id(p) for p in model.parameters()}.isdisjoint(id(p) for p in student.parameters())
 
 
 def _copied(model: PreTrainedModel) -> PreTrainedModel:

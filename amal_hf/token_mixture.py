@@ -6,7 +6,7 @@ Losses, policies and features then see what they see of sentences: logits `(n, C
 these tokens are copied, `(n, C)`, where weights of whole examples take them in chunks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from amal_hf.losses import Task, distilled_tokens
+from amal_hf.losses import CrossEntropy, Task, distilled_tokens
 from amal_hf.mixture import Mixture, all_ids_of, kept, token_states
 from amal_hf.policies.policy import Signals
 from amal_hf.shapes import KEPT, Batch, Evaluation, ExampleIds, Logits, LossTable, PerExample, Targets
@@ -37,10 +37,16 @@ class TokenRows(NamedTuple):
         """A student's outputs for these tokens alone."""
         return SimpleNamespace(logits=logits[self.mask])
 
-    def of_batch(self, batch: Batch, task: Task) -> dict[str, Any]:
-        """The batch as it is for these tokens: what belongs to tokens token by token, the rest once for each."""
-        given = {**batch, "labels": task.targets(batch["labels"])} if "labels" in batch else dict(batch)
-        return {name: self._of_value(value) for name, value in given.items() if name != KEPT}
+    def of_batch(self, batch: Batch, task: Task, columns: Set[str] = frozenset({"labels"})) -> dict[str, Any]:
+        """The batch as it is for these tokens: what belongs to tokens token by token, the rest once for each.
+
+        Args:
+            batch: prepared.
+            task: says how far logits stand from their labels.
+            columns: those that hold labels.
+        """
+        labels = {name: task.targets(batch[name]) for name in columns if name in batch and batch[name].ndim == 2}
+        return {name: self._of_value(value) for name, value in {**batch, **labels}.items() if name != KEPT}
 
     def of_state(self, state: Tensor) -> Tensor:
         """Hidden states `(B, T, D)` of these tokens, or `(B, D)` of their examples; `(n, D)`."""
@@ -82,6 +88,10 @@ def mean_by_example(values: Tensor, rows: TokenRows) -> Tensor:
 class TokenMixture(Mixture):
     """A mixture whose rows are tokens."""
 
+    def _tokens(self, batch: Batch, rows: TokenRows) -> dict[str, Any]:
+        labels = {loss.column for loss in self.losses if isinstance(loss, CrossEntropy)}
+        return rows.of_batch(batch, self.task, labels | {"labels"})
+
     def ids(self, batch: Batch) -> ExampleIds:
         """The example that each token belongs to."""
         return all_ids_of(batch)[token_rows(batch, self.task).example]
@@ -89,7 +99,7 @@ class TokenMixture(Mixture):
     def evaluate(self, outputs: Any, batch: Batch, targets: Targets | None = None) -> Evaluation:
         """All losses of all tokens, `(n, K)`, each already divided by the tokens of its example."""
         rows = token_rows(batch, self.task)
-        flat, tokens = rows.of_logits(outputs.logits), rows.of_batch(batch, self.task)
+        flat, tokens = rows.of_logits(outputs.logits), self._tokens(batch, rows)
         losses = self._table(flat, tokens)
         states = tuple(rows.of_state(state) for state in token_states(outputs, batch))
         teachers = tuple(tokens[loss.logits_key] for loss in self.distillations)
@@ -100,7 +110,7 @@ class TokenMixture(Mixture):
 
     def present_of(self, batches: Sequence[Batch]) -> Tensor | None:
         """Which losses the tokens have."""
-        return super().present_of([token_rows(batch, self.task).of_batch(batch, self.task) for batch in batches])
+        return super().present_of([self._tokens(batch, token_rows(batch, self.task)) for batch in batches])
 
     def remember(self, batch: Batch, weights: LossTable) -> None:
         """The mean weight of an example's tokens."""

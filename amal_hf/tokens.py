@@ -34,7 +34,15 @@ def token_means(of_rows: OfRows, logits: Logits, mask: Tensor) -> PerExample:
         of_rows: a value for every token, of that token's logits alone.
         logits: `(B, T, V)`.
         mask: `(B, T)`, bool.
+
+    Raises:
+        ValueError: logits and mask are of different lengths.
     """
+    if logits.shape[:2] != mask.shape:
+        raise ValueError(
+            f"The student's logits are for {tuple(logits.shape[:2])} (examples, tokens) and the labels for "
+            f"{tuple(mask.shape)}. Prompt tuning puts tokens of its own before a text: use LoRA or prefix tuning."
+        )
     rows, places = logits.flatten(0, 1), mask.flatten().nonzero().squeeze(1)
     values = _by_row(of_rows, rows, places)
     table = values.new_zeros(mask.numel()).index_put((places,), values)

@@ -12,6 +12,7 @@ Evaluation is the plain task loss of `Trainer`. Without losses and method, every
 """
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -24,14 +25,16 @@ from transformers.trainer_utils import IntervalStrategy
 
 from amal_hf.arguments import AMALArguments
 from amal_hf.checks import (
+    check_arguments,
     check_data,
     check_generator,
+    check_meta_batch,
     check_trainer,
     state_widths,
     use_one_gpu,
     warn_of_shared_sets,
 )
-from amal_hf.collator import ExampleCollator, is_stream, numbered
+from amal_hf.collator import ExampleCollator, is_stream, is_transformed, numbered
 from amal_hf.compiled import meta_forward
 from amal_hf.generators import class_count, is_causal, with_decoder_inputs
 from amal_hf.learner import Student, WeightLearner
@@ -56,6 +59,9 @@ from amal_hf.student_inputs import StudentInputs
 from amal_hf.token_mixture import TokenMixture
 from amal_hf.weight_histograms import weight_histograms
 from amal_hf.weights import weights_dataset
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -113,15 +119,19 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
     ) -> None:
         super().__init__(*trainer_args, **trainer_kwargs)
         if losses is None and method is None and teacher_model is None:
+            if meta_dataset is not None:
+                logger.warning("The meta set is not used without a method that learns from it. Pass method=amal().")
             return
-        losses = [CrossEntropy()] if losses is None else list(losses)
+        check_arguments(losses, method)
+        # Copies, since each takes over how this student is read, and the teacher's answers for these rows.
+        losses = [CrossEntropy()] if losses is None else [copy.copy(loss) for loss in losses]
         losses += distillations(teacher_model)
         # A copy, since the policy inside holds what is learned: two trainers given one method must not share it.
         self.method = Method("fixed", FixedWeights()) if method is None else copy.deepcopy(method)
         check_trainer(self, self.method.learns)
         sets = {"train_dataset": self.train_dataset, "meta_dataset": meta_dataset}
         check_generator(self.model, losses, self.method, sets)
-        check_data(self.train_dataset, meta_dataset, self.method, class_count(self.model))
+        check_data(self.train_dataset, meta_dataset, self.method, losses, class_count(self.model))
         if self.method.learns:
             warn_of_shared_sets(meta_dataset, self.train_dataset, self.eval_dataset)
         # The heads of `transformers` write this into the configuration when they are first called.
@@ -136,6 +146,7 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         self._collate = with_decoder_inputs(self.data_collator, self.model)
         self._open_teachers()
         self.train_dataset, self._given_ids = numbered(self.train_dataset)
+        self._numbered = self.train_dataset
         self.data_collator = ExampleCollator(self._collate, self.mixture.columns)
         use_one_gpu(self.args)
         self._skipped_steps = SkippedSteps()
@@ -205,7 +216,7 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """`Trainer`'s, without the columns that only training losses read."""
         if self.mixes:
-            own = {EXAMPLE_ID, *self.mixture.columns}
+            own = {EXAMPLE_ID, *self.mixture.columns} - {*self.label_names, *self._student_columns}
             inputs = {name: value for name, value in inputs.items() if name not in own}
         return super().prediction_step(model, inputs, *args, **kwargs)
 
@@ -256,7 +267,7 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         warmup = self.args.get_meta_warmup_steps(self.state.max_steps)
         step = self.state.global_step
         if step == 0:
-            learner.check(self.optimizer, warmup, self.state.max_steps)
+            learner.check(self.optimizer, warmup, self.state.max_steps, self.state.num_train_epochs)
         if learner.recorder is not None:
             report = learner.follow(self._student(), step, warmup, lambda b: self._prepare_inputs(own_part(b)))
             if report is not None:
@@ -311,8 +322,15 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
     def _reset(self) -> None:
         stream = is_stream(self.train_dataset) or self.train_dataset is None
         policy, changes = self.method.policy, self.method.batch_policy
+        if self.train_dataset is not self._numbered:
+            raise ValueError(
+                "AMALTrainer: train_dataset was replaced after the trainer had numbered its rows and opened its "
+                "teachers. Make a new AMALTrainer(model=trainer.model, train_dataset=...)."
+            )
         if self.args.meta_learning_rate is not None:
             policy.learning_rate = self.args.meta_learning_rate
+            if changes is not None:
+                changes.learning_rate = self.args.meta_learning_rate
         self.mixture.reset(
             None if stream else len(self.train_dataset),
             self.mixture.initial(self.args.loss_weights),
@@ -331,12 +349,13 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
     def _new_learner(self) -> WeightLearner:
         args = self.args
         seed = args.seed if args.meta_seed is None else args.meta_seed
-        rows = (
-            self._remove_unused_columns(self.meta_dataset, "meta")
-            if isinstance(self.meta_dataset, datasets.Dataset)
-            else self.meta_dataset
-        )
-        meta_set = MetaSet(rows, self._collate, args.meta_batch_size, seed)
+        rows, collate = self.meta_dataset, self.data_collator
+        if isinstance(rows, datasets.Dataset) and not is_transformed(rows):
+            rows = self._remove_unused_columns(rows, "meta")
+        else:
+            collate = self._get_collator_with_removed_columns(collate, "meta")
+        meta_set = MetaSet(rows, collate, args.meta_batch_size, seed)
+        check_meta_batch(meta_set.batch(0), self.method.objective)
         return WeightLearner(self.method, self.mixture, meta_set, args.meta_interval or self.method.usual_interval)
 
     def _open_teachers(self) -> None:

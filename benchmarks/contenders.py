@@ -216,6 +216,18 @@ def between_clean(phase: Phase) -> Phases:
     )
 
 
+def recipe(method: NewMethod | None) -> dict[str, Phases]:
+    """All that a user would try, clean rows among the training rows: the same with and without learned weights."""
+    teacher = Phase(with_teacher, method=method, rows=("train", "meta"))
+    labels = Phase(method=method, rows=("train", "meta"), smoothing=0.1)
+    return {
+        "with teacher": (teacher,),
+        "with teacher, then clean rows": then_clean(teacher, 0.25),
+        "smoothed labels": (labels,),
+        "smoothed labels, then clean rows": then_clean(labels, 0.25),
+    }
+
+
 def one(*phases: Phase) -> dict[str, Phases]:
     """Nothing to choose."""
     return {"": phases}
@@ -240,6 +252,7 @@ DISTILLATION: dict[str, Contender] = {
         "control", {f"label {s}, rate {r}": then_clean(mixed(s), r) for s in (1.0, 0.5) for r in (0.25, 1.0)}
     ),
     "teacher, then clean rows": Contender("control", {f"rate {r}": then_clean(TEACHER, r) for r in CLEAN_RATES}),
+    "tuned recipe": Contender("control", recipe(None)),
     "confidence-weighted": Contender(
         "rule of thumb",
         {
@@ -316,6 +329,7 @@ DISTILLATION: dict[str, Contender] = {
         "ours", {f"rate {r}": then_clean(AMAL_ON_ALL, r) for r in CLEAN_RATES}
     ),
     "amal(), mean one": Contender("ours", one(AMAL_MEAN_ONE)),
+    "tuned recipe, amal()": Contender("ours", recipe(always(amal))),
     "right labels": Contender(
         "oracle",
         {

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -71,6 +72,8 @@ def finished(
         beside = 2 if figure.get_figwidth() < 5 else len(names)
         columns = beside if place == "outside lower center" else 1
         figure.legend(handles, names, loc=place, ncols=columns, frameon=False, fontsize="small")
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names are no formulas, whatever dollars they hold
     if path is not None:
         figure.savefig(path, dpi=200)
     return figure

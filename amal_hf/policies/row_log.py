@@ -21,6 +21,10 @@ from torch import Tensor
 from amal_hf.policies.row_file import BLOCK, RowFile
 
 
+SEGMENTS = "weights-*.safetensors"
+"""The names of segments."""
+
+
 class Segment(NamedTuple):
     """A file of rows, and how many it holds."""
 
