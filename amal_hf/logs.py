@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class MixtureStatistics:
 
     def __init__(self, groups: dict[str, int]) -> None:
         self.groups = groups
+        self.keys = log_keys(list(groups))
         self._losses: list[Tensor] = []
         self._present: list[Tensor] = []
         self._weights: list[Tensor] = []
@@ -89,7 +91,7 @@ class MixtureStatistics:
         logs: dict[str, float | None] = {}
         self.weights = {}
         for name, *parts in zip(self.groups, *(t.split(counts, 1) for t in (losses, weights, present)), strict=True):
-            key, loss, weight = log_key(name), parts[0][parts[2]], parts[1][parts[2]]
+            key, loss, weight = self.keys[name], parts[0][parts[2]], parts[1][parts[2]]
             if len(loss):
                 self.weights[key] = weight
                 logs |= {f"loss_{key}": loss.mean().item(), **_summary(key, weight)}
@@ -111,9 +113,20 @@ def _nothing(name: str) -> dict[str, None]:
     return dict.fromkeys([f"loss_{name}", *_summary(name, torch.zeros(1))])
 
 
-def log_key(name: str) -> str:
-    """A loss's name as trackers take it: MLflow refuses what is not a letter, a digit or one of `_-./` and blanks."""
-    return re.sub(r"[^A-Za-z0-9_\-./ ]", "_", name)
+def log_keys(names: Sequence[str]) -> dict[str, str]:
+    """Losses' names as trackers take them: MLflow refuses what is not a letter, a digit or one of `_-./` and blanks.
+
+    Names that come out the same are told apart by a number.
+    """
+    keys: dict[str, str] = {}
+    for name in names:
+        key, number = re.sub(r"[^A-Za-z0-9_\-./ ]", "_", name), 1
+        plain = key
+        while key in keys.values():
+            number += 1
+            key = f"{plain}_{number}"
+        keys[name] = key
+    return keys
 
 
 def _summary(name: str, weight: Tensor) -> dict[str, float]:

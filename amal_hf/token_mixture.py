@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from amal_hf.losses import CrossEntropy, Task, distilled_tokens
-from amal_hf.mixture import Mixture, all_ids_of, kept, token_states
+from amal_hf.mixture import Mixture, Weighed, all_ids_of, kept, token_states
 from amal_hf.policies.policy import Signals
 from amal_hf.shapes import KEPT, Batch, Evaluation, ExampleIds, Logits, LossTable, PerExample, Targets
 
@@ -107,6 +107,12 @@ class TokenMixture(Mixture):
         asked = self.teacher_losses(tokens)
         signals = Signals(losses.detach(), flat.logits.detach(), teachers, tokens, task, states, asked)
         return Evaluation(losses * rows.share[:, None].to(losses), self.policy.observe(signals))
+
+    def weigh(self, outputs: Any, batch: Batch, progress: float, targets: Targets | None = None) -> Weighed:
+        """As for examples; what is noted for the log are the losses of tokens as they are."""
+        weighed = super().weigh(outputs, batch, progress, targets)
+        share = token_rows(batch, self.task).share[:, None]
+        return weighed._replace(losses=weighed.losses / share.to(weighed.losses))
 
     def present_of(self, batches: Sequence[Batch]) -> Tensor | None:
         """Which losses the tokens have."""

@@ -1,0 +1,402 @@
+"""Runs that few people set up and that must be right all the same, or be refused by name."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_bert, toy_arguments, toy_rows
+from datasets import Dataset, DatasetDict, IterableDataset
+from generation import tiny_generator
+from torch import nn
+from transformers import (
+    BertForMaskedLM,
+    BertForTokenClassification,
+    DataCollatorForLanguageModeling,
+    default_data_collator,
+)
+
+from amal_hf import (
+    AMALTrainer,
+    CrossEntropy,
+    CustomLoss,
+    Distillation,
+    ExampleTable,
+    LabelBlend,
+    LossNetwork,
+    Method,
+    NeumannDirection,
+    RectifiedSlopes,
+    amal,
+    commentaries,
+    deep_interactions,
+    learning_to_reweight,
+)
+from amal_hf.generators import answers_by_token, class_count, is_causal, is_encoder_decoder
+from amal_hf.tokens import token_means
+
+
+def new_trainer(folder, method=None, train=None, losses=None, model=None, meta=None, collator=None, **options):
+    return AMALTrainer(
+        tiny_bert() if model is None else model,
+        toy_arguments(folder, **options),
+        train_dataset=toy_rows(24) if train is None else train,
+        meta_dataset=toy_rows(12, seed=1) if meta is None else meta,
+        eval_dataset=toy_rows(8, seed=2),
+        data_collator=collator,
+        losses=[CrossEntropy()] if losses is None else losses,
+        method=amal() if method is None else method,
+    )
+
+
+# ---- which example is which ----
+
+
+class OwnLoader(AMALTrainer):
+    """A trainer whose batches come from somewhere else."""
+
+    def get_train_dataloader(self):
+        rows = toy_rows(24).with_format("torch")
+        return self.accelerator.prepare(torch.utils.data.DataLoader(rows, batch_size=4))
+
+
+def stream():
+    yield from toy_rows(24)
+
+
+@pytest.mark.parametrize("method", [learning_to_reweight, lambda: amal(ExampleTable())], ids=["moment", "table"])
+def test_examples_that_cannot_be_told_apart_are_refused(tmp_path, method):
+    """Weights by example need to know which example is which; without ids they would all be one."""
+    unknown = IterableDataset.from_generator(stream)
+    with pytest.raises(ValueError, match="keeps weights by example, and a training batch has no column 'example_id'"):
+        new_trainer(tmp_path, method(), train=unknown).train()
+    with pytest.raises(ValueError, match="has no column 'example_id'"):
+        OwnLoader(
+            tiny_bert(),
+            toy_arguments(tmp_path),
+            train_dataset=toy_rows(24),
+            meta_dataset=toy_rows(12),
+            losses=[CrossEntropy()],
+            method=method(),
+        ).train()
+
+
+def test_rows_made_by_a_function_keep_their_numbers(tmp_path):
+    """A dataset with a transform has whatever columns the function makes; its weights are those of the plain rows."""
+    plain = toy_rows(24)
+    raw = plain.rename_column("labels", "label").add_column("example_id", [f"row {n}" for n in range(24)])
+    made = raw.with_transform(
+        lambda batch: {
+            "input_ids": batch["input_ids"],
+            "attention_mask": batch["attention_mask"],
+            "labels": batch["label"],
+        }
+    )
+    runs = []
+    for name, rows in (("plain", plain), ("made", made)):
+        options = {"remove_unused_columns": False, "collator": default_data_collator}
+        runs.append(new_trainer(tmp_path / name, train=rows, meta=rows, **options))
+        runs[-1].train()
+    ours, theirs = (run.example_weights() for run in runs)
+    assert theirs["example_id"][:2] == ["row 0", "row 1"]
+    assert ours["labels"][:] == theirs["labels"][:]
+
+
+def test_a_replaced_training_set_is_refused(tmp_path):
+    """Its rows have no numbers, and a cache holds the teacher's answers for others."""
+    trainer = new_trainer(tmp_path)
+    trainer.train_dataset = toy_rows(24, seed=5)
+    with pytest.raises(ValueError, match="train_dataset was replaced"):
+        trainer.train()
+
+
+def test_names_as_ids_do_no_harm_outside_the_training_set(tmp_path):
+    """Meta and evaluation rows may carry ids that are text."""
+    named = toy_rows(12, seed=1).add_column("example_id", [f"row {n}" for n in range(12)])
+    trainer = new_trainer(tmp_path, meta=named)
+    trainer.train()
+    assert trainer.evaluate(named)["eval_loss"] > 0
+
+
+def test_a_collator_that_packs_rows_is_refused(tmp_path):
+    """Weights belong to examples, and a batch must have a row for each."""
+
+    def packed(rows):
+        batch = default_data_collator(rows)
+        return {name: value.reshape(1, -1) for name, value in batch.items()}
+
+    with pytest.raises(ValueError, match="made a batch of 1 rows from 4 examples"):
+        new_trainer(tmp_path, Method("fixed", amal().policy), collator=packed).train()
+
+
+# ---- students ----
+
+
+class MyWriter(type(tiny_generator("gpt2"))):
+    """A language model of a user's own."""
+
+
+class MyTranslator(type(tiny_generator("bart"))):
+    """A translator of a user's own."""
+
+
+class MyTagger(BertForTokenClassification):
+    """A tagger of a user's own."""
+
+
+def test_classes_derived_from_known_ones_are_known():
+    """A subclass reads its labels as its parent does; code that came with a model says so by its loss."""
+    writer, translator = MyWriter(tiny_generator("gpt2").config), MyTranslator(tiny_generator("bart").config)
+    assert is_causal(writer) and not is_encoder_decoder(writer) and class_count(writer) == writer.config.vocab_size
+    assert is_encoder_decoder(translator) and not is_causal(translator)
+    assert answers_by_token(MyTagger(tiny_bert().config)) and not answers_by_token(tiny_bert())
+    remote = tiny_bert()
+    remote.loss_type = "ForCausalLM"
+    assert is_causal(remote)
+
+
+def test_a_masked_language_model_learns(tmp_path):
+    """Its labels are words, which the collator chooses."""
+    from test_teachers import tokenizer
+
+    student, words = tiny_bert(head=BertForMaskedLM), tokenizer()
+    words.add_special_tokens({"mask_token": "[MASK]"})
+    collator = DataCollatorForLanguageModeling(words, mlm_probability=0.5)
+    rows, meta = (toy_rows(16, seed=seed).remove_columns("labels") for seed in (0, 1))
+    whole = toy_rows(16).map(lambda row: {"labels": row["input_ids"]})
+    for train, clean, collate in ((rows, meta, collator), (whole, whole, default_data_collator)):
+        trainer = new_trainer(tmp_path, amal(), train=train, meta=clean, model=student, collator=collate)
+        trainer.train()
+        assert trainer.state.log_history[-1]["train_loss"] > 1
+
+
+def test_longer_logits_than_labels_are_refused():
+    """Prompt tuning puts tokens before the text; taking their logits for those of words would train on nonsense."""
+    with pytest.raises(ValueError, match=r"logits are for \(2, 7\) .* labels for \(2, 5\)"):
+        token_means(lambda rows, places: rows[:, 0], torch.zeros(2, 7, 3), torch.ones(2, 5, dtype=torch.bool))
+
+
+def test_running_statistics_are_those_of_the_student_alone(tmp_path):
+    """Walking back through steps runs the student again; its batch norm has seen each batch once."""
+
+    class Normed(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer, self.norm = layer, nn.BatchNorm1d(layer.in_features)
+
+        def forward(self, hidden):
+            return self.layer(self.norm(hidden))
+
+    student = tiny_bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    student.classifier = Normed(student.classifier)
+    new_trainer(tmp_path, deep_interactions(), model=student, max_steps=11).train()
+    assert student.classifier.norm.num_batches_tracked == 11
+
+
+# ---- losses and teachers ----
+
+
+def test_a_list_of_losses_may_serve_two_trainers(tmp_path):
+    """Each trainer has its own teacher's answers for its own rows."""
+    teacher, losses = tiny_bert(1).eval(), [CrossEntropy(), Distillation(tiny_bert(1))]
+    first, second = (
+        new_trainer(
+            tmp_path / str(seed), train=toy_rows(24, seed), losses=losses, teacher_cache_dir=str(tmp_path / "cache")
+        )
+        for seed in (3, 4)
+    )
+    for trainer, seed in ((first, 3), (second, 4)):
+        batch = {"example_id": torch.arange(4), **toy_rows(24, seed).with_format("torch")[:4]}
+        cached = trainer.mixture.prepare(batch)["teacher_logits"]
+        expected = teacher(batch["input_ids"], batch["attention_mask"]).logits
+        torch.testing.assert_close(cached, expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_module_that_gives_logits_is_a_teacher(tmp_path):
+    """Any callable of a batch is one, modules too."""
+
+    class Constant(nn.Module):
+        def forward(self, batch):
+            return torch.zeros(len(batch["labels"]), 3)
+
+    trainer = new_trainer(tmp_path, losses=[CrossEntropy(), Distillation(Constant())])
+    trainer.train()
+    assert trainer.state.global_step == 6
+
+
+def test_adapters(tmp_path):
+    """A student with adapters takes a teacher by name, or the model that the adapters were put into: a copy of it,
+    since freezing it would freeze the student. A teacher with adapters reads all that the model in it does.
+    """
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"], r=2)
+    tiny_bert(1).save_pretrained(tmp_path / "teacher")
+    base = tiny_bert()
+    student = peft.get_peft_model(base, config)
+    for source in (str(tmp_path / "teacher"), base, student):
+        trainer = new_trainer(tmp_path / "out", model=student, losses=[CrossEntropy(), Distillation(source)])
+        trainer.train()
+        assert any(p.requires_grad for p in student.parameters())
+    teacher = peft.get_peft_model(tiny_bert(2), config).eval()
+    trainer = new_trainer(tmp_path / "out", losses=[CrossEntropy(), Distillation(teacher)])
+    batch = toy_rows(4).with_format("torch")[:4] | {"token_type_ids": torch.ones(4, 10, dtype=torch.long)}
+    given = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    assert torch.equal(trainer.mixture.prepare({**batch})["teacher_logits"], teacher(**given).logits.detach())
+
+
+def test_a_loss_that_reads_labels_leaves_them_to_evaluation(tmp_path):
+    """Columns of losses are kept from the student, not labels from its evaluation."""
+
+    def focal(outputs, batch):
+        return nn.functional.cross_entropy(outputs.logits, batch["labels"], reduction="none")
+
+    trainer = new_trainer(tmp_path, losses=[CustomLoss(focal, "focal", columns=("labels",))])
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_labels_of_another_column_are_shifted_for_tokens_too(tmp_path):
+    """A second column that says the same as the labels is the same loss, whether tokens or examples are weighed."""
+    from dataclasses import replace
+
+    from generation import collator, pairs
+
+    rows = pairs(12, "gpt2").map(lambda row: {"other": row["labels"]})
+    logs = []
+    for per_token in (False, True):
+        trainer = AMALTrainer(
+            tiny_generator("gpt2"),
+            toy_arguments(tmp_path, logging_steps=1, max_steps=2, learning_rate=0.0),
+            train_dataset=rows,
+            meta_dataset=pairs(6, "gpt2", seed=1),
+            data_collator=collator(),
+            losses=[CrossEntropy(), CrossEntropy("other", column="other")],
+            method=replace(amal(), per_token=per_token),
+        )
+        trainer.train()
+        logs.append(trainer.state.log_history[0])
+    for entry in logs:
+        assert entry["loss_other"] == pytest.approx(entry["loss_labels"], rel=1e-5)
+    assert logs[1]["loss_labels"] == pytest.approx(logs[0]["loss_labels"], rel=0.05)
+
+
+# ---- methods ----
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (lambda: Method("phases", ExampleTable(), phase_epochs=10), {"max_steps": -1, "num_train_epochs": 1}),
+        (amal, {"meta_warmup_steps": 100}),
+    ],
+    ids=["phases", "warm-up"],
+)
+def test_a_run_that_will_learn_nothing_says_so(tmp_path, caplog, method, options):
+    """Phases that come too late, and a warm-up as long as the run."""
+    new_trainer(tmp_path, method(), **options).train()
+    assert "will learn nothing in this run" in caplog.text
+
+
+def test_a_meta_set_that_is_not_used_is_warned_of(tmp_path, caplog):
+    """With fixed weights, and with nothing switched on at all."""
+    with caplog.at_level(logging.WARNING):
+        AMALTrainer(tiny_bert(), toy_arguments(tmp_path), train_dataset=toy_rows(8), meta_dataset=toy_rows(8))
+        AMALTrainer(
+            tiny_bert(),
+            toy_arguments(tmp_path),
+            train_dataset=toy_rows(8),
+            meta_dataset=toy_rows(8),
+            losses=[CrossEntropy()],
+        )
+    assert caplog.text.count("The meta set is not used") == 2
+
+
+def test_the_rate_of_a_batch_policy_can_be_set(tmp_path):
+    """`meta_learning_rate` is that of whatever learns."""
+    trainer = new_trainer(tmp_path, commentaries(LabelBlend(3)), meta_learning_rate=0.5)
+    assert trainer.method.batch_policy.optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_a_checkpoint_given_as_a_path_is_that_checkpoint(tmp_path):
+    """And not the newest one."""
+    new_trainer(tmp_path, save_strategy="steps", save_steps=2).train()
+    resumed = new_trainer(tmp_path, save_strategy="steps", save_steps=2)
+    resumed.train(resume_from_checkpoint=Path(tmp_path) / "checkpoint-2")
+    assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry] == [2, 4, 6]
+
+
+def test_a_trajectory_of_largest_logits_is_resumed(tmp_path):
+    """What is recorded of its steps goes through a checkpoint, named tuples among it."""
+    from generation import collator, pairs
+
+    def trainer(folder):
+        return AMALTrainer(
+            tiny_generator("gpt2"),
+            toy_arguments(folder, save_strategy="steps", save_steps=3, max_steps=7),
+            train_dataset=pairs(16, "gpt2"),
+            meta_dataset=pairs(6, "gpt2", seed=1),
+            data_collator=collator(),
+            losses=[CrossEntropy(), Distillation(tiny_generator("gpt2", 1), top_k=4)],
+            method=deep_interactions(),
+        )
+
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    resumed = trainer(tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    pairs_of = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs_of)
+
+
+# ---- input of the wrong kind ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"losses": CrossEntropy()}, "losses must be a list"),
+        ({"method": amal}, "method must be a Method"),
+        ({"method": LossNetwork()}, "method must be a Method"),
+        ({"meta": DatasetDict(train=toy_rows(4))}, "several splits"),
+        ({"meta": toy_rows(8).remove_columns("labels")}, "the meta set has no 'labels'"),
+        ({"losses": [CrossEntropy("weak", column="week")]}, "no column 'week'"),
+        (
+            {
+                "losses": [CrossEntropy("weak", column="weak")],
+                "train": toy_rows(8).add_column("weak", [0, 1, 2, 3, 0, 0, 0, 0]),
+            },
+            "holds the label 3",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_at_construction(tmp_path, changes, message):
+    """Before any work, and in the user's words."""
+    with pytest.raises((TypeError, ValueError), match=message):
+        new_trainer(tmp_path, **changes)
+
+
+def test_weights_of_one_step_cannot_be_looked_ahead_with():
+    """They are not known before the slopes that the step ahead would need."""
+    with pytest.raises(ValueError, match="are those of one step"):
+        Method("ahead", RectifiedSlopes(), direction=NeumannDirection())
+
+
+def test_there_may_be_no_training_set(tmp_path):
+    """A trainer that only evaluates."""
+    trainer = AMALTrainer(
+        tiny_bert(), toy_arguments(tmp_path), eval_dataset=toy_rows(8), losses=[CrossEntropy()], method=None
+    )
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_columns_of_every_kind_pass(tmp_path):
+    """A user's `is_repeated` is no marker of ours, and names of classes are theirs to encode."""
+    rows = toy_rows(24).add_column("is_repeated", [True] * 24)
+    trainer = new_trainer(tmp_path, train=rows, meta=rows)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    named = Dataset.from_list([{**row, "labels": "abc"[row["labels"]]} for row in toy_rows(24)])
+
+    def collate(given):
+        return default_data_collator([{**row, "labels": "abc".index(row["labels"])} for row in given])
+
+    new_trainer(tmp_path, train=named, meta=named, collator=collate).train()
