@@ -31,10 +31,11 @@ OURS = [
     "amal(), noisy and clean rows",
     "amal(), noisy and clean, then clean rows",
     "amal(), mean one",
+    "tuned recipe, amal()",
     "amal(), clean teacher, then clean rows",
     "amal(PerLossNetwork()), clean teacher, then clean rows",
 ]
-SHORT = ["fixed mixture", "noisy and clean rows", "noisy, then clean rows", *OURS[:5], "right labels"]
+SHORT = ["fixed mixture", "noisy and clean rows", "noisy, then clean rows", "tuned recipe", *OURS[:6], "right labels"]
 DETECTING = ["amal()", "meta_weight_net()", "learning_to_reweight()", "geometry network"]
 DATA = ["trec", "banking77", "sst2", "youtube", "sms"]
 SETTINGS = {

@@ -19,6 +19,7 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     pipeline,
     set_seed,
@@ -32,6 +33,7 @@ from amal_hf import (
     CrossEntropy,
     Distillation,
     ExampleTable,
+    FixedWeights,
     Frozen,
     Method,
     amal,
@@ -408,3 +410,150 @@ def test_a_card_that_the_hub_would_refuse_is_not_sent(hub, tmp_path):
         trainer.push_to_hub(details=CardDetails(language=("English",), license="Apache 2.0"))
     assert (tmp_path / "model.safetensors").is_file() and not student_of(hub)
     assert not list(tmp_path.glob("_push-*"))
+
+
+# ---- what is nobody's business, and what is no fault ----
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint"])
+def test_weights_in_a_file_stay_at_home_too(hub, tmp_path, strategy):
+    """A table that is a file has its rows in every checkpoint; they tell about the training data all the same, and so
+    may whatever else a callback has put there.
+    """
+
+    class Predictions(TrainerCallback):
+        def on_save(self, args, state, control, **_):
+            (tmp_path / f"checkpoint-{state.global_step}" / "predictions.csv").write_text("texts")
+
+    trainer = new_trainer(
+        tmp_path,
+        amal(ExampleTable()),
+        push_to_hub=True,
+        hub_strategy=strategy,
+        hub_always_push=True,
+        save_strategy="steps",
+        save_steps=2,
+        weights_dir=str(tmp_path / "rows"),
+    )
+    trainer.add_callback(Predictions())
+    trainer.train()
+    trainer.push_to_hub()
+    assert list((tmp_path / "checkpoint-6").glob("weights-*.safetensors"))
+    assert not [path for path in student_of(hub) if "weights-" in path]
+    assert "predictions.csv" not in student_of(hub)
+
+
+def test_a_table_in_a_file_is_published_as_a_dataset(hub, tmp_path):
+    """There is no policy to save beside it."""
+    table = {"weights_dir": str(tmp_path / "rows"), "hub_include_weights": True}
+    trainer = new_trainer(tmp_path / "out", amal(ExampleTable()), push_to_hub=True, **table)
+    trainer.train()
+    trainer.push_to_hub()
+    assert set(student_of(hub)) == PUBLISHED
+    assert "datasets/me/student-weights" in hub.repositories
+
+
+def test_weights_are_as_private_as_their_student(hub, tmp_path):
+    """Whether that was said late, or the repository was private before."""
+    trainer = new_trainer(tmp_path / "late", push_to_hub=True, hub_include_weights=True)
+    trainer.push_to_hub(private=True)
+    assert hub.repositories["datasets/me/student-weights"].private
+    hub.repositories.pop("datasets/me/student-weights")
+    student_of(hub).private = True
+    new_trainer(tmp_path / "there", push_to_hub=True, hub_include_weights=True).push_to_hub()
+    assert hub.repositories["datasets/me/student-weights"].private
+
+
+def test_weights_of_other_losses_replace_the_earlier_ones(hub, tmp_path):
+    """The dataset can be read after every push, and has the columns of the last."""
+    for number, losses in enumerate(
+        ([CrossEntropy()], [CrossEntropy(), Distillation(tiny_bert(1))], [CrossEntropy()])
+    ):
+        folder = tmp_path / str(number)
+        args = toy_arguments(folder, hub_model_id="me/student", push_to_hub=True, hub_include_weights=True)
+        sets = {"train_dataset": toy_rows(40), "meta_dataset": toy_rows(12, seed=2)}
+        trainer = AMALTrainer(tiny_bert(), args, **sets, losses=losses, method=amal(), processing_class=tokenizer())
+        trainer.train()
+        trainer.push_to_hub()
+        there = datasets.load_dataset("me/student-weights", split="train", cache_dir=str(tmp_path / f"cache {number}"))
+        assert there.column_names == trainer.example_weights().column_names
+
+
+@pytest.mark.parametrize("value", [[0.1, 0.2], None, "good", {"a": 1.0}, float("nan")])
+def test_a_metric_that_is_no_number_is_left_out(hub, tmp_path, value):
+    """It is in the log for good, and must not keep a finished student from being published."""
+    trainer = new_trainer(tmp_path, push_to_hub=True)
+    trainer.compute_metrics = lambda prediction: {"odd": value, "accuracy": 0.5}
+    trainer.evaluate()
+    trainer.push_to_hub()
+    card = student_of(hub)["README.md"].decode()
+    assert "accuracy 0.5" in card and "odd" not in card
+
+
+def test_names_and_texts_may_say_anything(hub, tmp_path):
+    """Classes, a repository and training texts that look like faults of a card are none; a picture in a text is not
+    shown.
+    """
+    texts = ["undefined {{ name }}", "see [docs](api.html)", "![x](https://example.org/x.png)", "NONE | nan"]
+    rows = toy_rows(40).add_column("text", [texts[number % 4] for number in range(40)])
+    student = tiny_bert(id2label={0: "nan", 1: "NONE", 2: "undefined"}, label2id={"nan": 0, "NONE": 1, "undefined": 2})
+    args = toy_arguments(tmp_path, hub_model_id="me/bert-base-nan", push_to_hub=True)
+    trainer = AMALTrainer(
+        student,
+        args,
+        train_dataset=rows,
+        meta_dataset=toy_rows(12, seed=2),
+        losses=[CrossEntropy()],
+        method=amal(),
+        processing_class=tokenizer(),
+    )
+    trainer.train()
+    trainer.push_to_hub(shown_examples=8)
+    card = hub.repositories["models/me/bert-base-nan"]["README.md"].decode()
+    assert "undefined" in card and r"!\[x\](https" in card
+    with pytest.raises(ValueError, match="is no licence id"):
+        trainer.push_to_hub(license="My Own")
+    trainer.push_to_hub()  # what was wrong is not kept
+
+
+def test_scores_are_those_of_the_student_that_is_published(tmp_path):
+    """With the best checkpoint loaded, its evaluation; of several sets, one of each."""
+    trainer = new_trainer(
+        tmp_path,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=2,
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=True,
+    )
+    scores = iter([0.9, 0.2, 0.1])
+    trainer.compute_metrics = lambda prediction: {"score": next(scores)}
+    trainer.train()
+    trainer.create_model_card()
+    assert "score 0.9" in (tmp_path / "README.md").read_text()
+    several = new_trainer(tmp_path / "several")
+    several.eval_dataset = {"near": toy_rows(8, seed=1), "far": toy_rows(8, seed=2)}
+    several.compute_metrics = lambda prediction: {"score": 0.25}
+    several.evaluate()
+    several.create_model_card()
+    card = (tmp_path / "several" / "README.md").read_text()
+    assert "near_score 0.25" in card and "far_score 0.25" in card
+
+
+def test_figures_of_an_earlier_run_are_not_shown(tmp_path):
+    """A run with fixed weights in the same folder has none."""
+    pytest.importorskip("matplotlib")
+    new_trainer(tmp_path, write_figures=True).train()
+    assert list((tmp_path / "figures").glob("*.png"))
+    new_trainer(tmp_path, Method("fixed", FixedWeights()), write_figures=True).train()
+    assert not list((tmp_path / "figures").glob("*.png"))
+
+
+def test_sharded_checkpoints_are_not_published(tmp_path, monkeypatch):
+    """They hold pickles, and could not be resumed from the Hub; said before training."""
+    trainer = new_trainer(tmp_path)
+    trainer.is_fsdp_enabled, trainer.args.hub_strategy = True, "checkpoint"
+    with pytest.raises(ValueError, match="Under FSDP checkpoints hold pickles"):
+        trainer.init_hf_repo()
