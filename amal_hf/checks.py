@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 from torch.distributed.fsdp import CPUOffloadPolicy
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from amal_hf.arguments import AMALArguments
 from amal_hf.collator import is_stream, is_transformed
@@ -114,11 +115,25 @@ def _check_changes(trainer: Any) -> None:
             f"AMALTrainer: {name} changes input embeddings, and {type(student).__name__}.forward takes no "
             f"`inputs_embeds`. Use another student, or weights instead of changed batches."
         )
+    if _reads_last_token(student) and getattr(trainer.processing_class, "padding_side", "right") != "left":
+        raise ValueError(
+            f"AMALTrainer: {name} changes input embeddings, in which {type(student).__name__} cannot see where a text "
+            f"ends: it would answer at the padding. Use a student that reads both ways (BERT and the like), or one "
+            f"that reads forward with a tokenizer that pads on the left, as processing_class."
+        )
     if isinstance(trainer.method.tangent, LastLayer):
         raise ValueError(
             f"AMALTrainer: {name} acts below the output layer, which is all that LastLayer() moves. Use "
             f"FiniteDifference()."
         )
+
+
+def _reads_last_token(student: Any) -> bool:
+    """Whether a classifier answers at a text's last token, which it finds by its number."""
+    kind = type(student.config)
+    classifies = "SequenceClassification" in type(student).__name__
+    forward = kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
+    return classifies and (forward or student.config.is_encoder_decoder)
 
 
 def _check_hidden_states(student: Any) -> None:
@@ -367,7 +382,7 @@ def _check_label_block(block: list[Any], start: int, where: str, num_labels: int
         if len(wrong):
             raise ValueError(
                 f"AMALTrainer: {where} holds the label {wrong[0]}; the student has classes 0 to {num_labels - 1} "
-                f"({IGNORED} for no label). Set num_labels when loading the student."
+                f"({IGNORED} for no label, where `read_dataset` has -1). Set num_labels when loading the student."
             )
 
 

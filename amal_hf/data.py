@@ -127,6 +127,27 @@ def split_dataset(dataset: Dataset, sizes: Mapping[str, int | float], seed: int)
     return DatasetDict({name: dataset.select(drawn[name]) for name in names})
 
 
+def complete_splits(data: DatasetDict, meta_rows: int, seed: int) -> DatasetDict:
+    """Train, meta, validation and test, of labelled rows alone; what is missing is taken out of the training set.
+
+    Test sets without labels are no use: the validation set takes their place, and a tenth of the training set its own.
+
+    Args:
+        data: with `train`, and a column `label` that is -1 where there is none.
+        meta_rows: of the meta set.
+        seed: of the draws.
+
+    Raises:
+        ValueError: as `split_dataset`.
+    """
+    labelled = {name: split.filter(lambda row: row["label"] >= 0) for name, split in data.items()}
+    given = {name: split for name, split in labelled.items() if len(split) and name in ("validation", "test")}
+    if "test" not in given and "validation" in given:
+        given = {"test": given["validation"]}
+    missing = {name: 0.1 for name in ("validation", "test") if name not in given}
+    return DatasetDict({**split_dataset(labelled["train"], {"meta": meta_rows, **missing}, seed), **given})
+
+
 def overlap(a: Dataset, b: Dataset, columns: Sequence[str]) -> list[int]:
     """The rows of `a` whose text in `columns`, after `normalise_text`, also stands in `b`."""
     known = set(_text_keys(b, columns))

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from amal_hf.text_limit import text_limit
+
 
 class Latency(NamedTuple):
     """Milliseconds a sentence: median and 95th percentile over batches."""
@@ -61,7 +63,8 @@ def _take(texts: Sequence[str], batch_size: int, number: int) -> list[str]:
 @torch.inference_mode()
 def _time(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> float:
     started = time.perf_counter()
-    encoded = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(model.device)
+    limit = text_limit(tokenizer, model.config)
+    encoded = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt").to(model.device)
     # Copying the result to the CPU waits for the device.
     model(**encoded).logits.cpu()
     return 1000 * (time.perf_counter() - started)

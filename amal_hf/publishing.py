@@ -207,6 +207,8 @@ class PublishingTrainer(Trainer):
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
         source, message = Path(checkpoint_folder), self._progress_message()
+        if not self._student_files:  # a student that is kept cut is published at the end
+            return
         pushes = [Push(source, "", message, source)]
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else source.name
@@ -367,6 +369,8 @@ class PublishingTrainer(Trainer):
             super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
+        if not self.is_world_process_zero():
+            return
         folder = Path(output_dir or self.args.output_dir)
         written = {file.name for file in folder.iterdir() if file.suffix not in SAVED}
         self._student_files = frozenset(written - {STATE_NAME, TRAINER_STATE_NAME, *map(_name, folder.glob(SEGMENTS))})

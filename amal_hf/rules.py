@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from datasets import ClassLabel, Dataset, List, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 from numpy.typing import NDArray
 
 from amal_hf.data import replace_column
@@ -88,8 +88,8 @@ def apply_rules(
 ) -> Dataset:
     """The dataset with the votes of all rules in column `weak_labels`.
 
-    Runs through `Dataset.map`, so that unchanged rules on unchanged data are read from its cache. A rule that raises
-    an exception abstains on that row; how often is warned of, with the first traceback.
+    Rules run anew at every call: a cache would not see that a function they call has changed. A rule that raises an
+    exception abstains on that row; how often is warned of, with the first traceback.
 
     Args:
         dataset: rows as the rules read them.
@@ -109,6 +109,8 @@ def apply_rules(
         _votes_of_row,
         fn_kwargs={"rules": named, "classes": class_names},
         num_proc=num_proc,
+        features=Features({**dataset.features, VOTES: List(Value("int16")), _FAILED: List(Value("int32"))}),
+        load_from_cache_file=False,
         desc="applying rules",
     )
     _warn_of_failures(voted, named)

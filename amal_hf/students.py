@@ -48,6 +48,8 @@ def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
             f"Layers {kept} of {type(teacher).__name__} do not fit a model of {len(kept)} layers, because some "
             f"architectures build a layer according to its place. Keep layer 0 and try again. PyTorch said: {error}"
         ) from error
+    if teacher.can_generate():
+        student.generation_config = copy.deepcopy(teacher.generation_config)
     return student
 
 

@@ -13,6 +13,7 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from amal_hf.shapes import EXAMPLE_ID, Batch
+from amal_hf.text_limit import text_limit
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def student_encoding(inputs: TeacherInputs) -> StudentEncoding:
     return StudentEncoding(_looked_up(inputs.dataset, inputs.columns, "columns"), inputs.collator)
 
 
-def text_encoding(inputs: TeacherInputs, tokenizer: PreTrainedTokenizerBase) -> TextEncoding:
+def text_encoding(inputs: TeacherInputs, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> TextEncoding:
     """The teacher's own encoding of the raw text.
 
     Raises:
@@ -111,7 +112,8 @@ def text_encoding(inputs: TeacherInputs, tokenizer: PreTrainedTokenizerBase) -> 
             f"TeacherInputs.text_columns is {list(inputs.text_columns)}, but a tokenizer reads one text or a pair. "
             "Join the columns into one."
         )
-    return TextEncoding(_looked_up(inputs.dataset, inputs.text_columns, "text_columns"), tokenizer, inputs.max_length)
+    limit = inputs.max_length or text_limit(tokenizer, config)
+    return TextEncoding(_looked_up(inputs.dataset, inputs.text_columns, "text_columns"), tokenizer, limit)
 
 
 def own_tokenizer(
@@ -129,9 +131,10 @@ def own_tokenizer(
     """
     if tokenizer is not None and student_tokenizer is not None:
         return None if tokenizer.get_vocab() == student_tokenizer.get_vocab() else tokenizer
-    if config.vocab_size != student_config.vocab_size:
+    theirs, ours = (one.get_text_config().vocab_size for one in (config, student_config))
+    if theirs != ours:
         raise ValueError(
-            f"The teacher knows {config.vocab_size} tokens and the student {student_config.vocab_size}, so the "
+            f"The teacher knows {theirs} tokens and the student {ours}, so the "
             "student's input ids would mean other words to it. Give both tokenizers (the teacher's as `tokenizer`, "
             "the student's in `TeacherInputs.tokenizer`) and the columns of raw text in `TeacherInputs.text_columns`."
         )

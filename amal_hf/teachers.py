@@ -152,7 +152,7 @@ def open_teacher(
             "token logits cannot be compared. Use a teacher with the student's tokenizer for token classification "
             "and generation."
         )
-    text = None if own is None else text_encoding(inputs, own)
+    text = None if own is None else text_encoding(inputs, own, teacher.config)
     if cache_dir is None:
         return LiveTeacher(teacher.load(), order, text, autocast)
     encoding = student_encoding(inputs) if text is None else text

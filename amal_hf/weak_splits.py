@@ -15,6 +15,7 @@ from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets
 
 from amal_hf.data import find_text_columns, normalise_text, replace_column, split_dataset
 from amal_hf.losses import IGNORED
+from amal_hf.shapes import ABSTAIN, VOTES
 
 
 logger = logging.getLogger(__name__)
@@ -56,13 +57,12 @@ def weak_splits(
     if missing:
         raise ValueError(f"weak_splits: there is no split {missing}; there are {list(data)}.")
     columns = find_text_columns(data["train"].column_names)
-    clean, rest = data["validation"], data["train"]
+    clean, rest = _with_labels(data["validation"], "validation"), data["train"]
     if "labeled" in data:
         known = data["labeled"]
         _report_overlap(known, data["test"], columns, refuse=not drop_overlap)
     else:
-        parts = split_dataset(rest, {"labelled": labelled}, seed)
-        known = parts["labelled"]
+        known = split_dataset(_with_labels(rest, "train"), {"labelled": labelled}, seed)["labelled"]
     held = {"test": data["test"], "validation": clean, "meta": clean}
     if meta_is_validation:
         logger.warning(
@@ -86,6 +86,18 @@ def weak_splits(
     splits["train"] = _training(splits["labelled"], splits["unlabelled"])
     order = ("train", "labelled", "unlabelled", "meta", "validation", "test")
     return DatasetDict({name: splits[name] for name in order})
+
+
+def _with_labels(rows: Dataset, name: str) -> Dataset:
+    """The rows that have a label; tokens are labelled row by row."""
+    if "label" not in rows.column_names:
+        return rows
+    known = [row for row, label in enumerate(rows["label"][:]) if label is not None and label >= 0]
+    if not known:
+        raise ValueError(
+            f"weak_splits: no row of '{name}' has a label. Put those that have one into a split 'labeled'."
+        )
+    return rows if len(known) == len(rows) else rows.select(known)
 
 
 def _report_overlap(known: Dataset, test: Dataset, columns: tuple[str, ...], refuse: bool) -> None:
@@ -113,6 +125,10 @@ def _training(labelled: Dataset, unlabelled: Dataset) -> Dataset:
     # A label a token stands in `labels`, as `read_dataset` names them.
     column = "label" if "label" in labelled.column_names else "labels"
     kind = Value("int64") if column == "label" else List(Value("int64"))
+    if VOTES in unlabelled.column_names and VOTES not in labelled.column_names:
+        # Labelled by hand: no rule has looked at these rows.
+        silent = [[ABSTAIN] * len(unlabelled[0][VOTES])] * len(labelled)
+        labelled = replace_column(labelled, VOTES, silent, unlabelled.features[VOTES])
     parts = []
     for rows, given in ((labelled, True), (unlabelled, False)):
         truth = [np.array(label, dtype=np.int64) for label in rows[column][:]]

@@ -27,7 +27,6 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    HfArgumentParser,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -52,6 +51,7 @@ from amal_hf import (
     student_from_teacher,
 )
 from amal_hf.aggregation import add_aggregated, label_model, majority_vote
+from amal_hf.command_line import parse_arguments
 from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset
 from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
 from amal_hf.demo_rules import docstring_rules
@@ -230,12 +230,7 @@ def main() -> None:
 
 def parse(command_line: list[str]) -> tuple[RecipeArguments, DenoiseArguments]:
     """Arguments from flags, or from one YAML or JSON file."""
-    parser = HfArgumentParser([RecipeArguments, DenoiseArguments])  # type: ignore[list-item]  # its own alias is too narrow
-    if len(command_line) == 1 and command_line[0].endswith((".yaml", ".yml", ".json")):
-        yaml = "y" in Path(command_line[0]).suffix
-        recipe, args = (parser.parse_yaml_file if yaml else parser.parse_json_file)(command_line[0])
-    else:
-        recipe, args = parser.parse_args_into_dataclasses(command_line)
+    recipe, args = parse_arguments([RecipeArguments, DenoiseArguments], command_line)
     unknown = sorted(set(recipe.runs) - set(RUNS))
     if unknown:
         raise ValueError(f"--runs: {unknown} are not among {list(RUNS)}.")
@@ -295,8 +290,8 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
     args = copy.copy(bench.args)
     args.push_to_hub = args.push_to_hub and name == OURS
     args.teacher_cache_dir = args.teacher_cache_dir or f"{args.output_dir}/teacher_cache"
-    # All runs take as many steps as one over all rows.
-    args.max_steps = round(args.num_train_epochs * -(-len(bench.data["train"]) // args.train_batch_size))
+    if args.max_steps < 1:  # all runs take as many steps as one over all rows
+        args.max_steps = round(args.num_train_epochs * -(-len(bench.data["train"]) // args.train_batch_size))
     method = chosen.method() if chosen.method else None
     trainer = new_trainer(bench, new_student(bench), args, rows, losses, method)
     seconds = trainer.train().metrics["train_runtime"]

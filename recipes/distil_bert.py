@@ -26,7 +26,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    HfArgumentParser,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     pipeline,
@@ -47,7 +47,8 @@ from amal_hf import (
     amal_as_published,
     student_from_teacher,
 )
-from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset, split_dataset
+from amal_hf.command_line import parse_arguments
+from amal_hf.data import complete_splits, dataset_fingerprint, find_text_columns, read_dataset
 from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
 from amal_hf.intervals import bootstrap_interval
 from amal_hf.latency import hardware_name, measure_latency
@@ -55,6 +56,7 @@ from amal_hf.metrics import classification_metrics
 from amal_hf.noise import flip_labels
 from amal_hf.plots import Curve, plot_accuracy_against_seconds
 from amal_hf.precision import has_fast_bf16
+from amal_hf.teachers import label_order
 
 
 METHODS: dict[str, Callable[[], Method]] = {
@@ -134,6 +136,7 @@ class Run:
     name: str
     trainer: AMALTrainer
     seconds: float = 0.0
+    order: list[int] | None = None  # for every class of the data its place among the model's own
     guesses: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
@@ -168,15 +171,7 @@ def mixtures(recipe: RecipeArguments) -> list[tuple[str, list[float], Method | N
 
 def parse(command_line: list[str]) -> tuple[RecipeArguments, DistilArguments]:
     """Arguments from flags, or from one YAML or JSON file."""
-    parser = HfArgumentParser([RecipeArguments, DistilArguments])  # type: ignore[list-item]  # its own alias is too narrow
-    if len(command_line) == 1 and command_line[0].endswith((".yaml", ".yml", ".json")):
-        recipe, args = (
-            parser.parse_yaml_file(command_line[0])
-            if "y" in Path(command_line[0]).suffix
-            else parser.parse_json_file(command_line[0])
-        )
-    else:
-        recipe, args = parser.parse_args_into_dataclasses(command_line)
+    recipe, args = parse_arguments([RecipeArguments, DistilArguments], command_line)
     if recipe.smoke:
         recipe.teacher_epochs, args.num_train_epochs, args.logging_steps = 1.0, 1.0, 2
     return recipe, args
@@ -191,25 +186,12 @@ def load_data(recipe: RecipeArguments, seed: int) -> DatasetDict:
         few = {"train": 400, "meta": 100, "validation": 100, "test": 200}
         data = docstring_corpus(max_classes=4, rows=few, seed=seed) if recipe.smoke else docstring_corpus(seed=seed)
     else:
-        data = complete(read_dataset(recipe.dataset, config=recipe.dataset_config), recipe.meta_rows, seed)
+        data = complete_splits(read_dataset(recipe.dataset, config=recipe.dataset_config), recipe.meta_rows, seed)
     data["train"] = flip_labels(data["train"], recipe.label_noise, seed)
     texts = list(find_text_columns(data["train"].column_names))
     sizes = ", ".join(f"{name} {len(split)}" for name, split in data.items())
     print(f"Data: {sizes} rows; fingerprint {dataset_fingerprint(data, [*texts, 'label'])}")
     return data
-
-
-def complete(data: DatasetDict, meta_rows: int, seed: int) -> DatasetDict:
-    """Take the splits that are missing out of the training set.
-
-    Test sets without labels are no use: the validation set takes their place.
-    """
-    labelled = {name: split.filter(lambda row: row["label"] >= 0) for name, split in data.items()}
-    given = {name: split for name, split in labelled.items() if len(split) and name in ("validation", "test")}
-    if "test" not in given and "validation" in given:
-        given = {"test": given["validation"]}
-    missing = {name: 0.1 for name in ("validation", "test") if name not in given}
-    return DatasetDict({**split_dataset(labelled["train"], {"meta": meta_rows, **missing}, seed), **given})
 
 
 def tokenised(data: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
@@ -223,7 +205,7 @@ def tokenised(data: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length:
 
 
 def with_head(checkpoint: str | Path, label: ClassLabel) -> PreTrainedModel:
-    """A checkpoint with a classification head for these classes, whether it had one or not."""
+    """A checkpoint with a classification head for these classes to be trained, whether it had one or not."""
     names = dict(enumerate(label.names))
     return AutoModelForSequenceClassification.from_pretrained(
         checkpoint,
@@ -242,11 +224,29 @@ def train_teacher(
     own.output_dir = f"{args.output_dir}/teacher"
     own.num_train_epochs, own.learning_rate = recipe.teacher_epochs, recipe.teacher_learning_rate
     own.push_to_hub = False
-    teacher = with_head(recipe.teacher or demo_teacher_path(), data["train"].features["label"])
-    trainer = new_trainer(teacher, own, data, tokenizer, losses=[CrossEntropy()])
-    run = train("teacher", trainer) if recipe.teacher_epochs > 0 else Run("teacher", trainer)
+    checkpoint, label = recipe.teacher or demo_teacher_path(), data["train"].features["label"]
+    if recipe.teacher_epochs > 0:
+        trainer = new_trainer(with_head(checkpoint, label), own, data, tokenizer, losses=[CrossEntropy()])
+        run = train("teacher", trainer)
+    else:
+        teacher = as_it_is(checkpoint)
+        order = label_order(teacher.config, PreTrainedConfig(id2label=dict(enumerate(label.names))))
+        trainer = new_trainer(teacher, own, data, tokenizer)
+        run = Run("teacher", trainer, order=order)
     trainer.save_model()
     return run
+
+
+def as_it_is(checkpoint: str | Path) -> PreTrainedModel:
+    """A checkpoint with the head and the classes that it was trained with.
+
+    Raises:
+        ValueError: it has no trained head.
+    """
+    model, report = AutoModelForSequenceClassification.from_pretrained(checkpoint, output_loading_info=True)
+    if report["missing_keys"]:
+        raise ValueError(f"--teacher_epochs 0: {checkpoint} has no trained head. Fine-tune it: --teacher_epochs 3.")
+    return model
 
 
 def train_student(
@@ -320,7 +320,8 @@ def predicted(run: Run, rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """The class of every row, and whether it is right."""
     run.trainer.args.train_sampling_strategy = "random"  # grouping by length would reorder evaluation as well
     output = run.trainer.predict(rows)
-    guesses = np.asarray(output.predictions).argmax(-1)
+    logits = np.asarray(output.predictions)
+    guesses = (logits if run.order is None else logits[:, run.order]).argmax(-1)
     return guesses, guesses == output.label_ids
 
 

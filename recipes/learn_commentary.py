@@ -28,7 +28,6 @@ from transformers import (
     AutoTokenizer,
     DistilBertConfig,
     DistilBertForSequenceClassification,
-    HfArgumentParser,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -46,7 +45,8 @@ from amal_hf import (
     embed_texts,
     student_from_teacher,
 )
-from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset, split_dataset
+from amal_hf.command_line import parse_arguments
+from amal_hf.data import complete_splits, dataset_fingerprint, find_text_columns, read_dataset
 from amal_hf.demo import TEACHER_ID, demo_teacher_path, docstring_corpus
 from amal_hf.metrics import auc, classification_metrics
 from amal_hf.noise import TRUE_LABEL, flip_labels
@@ -105,8 +105,9 @@ class Bench:
     recipe: RecipeArguments
     args: CommentaryArguments
     data: DatasetDict
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase  # the student's
     encoder: PreTrainedModel
+    encoder_tokenizer: PreTrainedTokenizerBase
 
     @property
     def names(self) -> list[str]:
@@ -119,8 +120,13 @@ def main() -> None:
     """Run the recipe."""
     recipe, args = parse(sys.argv[1:])
     source = recipe.encoder or demo_teacher_path()
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    bench = Bench(recipe, args, load_data(recipe, args.seed, tokenizer), tokenizer, AutoModel.from_pretrained(source))
+    words = AutoTokenizer.from_pretrained(source)
+    # By default students have the words of the encoder.
+    tokenizer = words if recipe.student is None else AutoTokenizer.from_pretrained(recipe.student)
+    if recipe.kind == "mask" and tokenizer.get_vocab() != words.get_vocab():
+        raise ValueError(f"--kind mask: {recipe.student} has other tokens than {source}, whose vectors masks read.")
+    data = load_data(recipe, args.seed, tokenizer)
+    bench = Bench(recipe, args, data, tokenizer, AutoModel.from_pretrained(source), words)
     if recipe.reuse:
         reuse(bench, Commentary.from_pretrained(recipe.reuse))
     else:
@@ -129,12 +135,7 @@ def main() -> None:
 
 def parse(command_line: list[str]) -> tuple[RecipeArguments, CommentaryArguments]:
     """Arguments from flags, or from one YAML or JSON file."""
-    parser = HfArgumentParser([RecipeArguments, CommentaryArguments])  # type: ignore[list-item]  # its own alias is too narrow
-    if len(command_line) == 1 and command_line[0].endswith((".yaml", ".yml", ".json")):
-        yaml = "y" in Path(command_line[0]).suffix
-        recipe, args = (parser.parse_yaml_file if yaml else parser.parse_json_file)(command_line[0])
-    else:
-        recipe, args = parser.parse_args_into_dataclasses(command_line)
+    recipe, args = parse_arguments([RecipeArguments, CommentaryArguments], command_line)
     if recipe.smoke:
         args.num_train_epochs, args.eval_steps, args.logging_steps = 1.0, 4, 4
     return recipe, args
@@ -146,9 +147,7 @@ def load_data(recipe: RecipeArguments, seed: int, tokenizer: PreTrainedTokenizer
         few = {"train": 400, "meta": 100, "validation": 100, "test": 200}
         data = docstring_corpus(max_classes=4, rows=few, seed=seed) if recipe.smoke else docstring_corpus(seed=seed)
     else:
-        data = read_dataset(recipe.dataset)
-        held_out = {name: 0.1 for name in ("validation", "test") if name not in data}
-        data = DatasetDict({**data, **split_dataset(data["train"], {"meta": recipe.meta_rows, **held_out}, seed)})
+        data = complete_splits(read_dataset(recipe.dataset), recipe.meta_rows, seed)
     if recipe.label_noise:
         data["train"] = flip_labels(data["train"], recipe.label_noise, seed)
     columns = find_text_columns(data["train"].column_names)
@@ -189,7 +188,7 @@ def what_it_reads(bench: Bench, kind: str) -> Tensor | None:
     columns = find_text_columns(bench.data["train"].column_names)
     texts = [" ".join(row[name] for name in columns) for row in bench.data["train"].select_columns(list(columns))]
     print("Embedding the training rows, once")
-    return embed_texts(texts, bench.encoder, bench.tokenizer)
+    return embed_texts(texts, bench.encoder, bench.encoder_tokenizer)
 
 
 def new_commentary(bench: Bench, data: Tensor | None) -> CommentaryNetwork | LabelBlend | TokenMask:

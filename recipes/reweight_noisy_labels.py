@@ -27,7 +27,6 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    HfArgumentParser,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -46,7 +45,8 @@ from amal_hf import (
     meta_weight_net,
     student_from_teacher,
 )
-from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset, split_dataset
+from amal_hf.command_line import parse_arguments
+from amal_hf.data import complete_splits, dataset_fingerprint, find_text_columns, read_dataset
 from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
 from amal_hf.intervals import bootstrap_interval
 from amal_hf.metrics import auc, classification_metrics
@@ -143,15 +143,12 @@ def main() -> None:
 
 def parse(command_line: list[str]) -> tuple[RecipeArguments, ReweightArguments]:
     """Arguments from flags, or from one YAML or JSON file."""
-    parser = HfArgumentParser([RecipeArguments, ReweightArguments])  # type: ignore[list-item]  # its own alias is too narrow
-    if len(command_line) == 1 and command_line[0].endswith((".yaml", ".yml", ".json")):
-        yaml = "y" in Path(command_line[0]).suffix
-        recipe, args = (parser.parse_yaml_file if yaml else parser.parse_json_file)(command_line[0])
-    else:
-        recipe, args = parser.parse_args_into_dataclasses(command_line)
+    recipe, args = parse_arguments([RecipeArguments, ReweightArguments], command_line)
     unknown = sorted(set(recipe.methods) - set(METHODS))
     if unknown:
         raise ValueError(f"--methods: {unknown} are not among {list(METHODS)}.")
+    if not 0 <= recipe.rate < 1 or (recipe.noise == "imbalance" and recipe.rate == 0):
+        raise ValueError(f"--rate: expected a share of 0 to 1, above 0 for imbalance, got {recipe.rate}.")
     if recipe.smoke:
         args.num_train_epochs, args.logging_steps = 1.0, 2
     return recipe, args
@@ -163,9 +160,7 @@ def load_data(recipe: RecipeArguments, seed: int, tokenizer: PreTrainedTokenizer
         few = {"train": 400, "meta": 100, "validation": 100, "test": 200}
         data = docstring_corpus(max_classes=4, rows=few, seed=seed) if recipe.smoke else docstring_corpus(seed=seed)
     else:
-        data = read_dataset(recipe.dataset)
-        held_out = {name: 0.1 for name in ("validation", "test") if name not in data}
-        data = DatasetDict({**data, **split_dataset(data["train"], {"meta": recipe.meta_rows, **held_out}, seed)})
+        data = complete_splits(read_dataset(recipe.dataset), recipe.meta_rows, seed)
     amount = 1 / recipe.rate if recipe.noise == "imbalance" else recipe.rate
     data["train"] = NOISES[recipe.noise](data["train"], amount, seed)
     columns = find_text_columns(data["train"].column_names)
@@ -187,9 +182,8 @@ def run(
     args = copy.copy(bench.args)
     published = name in bench.recipe.methods[:1]
     args.push_to_hub = args.push_to_hub and published
-    # All runs take as many steps as one over the noisy rows.
-    steps = -(-len(bench.data["train"]) // args.train_batch_size)
-    args.max_steps = round(args.num_train_epochs * steps)
+    if args.max_steps < 1:  # all runs take as many steps as one over the noisy rows
+        args.max_steps = round(args.num_train_epochs * -(-len(bench.data["train"]) // args.train_batch_size))
     trainer = new_trainer(bench, new_student(bench), args, train, method)
     seconds = trainer.train().metrics["train_runtime"]
     weights_auc = weight_auc(trainer, train) if method else None
@@ -248,7 +242,7 @@ def weight_auc(trainer: AMALTrainer, train: Dataset) -> float | None:
     right = np.array(train["label"]) == np.array(train[TRUE_LABEL])
     weights = np.array(trainer.example_weights()["labels"])
     seen = np.isfinite(weights)
-    return auc(weights[seen], right[seen])
+    return None if right[seen].all() else auc(weights[seen], right[seen])
 
 
 def card_details(bench: Bench, rows: list[dict[str, Any]]) -> CardDetails:

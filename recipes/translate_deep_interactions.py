@@ -28,7 +28,6 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     DataCollatorForSeq2Seq,
-    HfArgumentParser,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -55,6 +54,7 @@ from amal_hf import (
     deep_interactions,
     translation_metrics,
 )
+from amal_hf.command_line import parse_arguments
 from amal_hf.demo_translation import translation_corpus
 from amal_hf.metrics import auc
 from amal_hf.translation import exact_match
@@ -139,15 +139,7 @@ def main() -> None:
 
 def parse(command_line: list[str]) -> tuple[RecipeArguments, TranslateArguments]:
     """Arguments from flags, or from one YAML or JSON file."""
-    parser = HfArgumentParser([RecipeArguments, TranslateArguments])  # type: ignore[list-item]  # its own alias is too narrow
-    if len(command_line) == 1 and command_line[0].endswith((".yaml", ".yml", ".json")):
-        recipe, args = (
-            parser.parse_yaml_file(command_line[0])
-            if "y" in Path(command_line[0]).suffix
-            else parser.parse_json_file(command_line[0])
-        )
-    else:
-        recipe, args = parser.parse_args_into_dataclasses(command_line)
+    recipe, args = parse_arguments([RecipeArguments, TranslateArguments], command_line)
     if not recipe.runs or not set(recipe.runs) <= set(RUNS):
         raise ValueError(f"--runs: expected some of {list(RUNS)}, got {recipe.runs}.")
     if recipe.smoke:
@@ -308,7 +300,8 @@ def scores(
     """A row of the table, as plain numbers."""
     found = trainer.predict(data["test"]).metrics or {}
     weights = np.array(trainer.example_weights()["labels"][:])
-    told = auc(weights, ~wrong) if wrong.any() else None
+    seen = np.isfinite(weights)
+    told = auc(weights[seen], ~wrong[seen]) if wrong[seen].any() and not wrong[seen].all() else None
     return {
         "name": name,
         "bleu": found.get("test_bleu"),

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import DistributedType
 from conftest import tiny_bert, toy_arguments, toy_rows
+from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from torch.utils.data import IterableDataset
 from transformers import BertForTokenClassification, TrainerCallback
@@ -303,6 +304,20 @@ def sharded_teacher(folder, count):
         folder, count, "FULL_STATE_DICT", method="table", rows=22, losses=[CrossEntropy(), Distillation(teacher)]
     )
     return found | {"teacher_is_cut": any(isinstance(p, DTensor) for p in teacher.parameters())}
+
+
+def saved_whole(folder, count):
+    """A student whose checkpoints stay cut over the processes, saved as it is published."""
+    with fsdp_on_cpus():
+        seen = new_trainer(folder, count, method="table", rows=22, **fsdp_options("SHARDED_STATE_DICT"))
+        seen.trainer.train()
+        with seen.trainer._gathered():
+            seen.trainer.save_model(str(folder / "whole"))
+        dist.barrier()
+        saved = load_file(folder / "whole" / "model.safetensors")
+        parts = [saved[name].flatten() for name, _ in seen.trainer.model.named_parameters()]
+        kept = seen.trainer.accelerator.state.fsdp_plugin.state_dict_type.name
+        return {"parameters": parameters_of(seen.trainer), "saved": torch.cat(parts), "checkpoints": kept}
 
 
 def fsdp_options(state_dict_type):

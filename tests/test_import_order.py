@@ -13,7 +13,18 @@ PACKAGE = Path(amal_hf.__file__).parent
 
 LEVELS = [
     {"shapes"},
-    {"divergences", "tokens", "top_logits", "generators", "processes", "card_facts", "intervals", "checkpoints"},
+    {
+        "divergences",
+        "tokens",
+        "text_limit",
+        "command_line",
+        "top_logits",
+        "generators",
+        "processes",
+        "card_facts",
+        "intervals",
+        "checkpoints",
+    },
     {"scores", "class_counts"},
     {
         "losses",

@@ -109,6 +109,7 @@ def _two(folders):
         "split": (process_cases.train, {**SHUFFLED["split"], "per_device_train_batch_size": 8}),
         "teacher": (process_cases.sharded_teacher, {}),
         **_jobs(process_cases.train_in_bf16, HALF),
+        "saved whole": (process_cases.saved_whole, {}),
     }
 
 
@@ -242,6 +243,13 @@ def test_teachers_are_cut_as_well(found):
     """A teacher that fits no single process is the reason to use FSDP2."""
     assert_equal(found[2]["teacher"], found[1]["teacher"][0])
     assert all(ours["teacher_is_cut"] for ours in found[2]["teacher"])
+
+
+def test_a_cut_student_is_published_whole(found):
+    """Also where its checkpoints stay cut, as they do afterwards."""
+    for rank in found[2]["saved whole"]:
+        assert torch.equal(rank["saved"], rank["parameters"])
+        assert rank["checkpoints"] == "SHARDED_STATE_DICT"
 
 
 @pytest.mark.parametrize("name", RESUMED)

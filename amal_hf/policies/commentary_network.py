@@ -12,6 +12,7 @@ from amal_hf.policies.bounds import MeanOne
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.shapes import Features
+from amal_hf.text_limit import text_limit
 
 
 class CommentaryNetwork(LossNetwork):
@@ -148,14 +149,15 @@ def embed_texts(texts: Sequence[str], encoder: Any, tokenizer: Any, batch_size: 
         tokenizer: the encoder's own.
         batch_size: texts in one forward pass.
     """
-    training = encoder.training
+    training, limit = encoder.training, text_limit(tokenizer, encoder.config)
     encoder.eval()
     # Texts of like length together: one long text pads a whole batch.
     order = sorted(range(len(texts)), key=lambda place: len(texts[place]), reverse=True)
     parts = []
     for start in range(0, len(texts), batch_size):
         block = [texts[place] for place in order[start : start + batch_size]]
-        inputs = tokenizer(block, padding=True, truncation=True, return_tensors="pt").to(encoder.device)
+        inputs = tokenizer(block, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        inputs = inputs.to(encoder.device)
         hidden = encoder(**inputs).last_hidden_state.float()
         mask = inputs["attention_mask"][:, :, None].to(hidden)
         parts.append(((hidden * mask).sum(1) / mask.sum(1).clamp(min=1)).cpu())

@@ -1,0 +1,43 @@
+"""Arguments of a script: from flags, or from one YAML or JSON file that is read as if it were flags."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+ENDINGS = (".yaml", ".yml", ".json")
+
+
+def parse_arguments(classes: Sequence[type], command_line: Sequence[str]) -> tuple[Any, ...]:
+    """One object of each dataclass.
+
+    Args:
+        classes: dataclasses, their fields being the flags.
+        command_line: flags; or the name of a file, whose values get the types and the checks that flags have.
+
+    Raises:
+        ValueError: the file is no list of settings.
+        SystemExit: an unknown setting, or a value that its flag would not take.
+    """
+    parser = HfArgumentParser(list(classes))  # type: ignore[arg-type]  # its own alias is too narrow
+    given = list(command_line)
+    if len(given) == 1 and given[0].endswith(ENDINGS):
+        given = _as_flags(Path(given[0]))
+    return tuple(parser.parse_args_into_dataclasses(given))
+
+
+def _as_flags(file: Path) -> list[str]:
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} should hold settings, a name and a value each, but holds {type(settings).__name__}.")
+    flags: list[str] = []
+    for name, value in settings.items():
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
