@@ -20,8 +20,8 @@ def parse_arguments(classes: Sequence[type], command_line: Sequence[str]) -> tup
         command_line: flags; or the name of a file, whose values get the types and the checks that flags have.
 
     Raises:
-        ValueError: the file is no list of settings.
-        SystemExit: an unknown setting, or a value that its flag would not take.
+        ValueError: the file holds no settings, or one that is unknown.
+        SystemExit: a value that its flag would not take.
     """
     parser = HfArgumentParser(list(classes))  # type: ignore[arg-type]  # its own alias is too narrow
     given = list(command_line)
@@ -31,7 +31,7 @@ def parse_arguments(classes: Sequence[type], command_line: Sequence[str]) -> tup
 
 
 def _as_flags(file: Path) -> list[str]:
-    settings = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
+    settings = (json.loads if file.suffix == ".json" else yaml.safe_load)(file.read_text(encoding="utf-8"))
     if not isinstance(settings, dict):
         raise ValueError(f"{file} should hold settings, a name and a value each, but holds {type(settings).__name__}.")
     flags: list[str] = []

@@ -7,8 +7,9 @@
 3. A cache is written to a temporary folder and moved into place when complete, so a killed run leaves none.
 4. A damaged cache is computed again, with a warning. A sound one is used without loading the teacher.
 
-Tokens hidden by the attention mask are not stored, so a batch may be padded in another way than the cache was; of an
-encoder-decoder, only tokens with a label are. With `top_k` a second column, `classes`, says which logits were kept.
+Tokens hidden by the attention mask are not stored, so a batch may be padded in another way than the cache was (a
+teacher that answers otherwise then is refused); of an encoder-decoder, only tokens with a label are. With `top_k` a
+second column, `classes`, says which logits were kept.
 """
 
 import hashlib
@@ -37,6 +38,12 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "1"
 """Raise it when what a cache holds changes its meaning: older caches are then never found."""
+
+_PROBED = 64
+"""Rows among which a short and a long one are looked for."""
+
+_ROUNDING = 0.05
+"""Of the largest logit: half precision stays well below, other positions are far above."""
 
 _ARROW, _MANIFEST, _COLUMN, _CLASSES = "logits.arrow", "manifest.json", "logits", "classes"
 _UNLABELLED = -100  # as `transformers` marks it
@@ -209,6 +216,7 @@ def _compute(folder: Path, recipe: CacheRecipe) -> None:
 def _write_logits(file: Path, recipe: CacheRecipe) -> None:
     """Run the teacher over all rows into one Arrow file."""
     teacher = recipe.load()
+    _check_padding(teacher, recipe)
     probe = _kept(teacher(_encoded([0], recipe)), recipe)
     kinds = {_COLUMN: "float32", _CLASSES: "int32"}
     rows = {name: List(Value(kinds[name]), length=column.shape[-1]) for name, column in probe.items()}
@@ -224,6 +232,25 @@ def _write_logits(file: Path, recipe: CacheRecipe) -> None:
         new_fingerprint="teacher-logits",  # fixed, or the whole teacher would be hashed once more
         desc="Teacher logits",
     )
+
+
+def _check_padding(teacher: Teacher, recipe: CacheRecipe) -> None:
+    """Refuse a teacher that answers otherwise where a row is padded further: it would not say so live.
+
+    Positions that are counted from the left, with padding there, are such a case (GPT-2).
+    """
+    few = list(range(min(_PROBED, recipe.encoding.rows.num_rows)))
+    lengths = token_mask(_encoded(few, recipe)).sum(1)
+    short, long = int(lengths.argmin()), int(lengths.argmax())
+    alone, beside = (
+        torch.as_tensor(list(_unpadded(teacher(batch), batch))[-1]).float()
+        for batch in (_encoded([short], recipe), _encoded([long, short], recipe))
+    )
+    if lengths[short] < lengths[long] and (alone - beside).abs().max() > _ROUNDING * alone.abs().max():
+        raise ValueError(
+            "The teacher's logits for a row depend on how far it is padded, so that a cache would not hold what the "
+            "live teacher says. Pad on the right (tokenizer.padding_side = 'right'), or leave teacher_cache_dir out."
+        )
 
 
 def _kept(logits: Logits, recipe: CacheRecipe) -> dict[str, Tensor]:

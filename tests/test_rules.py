@@ -1,8 +1,11 @@
 """Rules, their votes, and what is known of them."""
 
+import importlib
 import logging
 import pickle
 import re
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -64,20 +67,28 @@ def test_a_rule_that_fails_abstains_is_counted_and_shown(caplog):
     assert "'fragile' on row 0" in caplog.text
 
 
-def test_rules_on_the_same_rows_come_from_the_cache(tmp_path):
-    """The second time no rule is called."""
+def test_rules_run_anew_at_every_call(tmp_path, monkeypatch):
+    """A rule from a module of the user's own, which has been edited since, votes as it does now."""
     rows().save_to_disk(tmp_path / "saved")
     saved = Dataset.load_from_disk(tmp_path / "saved")
-    calls = tmp_path / "calls"
+    monkeypatch.syspath_prepend(tmp_path)
+    votes = []
+    for number in (0, 1):
+        (tmp_path / "my_rules.py").write_text(f"def always(row):\n    return {number}\n")
+        sys.modules.pop("my_rules", None)
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        votes.append(apply_rules(saved, [importlib.import_module("my_rules").always])["weak_labels"][:])
+    assert votes == [[[number]] * len(TEXTS) for number in (0, 1)]
 
-    def counting(row):
-        with calls.open("a") as file:
-            file.write("x")
-        return 0
 
-    for _ in range(2):
-        apply_rules(saved, [counting])
-    assert len(calls.read_text()) == len(TEXTS)
+def test_a_rule_may_fail_late(caplog):
+    """The first failure may come long after the first thousand rows."""
+    texts = ["free"] * 2000 + [None, "free"]
+    many = Dataset.from_dict({"text": texts, "label": [0] * len(texts)}).cast_column("label", rows().features["label"])
+    voted = apply_rules(many, [keyword_rule(["free"], 1)])
+    assert voted["weak_labels"][:] == [[1]] * 2000 + [[-1], [1]]
+    assert "on row 2000" in caplog.text
 
 
 def test_votes_come_from_files_and_matrices(tmp_path):

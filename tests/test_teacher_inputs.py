@@ -54,26 +54,28 @@ def test_student_encoding_is_the_collators() -> None:
 def test_text_encoding_tokenises_anew(columns: list[str], max_length: int | None, ids: list[list[int]]) -> None:
     """Texts and pairs go through the teacher's tokenizer, cut at the maximum length and padded to the longest."""
     other_way_round = tokenizer("b", "a")  # so that reading the student's ids would be noticed
-    encoding = text_encoding(inputs(ROWS, text_columns=columns, max_length=max_length), other_way_round)
+    encoding = text_encoding(inputs(ROWS, text_columns=columns, max_length=max_length), other_way_round, BertConfig())
     assert encoding([2, 0])["input_ids"].tolist() == ids
 
 
 def test_text_encoding_ignores_the_dataset_format() -> None:
     """A dataset formatted for torch still gives its text."""
-    encoding = text_encoding(inputs(ROWS.with_format("torch"), text_columns=["text"]), tokenizer("a", "b"))
+    encoding = text_encoding(
+        inputs(ROWS.with_format("torch"), text_columns=["text"]), tokenizer("a", "b"), BertConfig()
+    )
     assert encoding([0])["input_ids"].tolist() == [[2, 3]]
 
 
 def test_settings_know_tokenizer_and_length() -> None:
     """Another vocabulary or maximum length is another cache; having been used is not."""
     first = tokenizer("a", "b")
-    encoding = text_encoding(inputs(ROWS, text_columns=["text"]), first)
+    encoding = text_encoding(inputs(ROWS, text_columns=["text"]), first, BertConfig())
     before = encoding.settings()
     encoding([0, 1])
     assert encoding.settings() == before
-    assert text_encoding(inputs(ROWS, text_columns=["text"]), tokenizer("a", "b")).settings() == before
-    assert text_encoding(inputs(ROWS, text_columns=["text"]), tokenizer("b", "a")).settings() != before
-    assert text_encoding(inputs(ROWS, text_columns=["text"], max_length=8), first).settings() != before
+    assert text_encoding(inputs(ROWS, text_columns=["text"]), tokenizer("a", "b"), BertConfig()).settings() == before
+    assert text_encoding(inputs(ROWS, text_columns=["text"]), tokenizer("b", "a"), BertConfig()).settings() != before
+    assert text_encoding(inputs(ROWS, text_columns=["text"], max_length=8), first, BertConfig()).settings() != before
 
 
 def test_same_vocabulary_is_one_encoding() -> None:
@@ -105,7 +107,7 @@ def test_sizes_are_compared_without_a_tokenizer(known: PreTrainedTokenizerFast |
 def test_texts_that_cannot_be_looked_up(dataset: Any, columns: list[str], message: str) -> None:
     """Streams, missing and surplus columns are refused when the teacher is opened, not in the middle of training."""
     with pytest.raises(ValueError, match=message):
-        text_encoding(inputs(dataset, text_columns=columns), tokenizer("a"))
+        text_encoding(inputs(dataset, text_columns=columns), tokenizer("a"), BertConfig())
 
 
 def test_row_numbers_must_be_of_this_dataset() -> None:

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_bert, toy_arguments, toy_rows
+from conftest import VOCABULARY, tiny_bert, toy_arguments, toy_rows
 from datasets import Dataset, DatasetDict, IterableDataset
 from generation import tiny_generator
+from test_teachers import tokenizer
 from torch import nn
 from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
     BertForMaskedLM,
     BertForTokenClassification,
     DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
     default_data_collator,
 )
 
@@ -27,13 +31,18 @@ from amal_hf import (
     Method,
     NeumannDirection,
     RectifiedSlopes,
+    TokenMask,
     amal,
     commentaries,
     deep_interactions,
     learning_to_reweight,
+    student_from_teacher,
 )
 from amal_hf.generators import answers_by_token, class_count, is_causal, is_encoder_decoder
 from amal_hf.tokens import token_means
+
+
+MASKED = ("input_ids", "attention_mask")
 
 
 def new_trainer(folder, method=None, train=None, losses=None, model=None, meta=None, collator=None, **options):
@@ -157,8 +166,6 @@ def test_classes_derived_from_known_ones_are_known():
 
 def test_a_masked_language_model_learns(tmp_path):
     """Its labels are words, which the collator chooses."""
-    from test_teachers import tokenizer
-
     student, words = tiny_bert(head=BertForMaskedLM), tokenizer()
     words.add_special_tokens({"mask_token": "[MASK]"})
     collator = DataCollatorForLanguageModeling(words, mlm_probability=0.5)
@@ -193,7 +200,64 @@ def test_running_statistics_are_those_of_the_student_alone(tmp_path):
     assert student.classifier.norm.num_batches_tracked == 11
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bart"])
+def test_classifiers_that_read_forward_cannot_have_their_embeddings_changed(tmp_path, family):
+    """They look for a text's last token by its number, and would answer at the padding; on the left there is none."""
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=VOCABULARY,
+        num_labels=3,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    student = AutoModelForSequenceClassification.from_config(config)
+    mask = TokenMask(torch.randn(VOCABULARY, 8), [0])
+    with pytest.raises(ValueError, match="cannot see where a text ends"):
+        new_trainer(tmp_path, commentaries(mask), model=student)
+    if family != "bart":
+        left = tokenizer()
+        left.padding_side = "left"
+        sets = {"train_dataset": toy_rows(8), "meta_dataset": toy_rows(8)}
+        AMALTrainer(student, toy_arguments(tmp_path), **sets, method=commentaries(mask), processing_class=left)
+
+
+def test_a_student_writes_as_its_teacher_does():
+    """The settings of generation go with the layers."""
+    teacher = tiny_generator("gpt2", n_layer=2)
+    teacher.generation_config.max_new_tokens = 7
+    assert student_from_teacher(teacher, 1).generation_config.max_new_tokens == 7
+
+
 # ---- losses and teachers ----
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_cache_of_what_padding_changes_is_refused(tmp_path, side):
+    """Positions counted from the left differ with the padding there; the live teacher would say something else."""
+    teacher = tiny_generator("gpt2").config
+    teacher.num_labels, teacher.pad_token_id = 3, 0
+    teacher = AutoModelForSequenceClassification.from_config(teacher)
+    with torch.no_grad():
+        teacher.transformer.wpe.weight.mul_(20)
+    words = tokenizer()
+    words.padding_side = side
+    rows = toy_rows(8).map(lambda row, n: {name: row[name][: 3 + n] for name in MASKED}, with_indices=True)
+    losses = [CrossEntropy(), Distillation(teacher)]
+    options = {"losses": losses, "teacher_cache_dir": str(tmp_path / "cache")}
+
+    def build():
+        return new_trainer(tmp_path, train=rows, collator=DataCollatorWithPadding(words), **options)
+
+    if side == "right":
+        assert build().mixture.distillations
+    else:
+        with pytest.raises(ValueError, match="depend on how far it is padded"):
+            build()
 
 
 def test_a_list_of_losses_may_serve_two_trainers(tmp_path):

@@ -100,3 +100,22 @@ def test_labels_of_tokens():
     truth, labels = splits["train"][TRUTH][:], splits["train"]["labels"][:]
     assert labels[:8] == truth[:8] and set(sum(truth, [])) == {2} and set(sum(labels[8:], [])) == {-100}
     assert list(map(len, labels)) == list(map(len, splits["train"]["tokens"][:]))
+
+
+def test_rows_without_labels_are_not_drawn():
+    """L, the meta set and the validation set are of rows that have a label; the others are still voted on."""
+    some, none = data(), data()
+    for name in ("train", "validation"):
+        some[name] = some[name].map(lambda row, n: {"label": row["label"] if n % 3 else -1}, with_indices=True)
+    none["train"] = none["train"].map(lambda row: {"label": -1})
+    splits = weak_splits(some, labelled=6)
+    for name in ("labelled", "meta", "validation"):
+        assert min(splits[name]["label"]) >= 0
+    with pytest.raises(ValueError, match="no row of 'train' has a label"):
+        weak_splits(none, labelled=6)
+
+
+def test_rows_labelled_by_hand_need_no_votes():
+    """No rule has looked at them, which is as if all had abstained."""
+    splits = weak_splits(data(labeled=rows(300, 5).remove_columns("weak_labels")))
+    assert splits["train"]["weak_labels"][:5] == [[-1, -1]] * 5
