@@ -5,7 +5,7 @@ import re
 import numpy as np
 import torch
 
-from amal_hf.logs import MixtureStatistics
+from amal_hf.logs import MixtureStatistics, log_keys
 from amal_hf.mixture import Weighed
 from amal_hf.policies.policy import Observation
 
@@ -100,3 +100,11 @@ def test_weights_of_the_last_flush_are_there_for_histograms():
         expected = torch.cat([weighed.weights for weighed in seen])
         assert statistics.weights["teacher"].equal(expected[:, 1])
         assert len(statistics.weights["labels"]) == count + 2
+
+
+def test_names_that_come_out_the_same_are_told_apart():
+    """Of two losses with names in another alphabet neither vanishes from the log."""
+    names = ["метки", "слова", "a:b", "a|b", "a_b"]
+    keys = log_keys(names)
+    assert list(keys) == names and len(set(keys.values())) == len(names)
+    assert keys["a:b"] == "a_b" and keys["a|b"] == "a_b_2"

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,3 +109,9 @@ def test_values_are_shown_for_people():
     """Four digits of a number, thousands marked, intervals in words, nothing for what is not known."""
     values = [0.123456, float("nan"), None, 12345, (0.5, 0.75), True, "word"]
     assert [shown(value) for value in values] == ["0.1235", "", "", "12,345", "0.5 to 0.75", "True", "word"]
+
+
+def test_long_ids_stay_exact():
+    """A browser has 53 bits for a number; an id of more comes as text, so that an export can be joined back."""
+    record = replace(toy_record(), ids=[2**53 + 1, 2**53 - 1, "a"])
+    assert page_data(record)["ids"] == ["9007199254740993", 2**53 - 1, "a"]

@@ -384,8 +384,10 @@ def test_a_checkpoint_given_as_a_path_is_that_checkpoint(tmp_path):
     """And not the newest one."""
     new_trainer(tmp_path, save_strategy="steps", save_steps=2).train()
     resumed = new_trainer(tmp_path, save_strategy="steps", save_steps=2)
+    steps = []
+    resumed.training_step = lambda *given: steps.append(1) or AMALTrainer.training_step(resumed, *given)
     resumed.train(resume_from_checkpoint=Path(tmp_path) / "checkpoint-2")
-    assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry] == [2, 4, 6]
+    assert len(steps) == 4
 
 
 def test_a_trajectory_of_largest_logits_is_resumed(tmp_path):
