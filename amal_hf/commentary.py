@@ -208,7 +208,9 @@ class Commentary:
             wanted = "no data" if schema.kind == LabelBlend.__name__ else f"data from the encoder '{schema.encoder}'"
             raise ValueError(f"Commentary: {schema.kind} needs {wanted}; got {_shape(data)}.")
         if schema.kind == CommentaryNetwork.__name__ and data is not None:
-            return Method("commentary", Frozen(CommentaryNetwork(data, **schema.arguments), self.tensors))
+            return Method(
+                "commentary", Frozen(CommentaryNetwork(data, **schema.arguments), self.tensors, schema.losses)
+            )
         policy: BatchPolicy = (
             LabelBlend(**schema.arguments) if data is None else MASKS[schema.kind](data, **schema.arguments)
         )

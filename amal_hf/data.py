@@ -86,9 +86,12 @@ def find_text_columns(columns: Sequence[str]) -> tuple[str, ...]:
     return _first_present(columns, _TEXT_COLUMNS, "text_columns=[...]")
 
 
-def normalise_text(text: str | Sequence[str]) -> str:
-    """The text with case folded and runs of white space made one blank; tokens are joined by blanks."""
-    joined = text if isinstance(text, str) else " ".join(text)
+def normalise_text(text: Any) -> str:
+    """The text with case folded and runs of white space made one blank; tokens are joined by blanks.
+
+    A file may have numbers for texts, or nothing.
+    """
+    joined = " ".join(map(str, text)) if isinstance(text, (list, tuple)) else str("" if text is None else text)
     return " ".join(joined.casefold().split())
 
 
@@ -244,17 +247,64 @@ def _with_label(dataset: DatasetDict, column: str, names: list[str] | None) -> D
             f"{splits[0].column_names}. Several labels a text are not supported."
         )
     if column != target:
-        dataset = dataset.rename_column(column, target)
+        dataset = DatasetDict(
+            {
+                name: split.rename_column(column, target) if column in split.column_names else split
+                for name, split in dataset.items()
+            }
+        )
     if isinstance(inner, ClassLabel):
         return dataset
-    if inner.dtype.startswith("float") and not tokenwise:
+    if not tokenwise and _are_numbers(dataset, target):
         return dataset.cast_column(target, Value("float32"))
     return _encode(dataset, target, tokenwise, names)
 
 
+def _are_numbers(dataset: DatasetDict, column: str) -> bool:
+    """Whether labels are numbers to be hit rather than classes.
+
+    Raises:
+        ValueError: they are, and some are missing, which no code could stand for.
+    """
+    values = [value for split in dataset.values() for value in _column(split, column)]
+    known = [value for value in values if value not in (None, "")]
+    if not any(isinstance(value, float) or _is_fraction(value) for value in known):
+        return False
+    if len(known) < len(values) and all(isinstance(value, float) or _is_number(value) for value in known):
+        raise ValueError(
+            f"Column {column!r} holds numbers, and {len(values) - len(known)} rows have none. Remove these rows."
+        )
+    return all(isinstance(value, float) for value in known)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, str) and _is_number(value) and not float(value).is_integer()
+
+
+def _column(split: Dataset, column: str) -> list[Any]:
+    """The values of a column, `None` where a split lacks it: test sets often come without labels."""
+    if column not in split.column_names:
+        return [None] * len(split)
+    values: list[Any] = split.with_format(None)[column][:]
+    return values
+
+
 def _encode(dataset: DatasetDict, column: str, tokenwise: bool, names: list[str] | None) -> DatasetDict:
-    plain = {name: split.with_format(None)[column][:] for name, split in dataset.items()}
+    plain = {name: _column(split, column) for name, split in dataset.items()}
     seen = set(_flatten(value for values in plain.values() for value in values))
+    # A blank makes a table's whole column text, where that of another split is of numbers.
+    alike = {str(value): value for value in seen if value is not None and not isinstance(value, str)}
+    if alike:
+        plain = {name: [alike.get(v, v) if isinstance(v, str) else v for v in vs] for name, vs in plain.items()}
+        seen = set(_flatten(value for values in plain.values() for value in values))
     codes = _class_codes(seen - {None, ""}, names)
     if unknown := seen - set(codes):
         raise ValueError(f"Column {column!r} has labels {sorted(map(str, unknown))} that label.json does not name.")

@@ -114,7 +114,8 @@ class Mixture:
         for loss in self.joint:
             loss.reset()
         pulls = tuple(loss.pull for loss in self.losses for _ in loss.names)
-        sizes = Sizes(len(self.names), len(self.distillations), examples, labels, states, folder, pulls)
+        names = tuple(self.names)
+        sizes = Sizes(len(names), len(self.distillations), examples, labels, states, folder, pulls, names)
         self.policy.reset(sizes, initial)
         self.record = self.policy.rows() or RowStore(examples, torch.full((len(self.names),), float("nan")), folder)
         self.notes = ExampleNotes(examples, self.groups, {loss.name: loss.logits_key for loss in self.distillations})

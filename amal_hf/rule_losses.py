@@ -35,6 +35,8 @@ class RuleLosses(Loss):
 
     def __init__(self, rules: Sequence[str] | int, name: str = "rules", column: str = VOTES) -> None:
         named = [f"rule_{number}" for number in range(rules)] if isinstance(rules, int) else list(rules)
+        if isinstance(rules, str):
+            raise ValueError(f"RuleLosses: rules must be a list of names, or how many; got {rules!r}.")
         if not named or len(set(named)) < len(named):
             raise ValueError(f"RuleLosses: needs rules, each with a name of its own; got {named}.")
         self.rules = named

@@ -60,7 +60,7 @@ def rule(function: Callable[[Row], Vote]) -> Rule:
 
 def keyword_rule(words: Iterable[str], label: Vote, column: str = "text", name: str | None = None) -> Rule:
     """A rule that votes `label` where one of the words stands as a whole word, in any case."""
-    listed = list(words)
+    listed = [words] if isinstance(words, str) else list(words)
     pattern = r"(?<!\w)(?:" + "|".join(re.escape(word) for word in listed) + r")(?!\w)"
     return regex_rule(pattern, label, column, name or f"keyword_{listed[0]}" if listed else "keyword")
 
@@ -205,7 +205,7 @@ def _number(vote: Vote, classes: list[str], name: str) -> int:
     if isinstance(vote, str):
         if vote in classes:
             return classes.index(vote)
-    elif ABSTAIN <= int(vote) < len(classes):
+    elif vote in range(ABSTAIN, len(classes)):  # 0.7 and NaN are no numbers of classes
         return int(vote)
     raise ValueError(
         f"Rule '{name}' voted {vote!r}, which is not one of the classes {classes} (or their numbers). Return None to "

@@ -84,8 +84,9 @@ class LiveTeacher:
         self._order = order
         self._encoding = encoding
         self._autocast = autocast
-        # of the class: libraries that wrap `model.forward` hide its parameters, as PEFT does
-        self._accepted = set(inspect.signature(type(without_adapters(model)).forward).parameters) - {"labels"}
+        # of the class: libraries that wrap `model.forward` hide its parameters, as PEFT and torch.compile do
+        plain = without_adapters(getattr(model, "_orig_mod", model))
+        self._accepted = set(inspect.signature(type(plain).forward).parameters) - {"labels"}
 
     def __call__(self, batch: Batch) -> Logits:
         """`(B, C)` or `(B, T, C)`, float32 on the batch's device.

@@ -194,6 +194,17 @@ def test_weights_keep_their_meaning_in_a_run_of_another_length(tmp_path):
     torch.testing.assert_close(one, other)
 
 
+def test_weights_go_by_the_losses_they_were_learned_for(tmp_path):
+    """In another order each loss would get the other's weights, without a word."""
+    trainer = new_trainer(tmp_path, commentaries(CommentaryNetwork(EMBEDDINGS, 3)), no_dropout(), losses=two_losses())
+    trainer.train()
+    read = Commentary.learned_by(trainer)
+    method = read.method_for(no_dropout(), toy_rows(ROWS), EMBEDDINGS)
+    new_trainer(tmp_path, method, no_dropout(), losses=two_losses())
+    with pytest.raises(ValueError, match="in this order"):
+        new_trainer(tmp_path, method, no_dropout(), losses=two_losses()[::-1])
+
+
 def test_other_rows_are_warned_of(tmp_path, caplog):
     """The same labels over other texts: it works, but says what it is."""
     read = Commentary.learned_by(learned(tmp_path, KINDS["blend"]))

@@ -219,3 +219,43 @@ def test_fingerprint_is_of_the_content(tmp_path):
     names = {dataset_fingerprint(other, ["text", "label"]) for other in others}
     names |= {dataset_fingerprint(rows, ["text"]), dataset_fingerprint(DatasetDict(test=rows), ["text", "label"])}
     assert len(names | {name}) == 6
+
+
+# ---- missing labels ----
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "names", "codes"),
+    [
+        (["0", "1"], ["1", ""], ["0", "1"], [1, -1]),
+        (["True", "False"], ["True", ""], ["False", "True"], [1, -1]),
+        (["1.0", "2.0", "x"], ["x", ""], ["1.0", "2.0", "x"], [2, -1]),
+        (["x", "y"], None, ["x", "y"], [-1, -1]),
+    ],
+    ids=["numbers", "truths", "versions", "no column"],
+)
+def test_missing_labels_in_one_split(tmp_path, train, test, names, codes):
+    """A blank makes a column text in one file and not in another; a test set may have no column of labels at all."""
+
+    def write(name, labels):
+        head = "text,label" if labels else "text"
+        lines = [f"a {n},{label}" for n, label in enumerate(labels)] if labels else ["a 0", "a 1"]
+        (tmp_path / f"{name}.csv").write_text("\n".join([head, *lines]) + "\n")
+
+    write("train", train)
+    write("test", test)
+    data = read_dataset(tmp_path)
+    assert data["test"]["label"][:] == codes
+    assert data["train"].features["label"].names == names
+
+
+def test_missing_numbers_are_refused(tmp_path):
+    """No code could stand for one."""
+    (tmp_path / "train.csv").write_text("text,label\na,0.5\nb,\n")
+    with pytest.raises(ValueError, match="holds numbers, and 1 rows have none"):
+        read_dataset(tmp_path)
+
+
+def test_texts_may_be_numbers_or_missing():
+    """A file may have read them so."""
+    assert [normalise_text(text) for text in (12, None, ["A", "b"])] == ["12", "", "a b"]

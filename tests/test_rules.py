@@ -146,3 +146,19 @@ def test_bad_rules_are_refused():
     for make, message in cases:
         with pytest.raises(ValueError, match=message):
             make()
+
+
+@pytest.mark.parametrize("vote", [0.7, float("nan"), 2, "maybe"])
+def test_votes_that_are_no_class_are_refused(vote):
+    """By the rule's name."""
+
+    def odd(row):
+        return vote
+
+    with pytest.raises(ValueError, match="Rule 'odd' voted"):
+        apply_rules(rows(), [odd])
+
+
+def test_one_word_is_a_word():
+    """And not its letters."""
+    assert apply_rules(rows(), [keyword_rule("song", "ham")])["weak_labels"][:] == [[-1], [0], [-1], [0]]

@@ -1,6 +1,6 @@
 """A policy that was learned before, applied to a new student as it is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ class Frozen(Policy):
     Args:
         policy: made as the one that was saved, as `StateNetwork(layers=(-1,))`.
         saved: the file that `save_policy` wrote, or the tensors themselves.
+        losses: names of the losses that it was learned with, in their order; not compared by default.
 
     Example:
         >>> save_policy(trainer.mixture.policy, "states.safetensors")            # doctest: +SKIP
@@ -41,8 +42,11 @@ class Frozen(Policy):
 
     learns = False
 
-    def __init__(self, policy: Policy, saved: str | Path | Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, policy: Policy, saved: str | Path | Mapping[str, Tensor], losses: Sequence[str] | None = None
+    ) -> None:
         super().__init__()
+        self.losses = None if losses is None else tuple(losses)
         self.policy = policy
         self.saved = saved if isinstance(saved, Mapping) else Path(saved)
         self.needs_ids = policy.needs_ids
@@ -56,6 +60,11 @@ class Frozen(Policy):
             FileNotFoundError: there is no such file.
             ValueError: it is no safetensors file, or was learned for other losses, labels or hidden sizes.
         """
+        if self.losses is not None and sizes.names and self.losses != sizes.names:
+            raise ValueError(
+                f"Frozen: the weights were learned for the losses {list(self.losses)}, in this order, and the run has "
+                f"{list(sizes.names)}. Give it the same losses, under the same names."
+            )
         self.policy.reset(sizes, initial)
         saved = self._read(self.saved) if isinstance(self.saved, Path) else self.saved
         own = _tensors(self.policy)

@@ -26,6 +26,7 @@ class Sizes(NamedTuple):
         states: widths of the student's hidden states, one a layer.
         folder: where rows of weights are kept that should not be in memory; see `RowStore`.
         pulls: K, `Loss.pull` of each; all one by default.
+        names: of the losses, where they are known.
     """
 
     losses: int
@@ -35,6 +36,7 @@ class Sizes(NamedTuple):
     states: tuple[int, ...] = ()
     folder: str | None = None
     pulls: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 class Signals(NamedTuple):
