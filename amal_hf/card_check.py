@@ -24,7 +24,7 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _UNFILLED = re.compile(r"more information needed|\bnone\b *\||\bnan\b|\bundefined\b|\{\{|\{%", re.IGNORECASE)
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-_LINK = re.compile(r"!?\[[^\]\n]*\]\(([^)\s]*)\)")
+_LINK = re.compile(r"!?(?<!\\)\[[^\]\n]*\]\(([^)\s]*)\)")
 _CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -41,7 +41,7 @@ def check_card(text: str, folder: str | Path | None = None, given: Iterable[str]
     """
     problems = [
         *_problems_of_metadata(text),
-        *_problems_of_body(_without(_body(text), given), None if folder is None else Path(folder)),
+        *_problems_of_body(_body(text), None if folder is None else Path(folder), given),
     ]
     if _TOKEN.search(text):
         problems.append("something in it looks like an access token")
@@ -150,9 +150,9 @@ def is_repository(name: Any) -> bool:
 # ---- body ----
 
 
-def _problems_of_body(body: str, folder: Path | None) -> Iterator[str]:
+def _problems_of_body(body: str, folder: Path | None, given: Iterable[str]) -> Iterator[str]:
     prose = _CODE.sub("(code)", body)
-    for match in _UNFILLED.finditer(prose):
+    for match in _UNFILLED.finditer(_without(prose, given)):
         yield f"it says '{match[0]}'; leave out what is not known"
     yield from _empty_sections(prose)
     for target in _LINK.findall(prose):

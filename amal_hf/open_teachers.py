@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from torch import nn
+
 from amal_hf.distillation import Distillation
 from amal_hf.generators import is_encoder_decoder, without_adapters
 from amal_hf.sharded import cut
@@ -48,7 +50,8 @@ def open_teachers(
     read = columns | {"labels"} if is_encoder_decoder(student) else columns
     present = getattr(dataset, "column_names", None) or []
     for loss in losses:
-        if callable(loss.source) and not hasattr(loss.source, "config"):
+        is_model = isinstance(loss.source, nn.Module) and hasattr(loss.source, "config")
+        if callable(loss.source) and not is_model:
             loss.teacher = loss.source
             continue
         inputs = TeacherInputs(

@@ -164,7 +164,7 @@ def _as_tensors(step: RecordedStep) -> dict[str, Any]:
     weighed = [{**w._asdict(), "observation": w.observation._asdict()} for w in step.weighed]
     # Named tuples are classes, and a checkpoint is read without any.
     batches = [
-        {name: tuple(value) if isinstance(value, TopLogits) else value for name, value in batch.items()}
+        {name: value._asdict() if isinstance(value, TopLogits) else value for name, value in batch.items()}
         for batch in step.batches
     ]
     return {
@@ -178,7 +178,7 @@ def _as_tensors(step: RecordedStep) -> dict[str, Any]:
 def _from_tensors(state: dict[str, Any]) -> RecordedStep:
     weighed = [Weighed(**{**w, "observation": Observation(**w["observation"])}) for w in state["weighed"]]
     batches = [
-        {name: TopLogits(*value) if isinstance(value, tuple) else value for name, value in batch.items()}
+        {name: TopLogits(**value) if isinstance(value, dict) else value for name, value in batch.items()}
         for batch in state["batches"]
     ]
     return RecordedStep(**{**state, "weighed": weighed, "batches": batches})

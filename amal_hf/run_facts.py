@@ -212,17 +212,19 @@ def _extremes(
     loss = table.column_names[1]
     weights = np.array(table[loss][:], dtype=np.float64)
     order = np.argsort(weights)[: np.isfinite(weights).sum()]
-    texts = texts_of(rows, tokenizer)
+    picked = [int(number) for number in (*order[:count], *order[::-1][:count])]
+    texts = texts_of(rows.select(picked), tokenizer)
 
-    def shown(number: int) -> dict[str, Any]:
+    def shown(place: int, number: int) -> dict[str, Any]:
         row = rows[number]
-        text = " / ".join(column[number] for column in texts.values())
+        text = " / ".join(column[place] for column in texts.values())
         label = row.get("label", row.get("labels"))
         known = "" if label is None or label == IGNORED else _class(rows, label)
         weight = float(weights[number])
         return {"id": str(table[number][EXAMPLE_ID]), "weight": weight, "label": known, "text": text[:_TEXT_SHOWN]}
 
-    return [shown(int(n)) for n in order[:count]], [shown(int(n)) for n in order[::-1][:count]]
+    entries = [shown(place, number) for place, number in enumerate(picked)]
+    return entries[: len(order[:count])], entries[len(order[:count]) :]
 
 
 def _class(rows: datasets.Dataset, label: Any) -> str:

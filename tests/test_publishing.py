@@ -492,7 +492,10 @@ def test_names_and_texts_may_say_anything(hub, tmp_path):
     """
     texts = ["undefined {{ name }}", "see [docs](api.html)", "![x](https://example.org/x.png)", "NONE | nan"]
     rows = toy_rows(40).add_column("text", [texts[number % 4] for number in range(40)])
-    student = tiny_bert(id2label={0: "nan", 1: "NONE", 2: "undefined"}, label2id={"nan": 0, "NONE": 1, "undefined": 2})
+    names = ["nan", "NONE", "figures"]
+    student = tiny_bert(id2label=dict(enumerate(names)), label2id={name: n for n, name in enumerate(names)})
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "weights.png").write_bytes(b"picture")
     args = toy_arguments(tmp_path, hub_model_id="me/bert-base-nan", push_to_hub=True)
     trainer = AMALTrainer(
         student,
