@@ -218,6 +218,11 @@ class CustomLoss(Loss):
     """A plain function `(outputs, batch) -> (B,)` with a name.
 
     `AMALTrainer(losses=[..., function])` wraps functions by itself, taking the function's own name.
+
+    Args:
+        function: reads the student's outputs and the batch, and gives one value for every example.
+        name: column name.
+        columns: dataset columns that it reads beyond what the student's forward takes.
     """
 
     def __init__(self, function: Callable[[Any, Batch], PerExample], name: str, columns: tuple[str, ...] = ()) -> None:

@@ -62,6 +62,9 @@ class Method:
         restart_every: optimizer steps after which the student and its optimizer begin again where they began (Teaching
             with Commentaries: whole short runs); 0 is off. The trajectory then covers a whole short run.
         citation: BibTeX of the source.
+
+    Raises:
+        ValueError: parts that do not go together, with what to do instead.
     """
 
     name: str

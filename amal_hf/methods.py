@@ -217,5 +217,9 @@ def commentaries(commentary: CommentaryNetwork | BatchPolicy, *, short_runs: int
 
 
 def random_weights(seed: int = 0) -> Method:
-    """Convex weights drawn at random for every example and kept: a control, not a method. Needs no meta set."""
+    """Convex weights drawn at random for every example and kept: a control, not a method. Needs no meta set.
+
+    Args:
+        seed: of the draws; the same gives the same weights to the same examples.
+    """
     return Method(name="random_weights", policy=RandomWeights(seed))

@@ -49,6 +49,9 @@ class Snapshots(Rewind):
 
     Args:
         every: steps from one copy to the next; `None` balances copies against repetitions.
+
+    Raises:
+        ValueError: fewer than one step from copy to copy.
     """
 
     def __init__(self, every: int | None = None) -> None:

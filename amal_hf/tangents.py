@@ -62,6 +62,9 @@ class FiniteDifference(Tangent):
         radius: length of the step `ε‖v‖` in parameter space. `None` chooses by precision: 0.01 in fp32 and 0.1 in
             bf16 or fp16, which on a MiniLM-L6 gave relative errors of 9e-5 and about 1e-2 (too small a radius drowns
             in rounding, too large a one in curvature; `benchmarks/precision.py`); 1e-4 in fp64.
+
+    Raises:
+        ValueError: a radius that is not positive and finite.
     """
 
     def __init__(self, radius: float | None = None) -> None:

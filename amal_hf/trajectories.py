@@ -109,6 +109,9 @@ class Trajectory:
         frozen_second_moment: take the second moment of Adam and AdamW as given. The derivative of a fresh Adam
             step lets the noisiest coordinates decide: its sensitivity is `ε / (|g| + ε)²`. Steps of other optimizers
             are differentiated as they are.
+
+    Raises:
+        ValueError: fewer than one step.
     """
 
     steps: int = 5

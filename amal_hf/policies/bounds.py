@@ -99,6 +99,9 @@ class ConvexOrNone(Normalisation):
 
     Args:
         share: what the extra choice starts with, in (0, 1).
+
+    Raises:
+        ValueError: a share outside it.
     """
 
     def __init__(self, share: float = 0.1) -> None:
@@ -158,6 +161,9 @@ class MeanOne(Normalisation):
 
     Args:
         momentum: share of the new mean in the running one.
+
+    Raises:
+        ValueError: a momentum outside (0, 1].
     """
 
     mean: Tensor
