@@ -16,6 +16,7 @@ References:
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -77,14 +78,37 @@ class Spear(JointLoss):
         return tuple(f"{self.name}/{term}" for term in ("entropy", "pseudo_label", "agreement"))
 
     def check(self, rows: Any, classes: int) -> None:
-        """Votes of these rules, each for the one class of its rule.
+        """Votes of these rules, each for the one class of its rule, labels or -100, and scores where rules fired.
 
         Raises:
             ValueError: says what is not so.
         """
+        known = self.cage.theta.shape[0]
+        if known != classes:
+            raise ValueError(f"Spear '{self.name}': its Cage was made for {known} classes, the student has {classes}.")
+        names = getattr(rows, "column_names", None)
+        if names is not None and not {"label", "labels"} & set(names):
+            raise ValueError(
+                f"Spear '{self.name}' tells labelled rows from others by their label, and the training set has {names}. "
+                f"Add a column 'label' of -100 where there is none."
+            )
+        if names is not None and self.scores is not None:
+            self._check_scores(rows, names)
         votes = votes_of(rows, self.column, self.cage.theta.shape[1], classes)
         if votes is not None:
             self.cage.fired(torch.as_tensor(votes))
+
+    def _check_scores(self, rows: Any, names: list[str]) -> None:
+        if self.scores not in names:
+            raise ValueError(
+                f"Spear '{self.name}': the training set has no column '{self.scores}' of scores: {names}."
+            )
+        scores = np.array(rows[self.scores][:], dtype=np.float64) if hasattr(rows, "__len__") else np.zeros(0)
+        if not np.isfinite(scores).all():
+            raise ValueError(
+                f"Spear '{self.name}': column '{self.scores}' has scores that are missing or not finite. Use 0 where a "
+                f"rule abstains."
+            )
 
     def present(self, batch: Batch) -> Tensor:
         """`(B, 3)`: the first two on unlabelled rows, the last two where a rule fired."""

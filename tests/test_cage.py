@@ -206,3 +206,20 @@ def test_votes_for_another_class_are_refused_before_training(tmp_path):
             train_dataset=rows,
             losses=[CrossEntropy(), Spear(Cage([0, 1, 2], 3))],
         )
+
+
+@pytest.mark.parametrize(
+    ("rows", "scores", "message"),
+    [
+        (toy_rows(4), None, "made for 2 classes, the student has 3"),
+        (toy_rows(4).remove_columns("labels"), None, "labelled rows from others"),
+        (toy_rows(4), "sure", "no column 'sure'"),
+        (toy_rows(4).add_column("sure", [[0.5, float("nan"), 0.1]] * 4), "sure", "missing or not finite"),
+    ],
+    ids=["classes", "labels", "column", "scores"],
+)
+def test_what_spear_needs_is_named_before_training(rows, scores, message):
+    """And not by an error of torch at the first step."""
+    spear = Spear(Cage([0, 1, 1], 2 if message.startswith("made") else 3), scores=scores)
+    with pytest.raises(ValueError, match=message):
+        spear.check(rows, 3)
