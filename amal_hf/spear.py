@@ -89,8 +89,8 @@ class Spear(JointLoss):
         names = getattr(rows, "column_names", None)
         if names is not None and not {"label", "labels"} & set(names):
             raise ValueError(
-                f"Spear '{self.name}' tells labelled rows from others by their label, and the training set has {names}. "
-                f"Add a column 'label' of -100 where there is none."
+                f"Spear '{self.name}' tells labelled rows from others by their label, and the training set has "
+                f"{names}. Add a column 'label', of -100 where there is none."
             )
         if names is not None and self.scores is not None:
             self._check_scores(rows, names)
@@ -100,14 +100,12 @@ class Spear(JointLoss):
 
     def _check_scores(self, rows: Any, names: list[str]) -> None:
         if self.scores not in names:
-            raise ValueError(
-                f"Spear '{self.name}': the training set has no column '{self.scores}' of scores: {names}."
-            )
+            raise ValueError(f"Spear '{self.name}': the training set has no column '{self.scores}': {names}.")
         scores = np.array(rows[self.scores][:], dtype=np.float64) if hasattr(rows, "__len__") else np.zeros(0)
         if not np.isfinite(scores).all():
             raise ValueError(
-                f"Spear '{self.name}': column '{self.scores}' has scores that are missing or not finite. Use 0 where a "
-                f"rule abstains."
+                f"Spear '{self.name}': column '{self.scores}' has scores that are missing or not finite. Use 0 where "
+                f"a rule abstains."
             )
 
     def present(self, batch: Batch) -> Tensor:
