@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerState
 
 from amal_hf import AMALTrainer, CrossEntropy, Distillation, last_checkpoint
 from amal_hf.checkpoints import FILES_NAME, fault
-from amal_hf.meta_set import MetaSet
+from amal_hf.learner import WeightLearner
 
 
 OPTIONS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "meta_interval": 1}
@@ -172,10 +172,10 @@ def test_running_out_of_memory_in_a_meta_step_names_the_settings(tmp_path, monke
     notes = []
     for raised in (error, RuntimeError("shapes differ")):
 
-        def fail(self, step, raised=raised):
+        def fail(self, raised=raised):
             raise raised
 
-        monkeypatch.setattr(MetaSet, "batch", fail)
+        monkeypatch.setattr(WeightLearner, "next_meta_batch", fail)
         with pytest.raises(RuntimeError) as caught:
             trained(tmp_path)
         assert caught.value is raised
