@@ -139,6 +139,7 @@ def main() -> None:
         # What was measured before stays, unless it was measured again.
         old: dict[str, Any] = next((o for o in kept if o["length"] == cell["length"]), {"variants": {}})
         cell["variants"] = {**old["variants"], **cell["variants"]}
+        cell["rounds"] = [*old.get("rounds", []), *cell["rounds"]]
     kept = [cell for cell in kept if cell["length"] not in options.lengths]
     RESULTS.write_text(json.dumps({**versions, "cells": kept + cells}, indent=1) + "\n")
 
