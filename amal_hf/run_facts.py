@@ -163,7 +163,13 @@ def _evaluation(trainer: Any) -> dict[str, float]:
     """
     state, several = trainer.state, isinstance(trainer.eval_dataset, dict)
     best = state.best_global_step if trainer.args.load_best_model_at_end and state.best_global_step else None
-    history = [entry for entry in state.log_history if best is None or entry.get("step") == best]
+    ended = max((n for n, entry in enumerate(state.log_history) if "train_runtime" in entry), default=-1)
+    since = state.log_history[ended + 1 :]
+    # What was evaluated after training is the student as it stands, whatever has been done to it since.
+    if best is None or any(name.startswith("eval_") for entry in since for name in entry):
+        history = state.log_history
+    else:
+        history = [entry for entry in state.log_history if entry.get("step") == best]
     marks = [f"eval_{name}_loss" for name in trainer.eval_dataset] if several else ["eval_loss"]
     found: list[dict[str, Any]] = [next((entry for entry in reversed(history) if mark in entry), {}) for mark in marks]
     last: dict[str, Any] = {name: value for entry in found for name, value in entry.items()}

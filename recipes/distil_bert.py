@@ -283,7 +283,7 @@ def new_trainer(
         args=args,
         train_dataset=data["train"],
         eval_dataset=data["validation"],
-        meta_dataset=data["meta"],
+        meta_dataset=data["meta"] if mixing.get("method") else None,
         processing_class=tokenizer,
         compute_metrics=classification_metrics,
         **mixing,

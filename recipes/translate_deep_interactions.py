@@ -274,14 +274,14 @@ def train(
     """Train one student; all start from the same weights and see the same batches."""
     print(f"\n{name}: {args.num_train_epochs:g} epochs")
     set_seed(args.seed)
-    own = copy.copy(args)
+    own, method = copy.copy(args), RUNS[name]()
     own.push_to_hub = args.push_to_hub and name == recipe.runs[-1]
     trainer = AMALSeq2SeqTrainer(
         model=STUDENTS[recipe.student](tokenizer, recipe),
         args=own,
         train_dataset=data["train"],
         eval_dataset=data["validation"],
-        meta_dataset=data["meta"],
+        meta_dataset=data["meta"] if method is not None and method.learns else None,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         processing_class=tokenizer,
         # BLEU where sacrebleu is installed, the share of exact matches in any case.
@@ -289,7 +289,7 @@ def train(
         if importlib.util.find_spec("sacrebleu")
         else exact_match(tokenizer),
         losses=[CrossEntropy()],
-        method=RUNS[name](),
+        method=method,
     )
     return trainer, trainer.train().metrics["train_runtime"]
 

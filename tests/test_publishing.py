@@ -532,6 +532,10 @@ def test_scores_are_those_of_the_student_that_is_published(tmp_path):
     trainer.train()
     trainer.create_model_card()
     assert "score 0.9" in (tmp_path / "README.md").read_text()
+    trainer.compute_metrics = lambda prediction: {"score": 0.5}
+    trainer.evaluate()
+    trainer.create_model_card()
+    assert "score 0.5" in (tmp_path / "README.md").read_text()
     several = new_trainer(tmp_path / "several")
     several.eval_dataset = {"near": toy_rows(8, seed=1), "far": toy_rows(8, seed=2)}
     several.compute_metrics = lambda prediction: {"score": 0.25}
