@@ -24,18 +24,10 @@ from torch import Tensor, nn
 from transformers.trainer_utils import IntervalStrategy
 
 from amal_hf.arguments import AMALArguments
-from amal_hf.checks import (
-    check_arguments,
-    check_data,
-    check_generator,
-    check_meta_batch,
-    check_trainer,
-    state_widths,
-    use_one_gpu,
-    warn_of_shared_sets,
-)
+from amal_hf.checks import check_arguments, check_trainer, state_widths, use_one_gpu
 from amal_hf.collator import ExampleCollator, is_stream, is_transformed, numbered
 from amal_hf.compiled import meta_forward
+from amal_hf.data_checks import check_data, check_generator, check_meta_batch, warn_of_shared_sets
 from amal_hf.generators import class_count, is_causal, with_decoder_inputs
 from amal_hf.learner import Student, WeightLearner
 from amal_hf.logs import MixtureStatistics

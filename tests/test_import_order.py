@@ -109,7 +109,7 @@ LEVELS = [
     },
     {"recorder", "run_figures", "student_inputs", "token_mixture"},
     {"learner", "methods", "report", "arguments", "commentary", "skipped_steps", "memory", "weights", "run_facts"},
-    {"checks", "resumable", "run_outputs", "publishing"},
+    {"checks", "data_checks", "resumable", "run_outputs", "publishing"},
     {"trainer"},
     {"seq2seq"},
 ]
