@@ -12,7 +12,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from amal_hf.arguments import AMALArguments
-from amal_hf.generators import answers_by_token, without_adapters
+from amal_hf.generators import answers_by_token, class_count, without_adapters
 from amal_hf.last_layer import LastLayer
 from amal_hf.losses import Loss
 from amal_hf.meta import Method
@@ -132,10 +132,21 @@ def _reads_last_token(student: Any) -> bool:
     return classifies and (forward or student.config.is_encoder_decoder)
 
 
+def shows_states(model: Any) -> bool:
+    """Whether a student can be asked for hidden states that a linear probe could tell its classes from."""
+    student = without_adapters(model)
+    one_side = not getattr(student.config, "is_encoder_decoder", False)
+    return one_side and not answers_by_token(model) and class_count(model) > 1 and _takes_states(student)
+
+
+def _takes_states(student: Any) -> bool:
+    parameters = inspect.signature(student.forward).parameters.values()
+    return any(p.name == "output_hidden_states" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
 def _check_hidden_states(student: Any) -> None:
     state_widths(student.config)
-    parameters = inspect.signature(student.forward).parameters.values()
-    if not any(p.name == "output_hidden_states" or p.kind is p.VAR_KEYWORD for p in parameters):
+    if not _takes_states(student):
         raise ValueError(
             f"AMALTrainer: the policy reads the student's hidden states, and {type(student).__name__}.forward takes "
             f"no `output_hidden_states`. Use a policy without them: LossNetwork()."

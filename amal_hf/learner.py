@@ -1,7 +1,7 @@
 """When the weights learn, and from which batches: the timing around `meta.py`."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from amal_hf.clean_probe import MOST_ROWS
 from amal_hf.last_layer import frozen_body
 from amal_hf.meta import (
     MetaLoss,
@@ -256,8 +257,20 @@ class WeightLearner:
         return evaluate
 
     def _meta_loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """This process's part of the objective, a mean over the meta batch."""
+        """This process's part of the objective, a mean over the meta batch; the policy sees the outputs too."""
+        self.mixture.show_clean(outputs, batch)
         return kept(self.method.objective(outputs, batch), batch).sum() / self.meta_set.batch_size
+
+    def not_yet_seen(self) -> Iterator[Batch]:
+        """Meta batches for `show`: all clean rows that a policy can remember, before its first meta step."""
+        if self.steps_taken == 0 and self.mixture.policy.reads_clean_states:
+            rows = min(len(self.meta_set.rows), MOST_ROWS)
+            yield from (self.meta_set.batch(number) for number in range(-(-rows // self.meta_set.batch_size)))
+
+    def show(self, student: Student, batch: Batch) -> None:
+        """Let the policy see what the student makes of clean rows."""
+        with undisturbed(student.model), torch.no_grad():
+            self.mixture.show_clean(_outputs(student, student.inputs.plain(batch)), batch)
 
     def next_meta_batch(self) -> Batch:
         """The meta batch of the next meta step, as the collator made it, the same on all processes."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from amal_hf.shapes import Batch
+from amal_hf.shapes import META_ROW, Batch
 
 
 class MetaSet:
@@ -42,9 +42,9 @@ class MetaSet:
     def batch(self, number: int) -> Batch:
         """Batch `number`, counted from 0."""
         first = number * self.batch_size
-        rows = [self.rows[self._row(position)] for position in range(first, first + self.batch_size)]
+        numbers = [self._row(position) for position in range(first, first + self.batch_size)]
         with _own_random_numbers(self.seed * 1_000_003 + number):
-            return self.collate(rows)
+            return {**self.collate([self.rows[row] for row in numbers]), META_ROW: torch.tensor(numbers)}
 
     def _row(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.rows))

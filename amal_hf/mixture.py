@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from amal_hf.clean_probe import CleanRows
 from amal_hf.distillation import Distillation
 from amal_hf.example_notes import ExampleNotes
 from amal_hf.losses import IGNORED, CustomLoss, JointLoss, Loss, Task
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, as_mixture, weights_of
 from amal_hf.policies.store import RowStore
 from amal_hf.processes import rows_of_all
-from amal_hf.shapes import EXAMPLE_ID, KEPT, Batch, Evaluation, ExampleIds, Logits, LossTable, Targets
+from amal_hf.shapes import EXAMPLE_ID, KEPT, META_ROW, Batch, Evaluation, ExampleIds, Logits, LossTable, Targets
 from amal_hf.top_logits import TopLogits
 
 
@@ -149,6 +150,14 @@ class Mixture:
         signals = Signals(losses.detach(), outputs.logits.detach(), teachers, batch, self.task, states, asked)
         return Evaluation(kept(losses, batch), kept(self.policy.observe(signals), batch))
 
+    def show_clean(self, outputs: Any, batch: Batch) -> None:
+        """Let the policy see what the student makes of a meta batch, where it gives one class for each row."""
+        states, labels = hidden_states(outputs, batch), batch["labels"]
+        if not self.policy.reads_clean_states or not states or not one_class_each(outputs.logits, labels):
+            return
+        parts = (kept(part, batch) for part in (batch[META_ROW], states[-1], labels))
+        self.policy.note_clean(CleanRows(*(rows_of_all(part) for part in parts)))
+
     def teacher_losses(self, batch: Batch) -> tuple[LossTable, ...]:
         """What each teacher's logits cost, if the policy wants to know; 0 for what cannot be asked of a teacher."""
         if not self.policy.needs_teacher_losses:
@@ -241,6 +250,11 @@ class Mixture:
         if state["record"]:
             self.record.load_state_dict(state["record"])
         self.notes.load_state_dict(state["notes"])
+
+
+def one_class_each(logits: Logits, labels: Tensor) -> bool:
+    """Whether every row has one class, and the student a score for each."""
+    return logits.ndim == 2 and labels.ndim == 1 and not labels.is_floating_point() and logits.shape[1] > 1
 
 
 def hidden_states(outputs: Any, batch: Batch) -> tuple[Tensor, ...]:

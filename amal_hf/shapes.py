@@ -59,6 +59,9 @@ VOTES = "weak_labels"
 EXAMPLE_ID = "example_id"
 """The column that carries `ExampleIds` from the training set to the losses."""
 
+META_ROW = "amal_meta_row"
+"""The column of a meta batch that says which rows of the meta set it has."""
+
 REPEATED = "amal_is_repeated"
 """The column that marks rows of a stream that only fill up its last batch."""
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import IntervalStrategy
 
 from amal_hf.arguments import AMALArguments
-from amal_hf.checks import check_arguments, check_trainer, state_widths, use_one_gpu
+from amal_hf.checks import check_arguments, check_trainer, shows_states, state_widths, use_one_gpu
 from amal_hf.collator import ExampleCollator, is_stream, is_transformed, numbered
 from amal_hf.compiled import meta_forward
 from amal_hf.data_checks import check_data, check_generator, check_meta_batch, warn_of_shared_sets
@@ -278,6 +278,8 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         prepared: list[Batch] = [self.mixture.prepare(self._prepare_inputs(dict(batch))) for batch in batches]
         if self.accelerator.scaler is not None and not self.method.phase_epochs:
             self._skipped_steps.begin(self.accelerator.scaler, learner.restorer(prepared))
+        for batch in learner.not_yet_seen() if measures and self._inputs.hidden_states else ():
+            learner.show(self._student(), self._prepare_inputs(own_part(batch)))
         meta_batch = self._prepare_inputs(own_part(learner.next_meta_batch())) if measures else None
         self._statistics.add_meta(*learner.learn(self._student(), prepared, meta_batch))
         return prepared
@@ -334,7 +336,9 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         if changes is not None:
             changes.reset(class_count(self.model))
         self._set_signature_columns_if_needed()
-        self._inputs = StudentInputs(self.model, self._student_columns, policy.needs_hidden_states, changes)
+        probes = policy.reads_clean_states and self.method.learns and shows_states(self.model)
+        states = policy.needs_hidden_states or probes
+        self._inputs = StudentInputs(self.model, self._student_columns, states, changes)
         self._learner = self._new_learner() if self.method.learns else None
         self._forward = None
 

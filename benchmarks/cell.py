@@ -12,9 +12,9 @@ import torch
 import transformers
 from contenders import CLEAN, Phase, Phases, contenders
 from datasets import concatenate_datasets
-from settings import Bench, Place, new_bench
+from settings import RULES, Bench, Place, new_bench
 from suspects import available, confidence
-from teaching import corrupted_rows, make_teacher
+from teaching import corrupted_rows, make_clean_teacher, make_teacher
 from training import Looks, read, scores, train
 from transformers import set_seed
 from transformers.trainer_utils import EvalPrediction
@@ -54,8 +54,10 @@ def bench_of(place: Place) -> Bench:
 
 
 def prepare(place: Place) -> None:
-    """Make the teacher of a place, so that cells find it."""
+    """Make the teachers of a place, so that cells find them."""
     make_teacher(bench_of(place))
+    if place.setting != RULES:
+        make_clean_teacher(bench_of(place))
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:

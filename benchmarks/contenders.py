@@ -12,10 +12,18 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
-from rivals import Geometry, GivenWeights, TeacherAgreement, TeacherBelief, TeacherConfidence, right_votes
+from rivals import (
+    BelievedLabels,
+    Geometry,
+    GivenWeights,
+    TeacherAgreement,
+    TeacherBelief,
+    TeacherConfidence,
+    right_votes,
+)
 from settings import Bench
 from suspects import kept_rows
-from teaching import teacher_logits
+from teaching import clean_teacher_logits, teacher_logits
 
 from amal_hf import (
     AnnealedWeights,
@@ -94,6 +102,12 @@ def with_teacher(bench: Bench, temperature: float = 2.0) -> list[Loss]:
     """The label, and the teacher."""
     logits = teacher_logits(bench).to("cuda" if torch.cuda.is_available() else "cpu")
     return [CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]], temperature)]
+
+
+def with_clean_teacher(bench: Bench) -> list[Loss]:
+    """The label, and a teacher that has seen the clean rows alone."""
+    logits = clean_teacher_logits(bench).to("cuda" if torch.cuda.is_available() else "cpu")
+    return [CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]])]
 
 
 def at_temperature(temperature: float) -> Losses:
@@ -192,9 +206,12 @@ def balanced(power: float) -> NewMethod:
 
 AMAL = Phase(with_teacher, method=always(amal))
 AMAL_MEAN_ONE = Phase(with_teacher, method=always(lambda: amal(LossNetwork(normalisation=MeanOne()))))
+WITHOUT_PROBE = Phase(with_teacher, method=always(lambda: amal(LossNetwork(probe=False))))
 AMAL_ON_ALL = replace(AMAL, rows=("train", "meta"))
 AMAL_VOTES = Phase(everything, method=always(amal))
 TEACHER = Phase(with_teacher, (0.0, 1.0))
+ALL = ("train", "meta")
+BELIEVED = Phase(with_clean_teacher, method=weighed_by(BelievedLabels), rows=ALL)
 
 
 def mixed(label: float) -> Phase:
@@ -252,7 +269,23 @@ DISTILLATION: dict[str, Contender] = {
         "control", {f"label {s}, rate {r}": then_clean(mixed(s), r) for s in (1.0, 0.5) for r in (0.25, 1.0)}
     ),
     "teacher, then clean rows": Contender("control", {f"rate {r}": then_clean(TEACHER, r) for r in CLEAN_RATES}),
+    "clean teacher": Contender(
+        "control",
+        {
+            "alone": (Phase(with_clean_teacher, (0.0, 1.0), rows=ALL),),
+            "with labels": (Phase(with_clean_teacher, rows=ALL),),
+            "with labels, then clean rows": then_clean(Phase(with_clean_teacher, rows=ALL), 0.25),
+        },
+    ),
     "tuned recipe": Contender("control", recipe(None)),
+    "labels a clean teacher believes": Contender(
+        "rule of thumb",
+        {
+            "": (BELIEVED,),
+            "smoothed": (replace(BELIEVED, smoothing=0.1),),
+            "smoothed, then clean rows": then_clean(replace(BELIEVED, smoothing=0.1), 0.25),
+        },
+    ),
     "confidence-weighted": Contender(
         "rule of thumb",
         {
@@ -328,6 +361,8 @@ DISTILLATION: dict[str, Contender] = {
     "amal(), noisy and clean, then clean rows": Contender(
         "ours", {f"rate {r}": then_clean(AMAL_ON_ALL, r) for r in CLEAN_RATES}
     ),
+    "amal(), no probe": Contender("ours", one(WITHOUT_PROBE)),
+    "amal(), no probe, noisy and clean rows": Contender("ours", one(replace(WITHOUT_PROBE, rows=ALL))),
     "amal(), mean one": Contender("ours", one(AMAL_MEAN_ONE)),
     "tuned recipe, amal()": Contender("ours", recipe(always(amal))),
     "right labels": Contender(

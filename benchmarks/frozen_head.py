@@ -43,11 +43,15 @@ class Head(PreTrainedModel):
             nn.Linear(config.hidden, classes),
         )
 
-    def forward(self, row: Tensor, labels: Tensor | None = None) -> SequenceClassifierOutput:
-        """Logits, `(B, C)`, of the texts with numbers `row`, `(B,)`."""
-        logits = self.layers(self.table[row])
+    def forward(
+        self, row: Tensor, labels: Tensor | None = None, output_hidden_states: bool = False
+    ) -> SequenceClassifierOutput:
+        """Logits, `(B, C)`, of the texts with numbers `row`, `(B,)`; embeddings are its hidden state, one a text."""
+        embeddings = self.table[row]
+        logits = self.layers(embeddings)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+        states = (embeddings[:, None],) if output_hidden_states else None
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=states)
 
 
 def standardised(embeddings: Tensor) -> Tensor:

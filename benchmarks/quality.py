@@ -32,7 +32,7 @@ from bodies import FrozenBody
 from cell import TUNING_SEED, Cell, prepare, run_cell
 from contenders import contenders
 from settings import CLEAN_ROWS, FEW_A_CLASS, RULES, SETTINGS, SPOILT, Place
-from teaching import teacher_file
+from teaching import clean_teacher_file, teacher_file
 
 
 RESULTS = Path(__file__).parent / "results" / "quality"
@@ -93,7 +93,7 @@ class Matrix:
             Place(data, options.student, setting, seed, options.model)
             for data in options.data
             for setting in options.settings or known_settings(data)
-            for seed in [TUNING_SEED, *options.seeds]
+            for seed in dict.fromkeys([TUNING_SEED, *options.seeds])
         ]
         return [self.tuning_place(place) if place.seed == TUNING_SEED else place for place in places]
 
@@ -103,8 +103,10 @@ class Matrix:
 
     def untaught(self) -> list[Place]:
         """One place for every teacher that is not there yet."""
-        missing = {teacher_file(place): place for place in self.places()}
-        return [place for file, place in missing.items() if not file.exists()]
+        places = self.places()
+        files = {teacher_file(place): place for place in places}
+        files |= {clean_teacher_file(place): place for place in places if place.setting != RULES}
+        return list(dict.fromkeys(place for file, place in files.items() if not file.exists()))
 
     def tuning(self) -> Iterator[Cell]:
         """All options of runs that have several, at the tuning seed."""

@@ -68,6 +68,15 @@ class TeacherAgreement(TeacherConfidence):
         return torch.as_tensor(teacher).float().softmax(-1).gather(1, signals.batch["labels"][:, None])
 
 
+class BelievedLabels(TeacherAgreement):
+    """Labels alone, each as much as the teacher believes it, one on average over the batch."""
+
+    def weights(self, observation: Observation) -> Tensor:
+        """`(B, 2)`."""
+        belief = observation.features
+        return torch.cat([belief / belief.mean().clamp(min=0.05), torch.zeros_like(belief)], 1)
+
+
 class TeacherBelief(TeacherConfidence):
     """Labels and teacher weigh alike, a vote as much of that as the probability that the teacher gives it; sum one."""
 

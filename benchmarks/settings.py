@@ -4,6 +4,8 @@ clean        nothing is wrong
 flipped20    20 % of the labels are wrong, evenly; the teacher was trained on these labels
 flipped40    the same with 40 %
 few          40 % wrong, and ten clean rows a class instead of 300 in all
+background40 40 % of the rows of all other classes have the first class as their label
+instance40   40 % of the labels are wrong, in texts that look alike in like ways
 teacher30    labels are right; on 30 % of the rows the teacher's logits are those of another row
 imbalance    the rarest class has one row for 20 of the commonest; the teacher was trained on these rows
 rules        few labelled rows; on the others rules vote (`weak_splits`, half of the validation set is the meta set);
@@ -27,7 +29,7 @@ from amal_hf.aggregation import add_aggregated, label_model, majority_vote
 from amal_hf.data import read_dataset, split_dataset
 from amal_hf.demo import demo_teacher_path
 from amal_hf.losses import IGNORED
-from amal_hf.noise import TRUE_LABEL, flip_labels, make_imbalanced
+from amal_hf.noise import TRUE_LABEL, flip_by_instance, flip_labels, flip_to_background, make_imbalanced
 from amal_hf.shapes import ABSTAIN, VOTES
 from amal_hf.weak_splits import weak_splits
 
@@ -41,12 +43,16 @@ SPOILT: dict[str, Spoil] = {
     "flipped20": lambda rows, seed: flip_labels(rows, 0.2, seed),
     "flipped40": lambda rows, seed: flip_labels(rows, 0.4, seed),
     "few": lambda rows, seed: flip_labels(rows, 0.4, seed),
+    "background40": lambda rows, seed: flip_to_background(rows, 0.4, seed),
+    "instance40": lambda rows, seed: flip_by_instance(rows, 0.4, seed),
     "teacher30": lambda rows, seed: rows,
     "imbalance": lambda rows, seed: make_imbalanced(rows, 20, seed),
 }
 SETTINGS = [*SPOILT, RULES]
 TAUGHT_AS = {"teacher30": "clean"}
 """Whose teacher a setting takes, where it is not its own."""
+OTHER_ROWS = ("few", "imbalance", RULES)
+"""Settings whose training or clean rows are not those of the others."""
 
 
 @dataclass(frozen=True)

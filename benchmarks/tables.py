@@ -43,6 +43,8 @@ SETTINGS = {
     "flipped20": "20 % wrong labels",
     "flipped40": "40 % wrong labels",
     "few": "40 % wrong, few clean rows",
+    "background40": "40 % swallowed by one class",
+    "instance40": "40 % wrong, alike in like texts",
     "teacher30": "wrong teacher on 30 %",
     "imbalance": "imbalance 1:20",
     "rules": "rules",

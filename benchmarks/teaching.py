@@ -1,6 +1,7 @@
-"""The teachers of the quality benchmark: trained once on the labels as they stand, kept as logits in a file.
+"""The teachers of the quality benchmark: trained once, kept as logits in a file.
 
-With rules there are labels on clean rows alone; a teacher is trained on these, and says what it thinks of all others.
+Each setting has a teacher of its labels as they stand, and a clean one, of the clean rows alone. With rules there are
+labels on clean rows alone, and the two are one.
 """
 
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch
 from bodies import CACHE, FrozenBody, LayeredBody
 from datasets import concatenate_datasets
 from numpy.typing import NDArray
-from settings import TAUGHT_AS, Bench, Place, new_bench
+from settings import OTHER_ROWS, TAUGHT_AS, Bench, Place, new_bench
 from torch import Tensor
 from training import Looks, read, train
 from transformers import set_seed
@@ -20,6 +21,11 @@ from transformers import set_seed
 CORRUPTED = 0.3
 FEWEST_STEPS = 150
 """Of a teacher, however few rows it is trained on."""
+
+
+def clean_teacher_logits(bench: Bench) -> Tensor:
+    """Logits `(N + M, C)` of the clean teacher."""
+    return torch.from_numpy(np.load(make_clean_teacher(bench)))
 
 
 def teacher_logits(bench: Bench) -> Tensor:
@@ -42,32 +48,48 @@ def corrupted_rows(bench: Bench) -> NDArray[np.bool_]:
 
 def teacher_file(place: Place) -> Path:
     """Where the logits of a place's teacher are kept; settings may share one."""
-    kind = FrozenBody.kind if place.student == FrozenBody.kind else LayeredBody.kind
-    return CACHE / "teachers" / f"{place.data.name}-{kind}-{_taught_in(place)}-{place.seed}.npy"
+    return _file(place, TAUGHT_AS.get(place.setting, place.setting))
+
+
+def clean_teacher_file(place: Place) -> Path:
+    """Where those of its clean teacher are; most settings have the same rows."""
+    return _file(place, f"{place.setting if place.setting in OTHER_ROWS else 'all'}-clean-rows")
 
 
 def make_teacher(bench: Bench) -> Path:
     """The file of a teacher's logits, made if it is not there."""
     place, file = bench.place, teacher_file(bench.place)
     if not file.exists():
-        setting = _taught_in(place)
+        setting = TAUGHT_AS.get(place.setting, place.setting)
         own = bench if setting == place.setting else new_bench(replace(place, setting=setting))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{np.random.default_rng().integers(10**9)}.npy")
-        np.save(unfinished, _taught(own))
-        unfinished.rename(file)  # whole or not at all, whoever else is at it
+        _make(own, file, own.clean if own.rules else ("train",))
     return file
 
 
-def _taught_in(place: Place) -> str:
-    return TAUGHT_AS.get(place.setting, place.setting)
+def make_clean_teacher(bench: Bench) -> Path:
+    """The same for a teacher of the clean rows."""
+    file = clean_teacher_file(bench.place)
+    if not file.exists():
+        _make(bench, file, bench.clean)
+    return file
 
 
-def _taught(bench: Bench) -> NDArray[np.float32]:
+def _file(place: Place, taught_by: str) -> Path:
+    kind = FrozenBody.kind if place.student == FrozenBody.kind else LayeredBody.kind
+    return CACHE / "teachers" / f"{place.data.name}-{kind}-{taught_by}-{place.seed}.npy"
+
+
+def _make(bench: Bench, file: Path, splits: tuple[str, ...]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(f".{np.random.default_rng().integers(10**9)}.npy")
+    np.save(unfinished, _taught(bench, splits))
+    unfinished.rename(file)  # whole or not at all, whoever else is at it
+
+
+def _taught(bench: Bench, splits: tuple[str, ...]) -> NDArray[np.float32]:
     set_seed(bench.place.seed)
     body = bench.body
-    labelled = bench.clean if bench.rules else ("train",)
-    rows = concatenate_datasets([read(bench, bench.splits[name]) for name in labelled])
+    rows = concatenate_datasets([read(bench, bench.splits[name]) for name in splits])
     steps = max(body.teacher_epochs * -(-len(rows) // body.batch_size), FEWEST_STEPS)
     teacher = body.teacher(bench.classes)
     trainer = train(bench, teacher, rows, steps, Looks(bench.metric), learning_rate=body.teacher_rate)

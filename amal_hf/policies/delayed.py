@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from amal_hf.clean_probe import CleanRows
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, among_present, weights_of
 from amal_hf.policies.store import RowStore
 from amal_hf.processes import rows_of_all
@@ -44,6 +45,7 @@ class Delayed(Policy):
         self.learns = policy.learns
         self.needs_hidden_states = policy.needs_hidden_states
         self.needs_teacher_losses = policy.needs_teacher_losses
+        self.reads_clean_states = policy.reads_clean_states
         self.interval = policy.interval
         self.learning_rate = policy.learning_rate
 
@@ -64,6 +66,10 @@ class Delayed(Policy):
                 f"be a file beside the file of weights in use, and checkpoints keep one. Use a network, or the table "
                 f"without Delayed."
             )
+
+    def note_clean(self, rows: CleanRows) -> None:
+        """For the policy."""
+        self.policy.note_clean(rows)
 
     def observe(self, signals: Signals) -> Features:
         """As the policy does."""

@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from amal_hf.class_counts import ClassCounts, class_of
+from amal_hf.class_counts import MOST_CLASSES, ClassCounts, class_of
+from amal_hf.clean_probe import CleanProbe, CleanRows
 from amal_hf.losses import CrossEntropy, entropy
 from amal_hf.policies.bounds import GatedConvex, MeanOne, Normalisation
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
@@ -17,10 +18,12 @@ from amal_hf.top_logits import TopLogits
 class LossNetwork(Policy):
     """Weights from surface statistics of an example.
 
-    It sees the losses, the probability that student and teachers give the label, their entropies, how common the
-    label's class has been so far, and progress. What it learns on one example holds for all that look alike, so it
-    needs a meta step only now and then and follows the student as it trains. It starts at the initial mixture for
-    every example; from the first meta step on, examples of rare classes count more (`balance`).
+    It sees the losses, the probability that student, teachers and a probe give the label, their entropies, how common
+    the label's class has been so far, and progress. The probe says what the clean rows alone make of an example
+    (`clean_probe.py`), where the student gives one class for each. What the network learns on one example holds for
+    all that look alike, so it needs a meta step only now and then and follows the student as it trains. It starts at
+    the initial mixture for every example; from the first meta step on, examples of rare classes count more
+    (`balance`).
 
     Args:
         hidden: width of the one hidden layer.
@@ -34,6 +37,8 @@ class LossNetwork(Policy):
             one: with 1 all classes weigh the same in total, with 0 all examples do. 0.5: most of what 1 wins on rare
             classes, and at most 0.3 points lost elsewhere (`benchmarks/LOG.md`). Without effect in subclasses with
             features of their own, and with a normalisation that fixes what an example counts for, as `Convex()` does.
+        probe: read what the clean rows alone say. Leave it out of a network that is to be reused (`Frozen`), where
+            there are none. Not in subclasses with features of their own.
 
     Raises:
         ValueError: a number out of its range.
@@ -54,6 +59,7 @@ class LossNetwork(Policy):
         normalisation: Normalisation | None = None,
         seed: int = 0,
         balance: float = 0.5,
+        probe: bool = True,
     ) -> None:
         super().__init__()
         if hidden < 1 or not 0 < learning_rate < float("inf"):
@@ -69,12 +75,15 @@ class LossNetwork(Policy):
         self.normalisation = MeanOne() if normalisation is None else normalisation
         self.seed = seed
         self.balance = balance
+        self.reads_clean_states = probe and self.counts_classes
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
         """A new network that starts with the initial mixture."""
         self.pulls = torch.tensor(sizes.pulls or [1.0] * sizes.losses)
         if self.counts_classes:
             self.class_counts = ClassCounts(sizes.labels)
+        if self.reads_clean_states:
+            self.probe = CleanProbe(sizes.labels)
         if self.by_sizes:
             self.normalisation = self.usual_normalisation(sizes)
         with torch.random.fork_rng(devices=[]):
@@ -99,15 +108,28 @@ class LossNetwork(Policy):
         return nn.Sequential(self.body(sizes), nn.Tanh(), last)
 
     def observe(self, signals: Signals) -> Features:
-        """`(B, K + 3 + 2 teachers)`: the surface, and the number of the label's class."""
+        """`(B, K + 3 + 2 teachers + 2)`: the surface, and the number of the label's class."""
         surface = self.surface(signals)
         return torch.cat([surface, class_of(signals.batch, len(surface), surface.device)[:, None]], 1)
 
     def surface(self, signals: Signals) -> Features:
-        """`(B, K + 2 + 2 teachers)`: log losses, then fit and entropy of student and teachers."""
+        """`(B, K + 2 + 2 teachers + 2)`: log losses, then fit and entropy of student, teachers and probe."""
         seen = [_fit_and_entropy(logits, signals) for logits in (signals.logits, *signals.teacher_logits)]
+        if self.reads_clean_states:
+            seen.append(self._probed(signals))
         # A loss may be negative (a user's own); what matters is its order of magnitude.
         return torch.cat([signals.losses.clamp(min=0).log1p(), *seen], 1).detach()
+
+    def note_clean(self, rows: CleanRows) -> None:
+        """For the probe, unless classes are words."""
+        if self.probe.classes <= MOST_CLASSES:
+            self.probe.note(rows)
+
+    def _probed(self, signals: Signals) -> Tensor:
+        """`(B, 2)`: fit and entropy of the probe; of a coin where it has not been shown anything."""
+        if not self.probe.knows:
+            return signals.losses.new_tensor([0.5, 1.0]).expand(len(signals.losses), 2)
+        return _fit_and_entropy(self.probe.logits(signals.hidden_states[-1]), signals)
 
     def weights(self, observation: Observation) -> LossTable:
         """`(B, K)`, with a graph to the network."""
@@ -134,8 +156,9 @@ class LossNetwork(Policy):
             self.normalisation.follow(scores.detach(), self._scores(observation), observation.present, counts_for)
 
     def describe(self) -> str:
-        """Width and normalisation."""
-        return f"{type(self).__name__}, hidden {self.hidden}, {type(self.normalisation).__name__}"
+        """Width, normalisation, and whether clean rows are read."""
+        probe = ", clean probe" if self.reads_clean_states else ""
+        return f"{type(self).__name__}, hidden {self.hidden}, {type(self.normalisation).__name__}{probe}"
 
     def get_extra_state(self) -> dict[str, object]:
         """Adam's moments, saved with the weights."""
@@ -164,7 +187,7 @@ class LossNetwork(Policy):
 
     def surface_width(self, sizes: Sizes) -> int:
         """Columns of surface statistics, progress included."""
-        return sizes.losses + 2 * (1 + sizes.teachers) + 1
+        return sizes.losses + 2 * (1 + sizes.teachers + self.reads_clean_states) + 1
 
     def _counts_for(self, observation: Observation) -> Tensor | None:
         if not self.counts_classes:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from amal_hf.clean_probe import CleanRows
 from amal_hf.losses import Task
 from amal_hf.policies.store import RowStore
 from amal_hf.processes import total
@@ -83,6 +84,7 @@ class Policy(nn.Module, ABC):
         needs_ids: whether weights belong to examples by id, so that a stream has to bring a column of ids.
         needs_hidden_states: whether `observe` reads the student's hidden states.
         needs_teacher_losses: whether it reads what the teachers' logits cost.
+        reads_clean_states: whether `note_clean` wants to be told of clean rows, where a student can show its states.
         holds_for_one_step: whether weights are of use only to the step that they were learned at, so that every step
             must be judged.
         interval: of how many optimizer steps one is enough to be judged, where neither the method nor
@@ -94,6 +96,7 @@ class Policy(nn.Module, ABC):
     needs_ids: bool = False
     needs_hidden_states: bool = False
     needs_teacher_losses: bool = False
+    reads_clean_states: bool = False
     holds_for_one_step: bool = False
     interval: int = 1
     learning_rate: float = 0.0
@@ -122,6 +125,14 @@ class Policy(nn.Module, ABC):
                 policy, though each sees only its own (`processes.py`).
             slopes: `(B, K)`, scaled to mean magnitude one; 0 for examples that are to be left alone.
         """
+
+    def note_clean(self, rows: CleanRows) -> None:
+        """Take note of what the student makes of clean rows, before each update and once for all. Nothing by default.
+
+        Args:
+            rows: the meta batch of all processes.
+        """
+        del rows
 
     def learns_at(self, progress: float) -> bool:
         """Whether there is still something to learn when this share of training is done."""
