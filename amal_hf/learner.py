@@ -30,7 +30,7 @@ from amal_hf.policies.policy import restorer
 from amal_hf.precision import quick_backward
 from amal_hf.processes import total, total_count, whole
 from amal_hf.recorder import Recorder
-from amal_hf.shapes import Batch, Evaluate, Evaluation, Params
+from amal_hf.shapes import META_ROW, Batch, Evaluate, Evaluation, Params
 from amal_hf.sharded import cut_again, differentiation, placed
 from amal_hf.student_inputs import StudentInputs
 from amal_hf.tangents import movable_parameters
@@ -265,7 +265,7 @@ class WeightLearner:
         """Meta batches for `show`: all clean rows that a policy can remember, before its first meta step."""
         if self.steps_taken == 0 and self.mixture.policy.reads_clean_states:
             rows = min(len(self.meta_set.rows), MOST_ROWS)
-            yield from (self.meta_set.batch(number) for number in range(-(-rows // self.meta_set.batch_size)))
+            yield from (self._meta_batch(number) for number in range(-(-rows // self.meta_set.batch_size)))
 
     def show(self, student: Student, batch: Batch) -> None:
         """Let the policy see what the student makes of clean rows."""
@@ -274,7 +274,10 @@ class WeightLearner:
 
     def next_meta_batch(self) -> Batch:
         """The meta batch of the next meta step, as the collator made it, the same on all processes."""
-        return self.meta_set.batch(self.steps_taken)
+        return self._meta_batch(self.steps_taken)
+
+    def _meta_batch(self, number: int) -> Batch:
+        return {**self.meta_set.batch(number), META_ROW: torch.tensor(self.meta_set.numbers(number))}
 
     def state_dict(self) -> dict[str, Any]:
         """Where in the meta set and in the phases the run is, and the trajectory or the window that it is on.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from amal_hf.shapes import META_ROW, Batch
+from amal_hf.shapes import Batch
 
 
 class MetaSet:
@@ -41,10 +41,14 @@ class MetaSet:
 
     def batch(self, number: int) -> Batch:
         """Batch `number`, counted from 0."""
-        first = number * self.batch_size
-        numbers = [self._row(position) for position in range(first, first + self.batch_size)]
+        rows = [self.rows[row] for row in self.numbers(number)]
         with _own_random_numbers(self.seed * 1_000_003 + number):
-            return {**self.collate([self.rows[row] for row in numbers]), META_ROW: torch.tensor(numbers)}
+            return self.collate(rows)
+
+    def numbers(self, number: int) -> list[int]:
+        """Which rows batch `number` has."""
+        first = number * self.batch_size
+        return [self._row(position) for position in range(first, first + self.batch_size)]
 
     def _row(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.rows))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from amal_hf.clean_probe import CleanRows
@@ -153,7 +154,8 @@ class Mixture:
     def show_clean(self, outputs: Any, batch: Batch) -> None:
         """Let the policy see what the student makes of a meta batch, where it gives one class for each row."""
         states, labels = hidden_states(outputs, batch), batch["labels"]
-        if not self.policy.reads_clean_states or not states or not one_class_each(outputs.logits, labels):
+        readable = states and len(states[-1]) == len(labels) and one_class_each(outputs.logits, labels)
+        if not self.policy.reads_clean_states or not readable:
             return
         parts = (kept(part, batch) for part in (batch[META_ROW], states[-1], labels))
         self.policy.note_clean(CleanRows(*(rows_of_all(part) for part in parts)))
@@ -281,10 +283,13 @@ def token_states(outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
 
 
 def token_mean(states: Tensor, tokens: Tensor | None) -> Tensor:
-    """Mean of `(B, T, D)` over the tokens `(B, T)` that count, `(B, D)`; over all if there is no such mask."""
-    if tokens is None:
+    """Mean of `(B, T, D)` over the tokens `(B, T)` that count, `(B, D)`.
+
+    Tokens that prompt tuning puts before a text count; over all where there is no mask, or tokens have been merged.
+    """
+    if tokens is None or tokens.ndim != 2 or len(tokens) != len(states) or tokens.shape[1] > states.shape[1]:
         return states.mean(1)
-    counted = tokens.to(states)[..., None]
+    counted = F.pad(tokens, (states.shape[1] - tokens.shape[1], 0), value=1).to(states)[..., None]
     return (states * counted).sum(1) / counted.sum(1).clamp(min=1)
 
 

@@ -204,13 +204,14 @@ def balanced(power: float) -> NewMethod:
     return method
 
 
+ALL = ("train", "meta")
 AMAL = Phase(with_teacher, method=always(amal))
 AMAL_MEAN_ONE = Phase(with_teacher, method=always(lambda: amal(LossNetwork(normalisation=MeanOne()))))
 WITHOUT_PROBE = Phase(with_teacher, method=always(lambda: amal(LossNetwork(probe=False))))
-AMAL_ON_ALL = replace(AMAL, rows=("train", "meta"))
+AMAL_ON_ALL = replace(AMAL, rows=ALL)
+AMAL_CLEAN_TEACHER = Phase(with_clean_teacher, method=always(amal), rows=ALL)
 AMAL_VOTES = Phase(everything, method=always(amal))
 TEACHER = Phase(with_teacher, (0.0, 1.0))
-ALL = ("train", "meta")
 BELIEVED = Phase(with_clean_teacher, method=weighed_by(BelievedLabels), rows=ALL)
 
 
@@ -360,6 +361,9 @@ DISTILLATION: dict[str, Contender] = {
     "amal(), noisy and clean rows": Contender("ours", one(AMAL_ON_ALL)),
     "amal(), noisy and clean, then clean rows": Contender(
         "ours", {f"rate {r}": then_clean(AMAL_ON_ALL, r) for r in CLEAN_RATES}
+    ),
+    "amal(), clean teacher": Contender(
+        "ours", {"": (AMAL_CLEAN_TEACHER,), "then clean rows": then_clean(AMAL_CLEAN_TEACHER, 0.25)}
     ),
     "amal(), no probe": Contender("ours", one(WITHOUT_PROBE)),
     "amal(), no probe, noisy and clean rows": Contender("ours", one(replace(WITHOUT_PROBE, rows=ALL))),

@@ -134,7 +134,7 @@ def test_a_batch_without_any_of_the_losses_changes_nothing():
     policy = LossNetwork(normalisation=MeanOne())
     policy.reset(Sizes(1, 0, None), torch.ones(1))
     before = {name: value.clone() for name, value in policy.named_parameters()}
-    seen = Observation(torch.arange(4), torch.ones(4, 4), 0.5, torch.zeros(4, 1, dtype=torch.bool))
+    seen = Observation(torch.arange(4), torch.ones(4, 6), 0.5, torch.zeros(4, 1, dtype=torch.bool))
     policy.update(seen, torch.zeros(4, 1))
     assert policy.normalisation.mean == 0.5
     assert all(torch.equal(value, before[name]) for name, value in policy.named_parameters())

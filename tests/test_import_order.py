@@ -25,7 +25,7 @@ LEVELS = [
         "intervals",
         "checkpoints",
     },
-    {"scores", "class_counts"},
+    {"scores", "class_counts", "clean_probe"},
     {
         "losses",
         "directions",
@@ -145,6 +145,7 @@ MATHEMATICS = {
     "top_logits",
     "losses",
     "class_counts",
+    "clean_probe",
     "cage",
     "spear",
     "rule_losses",

@@ -35,7 +35,7 @@ from amal_hf.policies.shared_weights import SharedWeights
 
 
 EXAMPLES, TEACHERS = 8, 1
-FEATURES = 3 + 2 * TEACHERS
+FEATURES = 5 + 2 * TEACHERS
 """What a loss network sees of an example beyond its losses."""
 
 
@@ -111,8 +111,8 @@ def test_it_starts_at_the_initial_mixture(name, mixture):
 @pytest.mark.parametrize(
     ("make", "columns"),
     [
-        (lambda: LossNetwork(normalisation=Convex()), 5),
-        (lambda: LossNetwork(normalisation=MeanOne()), 5),
+        (lambda: LossNetwork(normalisation=Convex()), 7),
+        (lambda: LossNetwork(normalisation=MeanOne()), 7),
         (lambda: PerLossNetwork(normalisation=Convex()), 3),
     ],
 )
@@ -310,13 +310,13 @@ def test_a_network_reads_every_kind_of_task(name, task):
 
 def test_a_network_sees_how_well_student_and_teacher_fit_the_label():
     """The features are log losses, then the label's probability and the relative entropy of the student, then of the
-    teacher, and the class.
+    teacher, then of the probe, which knows nothing here, and the class.
     """
     student, teacher = torch.tensor([[math.log(3), 0.0, 0.0]]), torch.zeros(1, 3)
     signals = Signals(torch.tensor([[1.0, -2.0]]), student, (teacher,), {"labels": torch.tensor([0])}, Task())
     p = torch.tensor([0.6, 0.2, 0.2])
     entropy = -(p * p.log()).sum() / math.log(3)
-    expected = torch.tensor([[math.log(2), 0.0, 0.6, entropy, 1 / 3, 1.0, 0.0]])
+    expected = torch.tensor([[math.log(2), 0.0, 0.6, entropy, 1 / 3, 1.0, 0.5, 1.0, 0.0]])
     torch.testing.assert_close(begun("convex network").observe(signals), expected)
 
 
@@ -358,7 +358,7 @@ def test_a_mean_of_one_holds_in_batches_with_more_rare_rows_than_most():
     policy = LossNetwork(normalisation=MeanOne())
     policy.reset(Sizes(1, 0, None, labels=2), torch.ones(1))
     policy.class_counts.seen = torch.tensor([9e6, 1e6])
-    features = torch.zeros(4, 4)
+    features = torch.zeros(4, 6)
     features[2:, -1] = 1
     rows = Observation(torch.arange(4), features, 0.5)
     for _ in range(60):
@@ -374,7 +374,7 @@ def test_an_update_climbs_the_mean_gain_of_the_weights_that_are_used():
     policy.reset(Sizes(1, 1, None, labels=2), torch.ones(1))
     policy.double()
     policy.class_counts.seen = torch.tensor([90.0, 10.0], dtype=torch.float64)
-    features = torch.rand(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features = torch.rand(6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     features[:, -1] = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 1.0])
     rows, slopes = Observation(torch.arange(6), features, 0.5), torch.tensor([[1.0, -1, 2, 1, -1, 3]]).T.double()
     found: dict[str, Tensor] = {}
