@@ -37,7 +37,7 @@ class TokenRows(NamedTuple):
         """A student's outputs for these tokens alone."""
         return SimpleNamespace(logits=logits[self.mask])
 
-    def of_batch(self, batch: Batch, task: Task, columns: Set[str] = frozenset({"labels"})) -> dict[str, Any]:
+    def of_batch(self, batch: Batch, task: Task, columns: Set[str]) -> dict[str, Any]:
         """The batch as it is for these tokens: what belongs to tokens token by token, the rest once for each.
 
         Args:

@@ -27,15 +27,23 @@ PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
 KINDS = ["control", "rule of thumb", "learned", "ours", "oracle"]
 OURS = [
     "amal()",
-    "amal(), then clean rows",
     "amal(), noisy and clean rows",
     "amal(), noisy and clean, then clean rows",
-    "amal(), mean one",
+    "amal(), clean teacher",
+    "amal(), no probe",
+    "amal(), no probe, noisy and clean rows",
     "tuned recipe, amal()",
-    "amal(), clean teacher, then clean rows",
     "amal(PerLossNetwork()), clean teacher, then clean rows",
 ]
-SHORT = ["fixed mixture", "noisy and clean rows", "noisy, then clean rows", "tuned recipe", *OURS[:6], "right labels"]
+SHORT = [
+    "fixed mixture",
+    "noisy, then clean rows",
+    "tuned recipe",
+    "clean teacher",
+    "labels a clean teacher believes",
+    *OURS[:6],
+    "right labels",
+]
 DETECTING = ["amal()", "meta_weight_net()", "learning_to_reweight()", "geometry network"]
 DATA = ["trec", "banking77", "sst2", "youtube", "sms"]
 SETTINGS = {
