@@ -32,6 +32,9 @@ DOUBT = 16
 """So many more rows are counted in, of which nothing is known, when the scale is chosen: a handful of rows that happen
 to predict each other would have it be certain (`benchmarks/LOG.md`)."""
 
+FEWEST_ROWS = 2 * DOUBT
+"""With less than these it says nothing: what it said of 20 clean rows in all was believed, and did harm (as there)."""
+
 
 class CleanRows(NamedTuple):
     """Rows of the meta set: their numbers `(n,)`, their states `(n, D)`, their classes `(n,)`."""
@@ -89,17 +92,17 @@ class CleanProbe(nn.Module):
 
     @property
     def knows(self) -> bool:
-        """Whether it has rows to read by."""
-        return self.memory is not None and len(self.memory.classes) > 1
+        """Whether it has rows enough to read by."""
+        return self.memory is not None and len(self.memory.classes) >= FEWEST_ROWS
 
     def logits(self, states: Tensor) -> Logits:
         """`(B, D) -> (B, C)`.
 
         Raises:
-            RuntimeError: it knows nothing yet.
+            RuntimeError: it has seen too few.
         """
         if self.memory is None or not self.knows:
-            raise RuntimeError("CleanProbe: no clean rows have been noted; ask `knows` first.")
+            raise RuntimeError(f"CleanProbe: it has noted less than {FEWEST_ROWS} clean rows; ask `knows` first.")
         with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast(states.device.type, enabled=False):
             if self._reading is None:
                 reading = fitted(self.memory, self.classes)

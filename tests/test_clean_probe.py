@@ -17,7 +17,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from amal_hf import AMALTrainer, CrossEntropy, LossNetwork, amal
-from amal_hf.clean_probe import DOUBT, MOST_ROWS, STRENGTHS, CleanProbe, CleanRows, _ridges, fitted, unit
+from amal_hf.clean_probe import FEWEST_ROWS, MOST_ROWS, STRENGTHS, CleanProbe, CleanRows, _ridges, fitted, unit
 from amal_hf.policies.delayed import Delayed
 from amal_hf.policies.policy import Observation, Sizes
 
@@ -91,23 +91,25 @@ def test_states_that_say_nothing_give_probabilities_that_say_nothing():
 
 def test_a_handful_of_rows_is_not_enough_to_be_sure():
     """Six rows that predict each other perfectly are believed less than sixty: `DOUBT` others are counted in."""
-    sure = [told(clean_rows(n, spread=0.01), clean_rows(1, first=500)).logits(clean_rows(9).states) for n in (6, 60)]
-    few, many = (logits.softmax(-1).amax(-1).mean() for logits in sure)
-    assert few < 0.6 < many
-    assert DOUBT > 6
+    few, many = (fitted(clean_rows(n, spread=0.01), CLASSES) for n in (6, 60))
+    states = clean_rows(9).states
+    sure = [((unit(states) - r.centre) @ r.weight + r.bias).softmax(-1).amax(-1).mean() for r in (few, many)]
+    assert sure[0] < 0.6 < sure[1]
+    assert not told(clean_rows(FEWEST_ROWS - 1), clean_rows(9, first=500)).knows
+    assert told(clean_rows(FEWEST_ROWS), clean_rows(9, first=500)).knows
 
 
 def test_it_does_not_know_the_present_meta_batch():
     """What is to judge a meta batch must not have been fitted to it, now or at an earlier visit; the next batch finds
     it in the memory again.
     """
-    first, second = clean_rows(30), clean_rows(12, seed=3, first=30)
+    first, second = clean_rows(60), clean_rows(12, seed=3, first=60)
     again = clean_rows(12, seed=4, first=10)._replace(classes=torch.zeros(12, dtype=torch.long))
     without = first.where((first.numbers < 10) | (first.numbers >= 22)).and_then(second)
     probe, states = told(first, second, again), clean_rows(9, seed=5).states
     torch.testing.assert_close(probe.logits(states), told(without, again).logits(states))
     probe.note(clean_rows(1, first=99))
-    assert sorted(probe.memory.numbers.tolist()) == list(range(42))
+    assert sorted(probe.memory.numbers.tolist()) == list(range(72))
     assert (probe.memory.classes[torch.isin(probe.memory.numbers, again.numbers)] == 0).all()
 
 
@@ -122,7 +124,7 @@ def test_the_newest_rows_stay():
 
 def test_it_is_saved_with_its_rows():
     """A resumed run reads the same to the last bit; what was read before is forgotten."""
-    probe, other, states = told(clean_rows(30), clean_rows(2, first=50)), told(clean_rows(9)), clean_rows(5).states
+    probe, other, states = told(clean_rows(40), clean_rows(2, first=50)), told(clean_rows(9)), clean_rows(5).states
     other.load_state_dict(copy.deepcopy(probe.state_dict()))
     assert torch.equal(other.logits(states), probe.logits(states))
     other.load_state_dict(CleanProbe(CLASSES).state_dict())
@@ -135,30 +137,30 @@ def test_it_is_saved_with_its_rows():
 
 
 def run(folder, model=None, method=None, rows=None, **options):
-    rows = toy_rows(24) if rows is None else rows
+    rows = toy_rows(64) if rows is None else rows
     trainer = AMALTrainer(
         model=tiny_bert() if model is None else model,
         args=toy_arguments(folder, **options),
         losses=[CrossEntropy()],
         method=amal() if method is None else method,
         train_dataset=rows,
-        meta_dataset=rows.select(range(20)),
+        meta_dataset=rows.select(range(48)),
     )
     trainer.train()
     return trainer
 
 
 def test_all_clean_rows_are_known_from_the_first_meta_step_on(tmp_path):
-    """A probe of one meta batch would say little for most of a short run; each of 20 rows is there once."""
+    """A probe of one meta batch would say little for most of a short run; each of 48 rows is there once."""
     probe = run(tmp_path, max_steps=1).method.policy.probe
-    assert len(probe.memory.numbers) == 12 and len(probe.present.numbers) == 8
-    assert sorted([*probe.memory.numbers.tolist(), *probe.present.numbers.tolist()]) == list(range(20))
+    assert len(probe.memory.numbers) == 40 and len(probe.present.numbers) == 8
+    assert sorted([*probe.memory.numbers.tolist(), *probe.present.numbers.tolist()]) == list(range(48))
 
 
 def test_what_it_reads_are_the_states_of_the_student(tmp_path):
     """Averaged over tokens, without dropout."""
     trainer = run(tmp_path, max_steps=1, learning_rate=0.0)
-    probe, rows = trainer.method.policy.probe, toy_rows(24)[:20]
+    probe, rows = trainer.method.policy.probe, toy_rows(64)[:48]
     with torch.no_grad():
         trainer.model.eval()
         seen = trainer.model(torch.tensor(rows["input_ids"]), output_hidden_states=True).hidden_states[-1].mean(1)
@@ -180,7 +182,7 @@ class WithoutStates(nn.Module):
 
 
 def token_rows():
-    return toy_rows(24).map(lambda row: {"labels": [token % 3 for token in row["input_ids"]]})
+    return toy_rows(64).map(lambda row: {"labels": [token % 3 for token in row["input_ids"]]})
 
 
 @pytest.mark.parametrize(
@@ -193,7 +195,7 @@ def token_rows():
 )
 def test_students_that_it_cannot_read_are_trained_without(tmp_path, model, rows):
     """No hidden states, a class for each token, a number: the network does without, and asks for nothing."""
-    trainer = run(tmp_path, model=model(), rows=rows(24))
+    trainer = run(tmp_path, model=model(), rows=rows(64))
     assert not trainer.method.policy.probe.knows
     assert not trainer._inputs.hidden_states
 
@@ -216,7 +218,7 @@ def test_states_of_more_or_fewer_tokens_than_the_text_has_are_read(tmp_path, mod
 def test_a_student_that_reads_every_choice_on_its_own_is_left_alone(tmp_path):
     """Multiple choice has a state for each choice and a label for all of them, so that no row belongs to a class."""
     model = BertForMultipleChoice(tiny_bert(num_labels=2).config)
-    rows = toy_rows(24, labels=2).map(lambda row: {k: [row[k]] * 2 for k in ("input_ids", "attention_mask")})
+    rows = toy_rows(64, labels=2).map(lambda row: {k: [row[k]] * 2 for k in ("input_ids", "attention_mask")})
     assert not run(tmp_path, model=model, rows=rows).method.policy.probe.knows
 
 
