@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import cell  # noqa: E402
 import contenders  # noqa: E402
 import quality  # noqa: E402
 import tables  # noqa: E402
+import teaching  # noqa: E402
 from bodies import Body  # noqa: E402
 from frozen_head import new_head, standardised  # noqa: E402
 from settings import Bench, Place  # noqa: E402
@@ -85,6 +87,7 @@ def test_every_run_takes_the_same_number_of_steps_and_can_be_measured(setting, r
     """Whatever its phases: the budget is that of the training rows, and the table's numbers come out."""
     monkeypatch.setattr(contenders, "teacher_logits", lambda bench: torch.randn(TRAIN + OTHER, CLASSES))
     monkeypatch.setattr(contenders, "kept_rows", lambda bench: torch.arange(TRAIN).remainder(4).bool().numpy())
+    monkeypatch.setattr(teaching, "CACHE", tmp_path)
     bench = tiny_bench(setting, rules=4 if setting == "rules" else 0)
     monkeypatch.setattr(cell, "bench_of", lambda place: bench)
     monkeypatch.setattr(cell, "available", lambda: False)
@@ -96,6 +99,19 @@ def test_every_run_takes_the_same_number_of_steps_and_can_be_measured(setting, r
     assert all(0 <= value <= 1 for value in [record["dev"], *record["test"].values(), *record["auc"].values()])
     if run in ("amal()", "meta_weight_net()", "learning_to_reweight()"):
         assert ("vote weight" if setting == "rules" else "label weight") in record["auc"]
+
+
+def test_a_clean_teacher_has_seen_the_clean_rows_alone(monkeypatch, tmp_path):
+    """Whatever the labels of the training rows are; it is made once, and says what it thinks of both."""
+    monkeypatch.setattr(teaching, "CACHE", tmp_path)
+    bench = tiny_bench("flipped40")
+    wrong = bench.splits["train"].map(lambda row: {"label": (row["label"] + 1) % CLASSES})
+    other = replace(bench, splits=DatasetDict({**bench.splits, "train": wrong}))
+    logits = teaching.clean_teacher_logits(bench)
+    assert logits.shape == (TRAIN + OTHER, CLASSES)
+    (file,) = (tmp_path / "teachers").iterdir()
+    file.unlink()
+    assert torch.equal(teaching.clean_teacher_logits(other), logits)
 
 
 def test_the_test_set_is_not_touched_while_tuning(monkeypatch):
