@@ -79,10 +79,10 @@ class CleanProbe(nn.Module):
         self._reading: Reading | None = None
 
     def note(self, seen: CleanRows) -> None:
-        """Remember a meta batch, from the next one on; rows without a class, and copies, are left out."""
+        """Remember a meta batch, from the next one on; without copies, and rows without a class or a finite state."""
         seen = CleanRows(seen.numbers.cpu(), seen.states.detach().float().cpu(), seen.classes.cpu())
         copies = (seen.numbers[:, None] == seen.numbers).triu(1).any(1)
-        seen = seen.where((seen.classes >= 0) & ~copies)
+        seen = seen.where((seen.classes >= 0) & seen.states.isfinite().all(1) & ~copies)
         held = seen.where(torch.zeros_like(seen.classes, dtype=torch.bool))
         if self.memory is not None and self.present is not None:
             held = self.memory.and_then(self.present)

@@ -122,6 +122,15 @@ def test_the_newest_rows_stay():
     assert probe.memory.numbers.min() == 800 - MOST_ROWS - 50 and probe.memory.numbers.max() == 799
 
 
+def test_an_overflow_is_not_remembered():
+    """One state that is not finite would make all weights NaN, and end the run."""
+    rows = clean_rows(40)
+    rows.states[3, 0] = float("inf")
+    probe = told(rows, clean_rows(2, first=50))
+    assert len(probe.memory.numbers) == 39
+    assert probe.logits(clean_rows(5).states).isfinite().all()
+
+
 def test_it_is_saved_with_its_rows():
     """A resumed run reads the same to the last bit; what was read before is forgotten."""
     probe, other, states = told(clean_rows(40), clean_rows(2, first=50)), told(clean_rows(9)), clean_rows(5).states
