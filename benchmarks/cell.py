@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from contenders import CLEAN, Phase, Phases, contenders
+from contenders import contenders
 from datasets import concatenate_datasets
+from phases import CLEAN, Phase, Phases
 from settings import RULES, Bench, Place, new_bench
 from suspects import available, confidence
 from teaching import corrupted_rows, make_clean_teacher, make_teacher

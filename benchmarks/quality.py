@@ -5,11 +5,11 @@
     python benchmarks/quality.py --merge OUT
     python benchmarks/tables.py
 
-What is wrong with the data is in settings.py, the runs in contenders.py, how one is trained in cell.py. Every finished
-cell is a line of JSON in `benchmarks/results/quality/DATA-STUDENT.jsonl` and is not run again. A run with several
-options is tuned first: each option once, at a seed that is not reported, and the best on dev is what the other seeds
-take; a large student may take what was best for a smaller one. The test set is looked at once a cell, and never while
-tuning.
+What is wrong with the data is in settings.py, the runs in contenders.py, the phases they are made of in phases.py, how
+one is trained in cell.py. Every finished cell is a line of JSON in `benchmarks/results/quality/DATA-STUDENT.jsonl` and
+is not run again. A run with several options is tuned first: each option once, at a seed that is not reported, and the
+best on dev is what the other seeds take; a large student may take what was best for a smaller one. The test set is
+looked at once a cell, and never while tuning.
 """
 
 import argparse

@@ -29,9 +29,10 @@ OURS = [
     "amal()",
     "amal(), noisy and clean rows",
     "amal(), noisy and clean, then clean rows",
+    "amal(), smoothed labels",
+    "amal(), smoothed labels, then clean rows",
     "amal(), clean teacher",
     "amal(), no probe",
-    "amal(), no probe, noisy and clean rows",
     "tuned recipe, amal()",
     "amal(PerLossNetwork()), clean teacher, then clean rows",
 ]

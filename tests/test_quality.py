@@ -16,6 +16,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import cell  # noqa: E402
 import contenders  # noqa: E402
+import phases  # noqa: E402
 import quality  # noqa: E402
 import tables  # noqa: E402
 import teaching  # noqa: E402
@@ -85,14 +86,14 @@ RUNS = [("flipped40", name) for name in contenders.DISTILLATION] + [("rules", na
 @pytest.mark.parametrize(("setting", "run"), RUNS)
 def test_every_run_takes_the_same_number_of_steps_and_can_be_measured(setting, run, monkeypatch, tmp_path):
     """Whatever its phases: the budget is that of the training rows, and the table's numbers come out."""
-    monkeypatch.setattr(contenders, "teacher_logits", lambda bench: torch.randn(TRAIN + OTHER, CLASSES))
-    monkeypatch.setattr(contenders, "kept_rows", lambda bench: torch.arange(TRAIN).remainder(4).bool().numpy())
+    monkeypatch.setattr(phases, "teacher_logits", lambda bench: torch.randn(TRAIN + OTHER, CLASSES))
+    monkeypatch.setattr(phases, "kept_rows", lambda bench: torch.arange(TRAIN).remainder(4).bool().numpy())
     monkeypatch.setattr(teaching, "CACHE", tmp_path)
     bench = tiny_bench(setting, rules=4 if setting == "rules" else 0)
     monkeypatch.setattr(cell, "bench_of", lambda place: bench)
     monkeypatch.setattr(cell, "available", lambda: False)
-    option, phases = next(iter(contenders.contenders(setting)[run].options.items()))
-    assert sum(cell.steps_of(bench, phases)) == 4 * TRAIN // 20
+    option, chosen = next(iter(contenders.contenders(setting)[run].options.items()))
+    assert sum(cell.steps_of(bench, chosen)) == 4 * TRAIN // 20
     record = cell.run_cell(cell.Cell(bench.place, run, option))
     assert {"accuracy", "macro_f1", "f1"} == record["test"].keys()
     assert -1 <= record["auc"].pop("rule order", 0.0) <= 1

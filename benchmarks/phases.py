@@ -1,0 +1,187 @@
+"""Stretches of training, and what they are made of: losses, methods that weigh them, rows.
+
+A run of the quality benchmark is one phase or a few (contenders.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from rivals import GivenWeights, right_votes
+from settings import Bench
+from suspects import kept_rows
+from teaching import clean_teacher_logits, teacher_logits
+
+from amal_hf import (
+    ClassProportional,
+    CrossEntropy,
+    Distillation,
+    GeneralizedCrossEntropy,
+    Loss,
+    Method,
+    Policy,
+    RuleLosses,
+)
+
+
+Losses: TypeAlias = Callable[[Bench], list[Loss]]
+NewMethod: TypeAlias = Callable[[Bench], Method]
+
+CLEAN = ("clean",)
+"""Stands for all splits with labels known to be right."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training.
+
+    Attributes:
+        losses: what is learned from.
+        shares: their initial mixture; equal by default.
+        method: how weights are learned; fixed by default.
+        rows: splits to train on.
+        epochs: over these rows; `None` takes what the other phases leave of the budget.
+        rate: share of the body's learning rate.
+        smoothing: of labels.
+    """
+
+    losses: Losses = lambda bench: [CrossEntropy()]
+    shares: tuple[float, ...] | None = None
+    method: NewMethod | None = None
+    rows: tuple[str, ...] = ("train",)
+    epochs: float | None = None
+    rate: float = 1.0
+    smoothing: float = 0.0
+
+
+Phases: TypeAlias = tuple[Phase, ...]
+
+
+def with_teacher(bench: Bench, temperature: float = 2.0) -> list[Loss]:
+    """The label, and the teacher."""
+    logits = teacher_logits(bench).to("cuda" if torch.cuda.is_available() else "cpu")
+    return [CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]], temperature)]
+
+
+def with_clean_teacher(bench: Bench) -> list[Loss]:
+    """The label, and a teacher that has seen the clean rows alone."""
+    logits = clean_teacher_logits(bench).to("cuda" if torch.cuda.is_available() else "cpu")
+    return [CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]])]
+
+
+def at_temperature(temperature: float) -> Losses:
+    """With a teacher of another softness."""
+    return lambda bench: with_teacher(bench, temperature)
+
+
+def robust(q: float, column: str = "labels") -> Losses:
+    """Generalised cross-entropy to one column of labels."""
+    return lambda bench: [GeneralizedCrossEntropy(q, column=column, name=column)]
+
+
+def robust_with_teacher(bench: Bench) -> list[Loss]:
+    """Generalised cross-entropy, and the teacher."""
+    return [GeneralizedCrossEntropy(), with_teacher(bench)[1]]
+
+
+def aggregated(column: str) -> Losses:
+    """The label where there is one, and the votes made into one label."""
+    return lambda bench: [CrossEntropy(), CrossEntropy(column, column=column)]
+
+
+def robust_majority(q: float) -> Losses:
+    """The label, and generalised cross-entropy to the majority."""
+    return lambda bench: [CrossEntropy(), GeneralizedCrossEntropy(q, "majority", "majority")]
+
+
+def label_and_rules(bench: Bench) -> list[Loss]:
+    """The label where there is one, and every rule that fired."""
+    return [CrossEntropy(), RuleLosses(bench.rules)]
+
+
+def everything(bench: Bench) -> list[Loss]:
+    """The label, the majority, and every rule that fired."""
+    return [CrossEntropy(), CrossEntropy("majority", column="majority"), RuleLosses(bench.rules)]
+
+
+def rules_and_teacher(bench: Bench) -> list[Loss]:
+    """The label where there is one, every rule that fired, and a teacher that was trained on the clean rows."""
+    return [*label_and_rules(bench), with_teacher(bench)[1]]
+
+
+def always(make: Callable[[], Method]) -> NewMethod:
+    """A method that does not depend on where it is used."""
+    return lambda bench: make()
+
+
+def weighed_by(make: Callable[[], Policy], name: str = "fixed_rule") -> NewMethod:
+    """A method that is nothing but a policy."""
+    return lambda bench: Method(name, make())
+
+
+def without_suspects(bench: Bench) -> Method:
+    """Labels that confident learning suspects have no weight; the others make up for it."""
+    kept = torch.from_numpy(kept_rows(bench)).float()
+    return Method("without_suspects", GivenWeights(kept[:, None] / kept.mean()))
+
+
+def suspects_to_teacher(bench: Bench) -> Method:
+    """Suspected labels have no weight, and their teacher has all."""
+    kept = torch.from_numpy(kept_rows(bench)).float()
+    return Method("suspects_to_teacher", GivenWeights(torch.stack([kept, 1 - kept], 1)))
+
+
+def right_labels(bench: Bench) -> torch.Tensor:
+    """`(N,)`: 1 for right labels, 0 for wrong ones."""
+    return torch.ones(len(bench.splits["train"])) if bench.right is None else torch.from_numpy(bench.right).float()
+
+
+def without_wrong_labels(bench: Bench) -> Method:
+    """Right labels alone; the others make up for wrong ones."""
+    right = right_labels(bench)
+    return Method("without_wrong_labels", GivenWeights(right[:, None] / right.mean()))
+
+
+def wrong_labels_to_teacher(bench: Bench) -> Method:
+    """Right labels, and the teacher in the place of wrong ones."""
+    right = right_labels(bench)
+    return Method("wrong_labels_to_teacher", GivenWeights(torch.stack([right, 1 - right], 1)))
+
+
+def without_wrong_votes(bench: Bench) -> Method:
+    """As a fixed mixture, had nobody voted wrong."""
+    return Method("without_wrong_votes", GivenWeights(right_votes(bench)))
+
+
+def balanced(power: float) -> NewMethod:
+    """Examples of rare classes count more."""
+
+    def method(bench: Bench) -> Method:
+        counts = np.bincount(bench.splits["train"]["label"][:], minlength=bench.classes)
+        return Method("balanced_classes", ClassProportional(counts.tolist(), power))
+
+    return method
+
+
+ALL = ("train", "meta")
+
+
+def mixed(label: float) -> Phase:
+    """A fixed mixture of label and teacher."""
+    return Phase(with_teacher, (label, 1 - label))
+
+
+def then_clean(phase: Phase, rate: float) -> Phases:
+    """A phase, and five short passes over the clean rows."""
+    return (phase, Phase(rows=CLEAN, epochs=5, rate=rate))
+
+
+def between_clean(phase: Phase) -> Phases:
+    """Clean rows first and last; in between all rows, clean ones among them."""
+    return (
+        Phase(rows=CLEAN, epochs=10),
+        replace(phase, rows=("train", "meta")),
+        Phase(rows=CLEAN, epochs=5, rate=0.25),
+    )
