@@ -8,6 +8,7 @@ reading that has never seen these labels still does.
 3. Its strength, and the scale that makes probabilities of its scores, are those that predict each row best from all
    the others (leave-one-out, in closed form too). Of few rows, or of states that say little, it claims little.
 4. The rows of the present meta batch are left out: what they are to judge must not know them.
+5. What it believes of clean rows it has not seen says what to expect of right labels and of wrong ones.
 """
 
 from typing import Any, NamedTuple
@@ -53,11 +54,17 @@ class CleanRows(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """A fitted probe: logits are `(unit(state) − centre) @ weight + bias`."""
+    """A fitted probe: logits are `(unit(state) − centre) @ weight + bias`.
+
+    `in_right` and `in_wrong`, `(C,)`, are the mean probabilities that it gives a class where it is that of a clean
+    row, and where it is not, of rows that it has not seen.
+    """
 
     centre: Tensor
     weight: Tensor
     bias: Tensor
+    in_right: Tensor
+    in_wrong: Tensor
 
 
 class CleanProbe(nn.Module):
@@ -101,14 +108,24 @@ class CleanProbe(nn.Module):
         Raises:
             RuntimeError: it has seen too few.
         """
+        with torch.no_grad(), torch.autocast(states.device.type, enabled=False):
+            if self.reading().weight.device != states.device:
+                self._reading = Reading(*(part.to(states.device) for part in self.reading()))
+            centre, weight, bias, *_ = self.reading()
+            return (unit(states.float()) - centre) @ weight + bias
+
+    def reading(self) -> Reading:
+        """What is fitted to the memory.
+
+        Raises:
+            RuntimeError: it has seen too few rows.
+        """
         if self.memory is None or not self.knows:
             raise RuntimeError(f"CleanProbe: it has noted less than {FEWEST_ROWS} clean rows; ask `knows` first.")
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast(states.device.type, enabled=False):
-            if self._reading is None:
-                reading = fitted(self.memory, self.classes)
-                self._reading = Reading(*(part.to(states.device) for part in reading))
-            centre, weight, bias = self._reading
-            return (unit(states.float()) - centre) @ weight + bias
+        if self._reading is None:
+            with torch.no_grad(), torch.autocast("cpu", enabled=False):
+                self._reading = fitted(self.memory, self.classes)
+        return self._reading
 
     def get_extra_state(self) -> dict[str, Any]:
         """The rows; what is fitted to them follows."""
@@ -139,8 +156,18 @@ def fitted(rows: CleanRows, classes: int) -> Reading:
     size = kernel.diagonal().mean().clamp(min=torch.finfo(kernel.dtype).tiny)
     coefficients, errors = _ridges(kernel / size, targets - shares)
     best = errors.square().sum((1, 2)).argmin()
-    scale = _scale(targets - errors[best], rows.classes.long())
-    return Reading(centre, scale * (states.T @ coefficients[best]) / size, scale * shares)
+    unseen, own = targets - errors[best], rows.classes.long()
+    scale = _scale(unseen, own)
+    beliefs = _beliefs((scale * unseen).softmax(1), targets)
+    return Reading(centre, scale * (states.T @ coefficients[best]) / size, scale * shares, *beliefs)
+
+
+def _beliefs(probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean probability of each class where it is right, and where it is wrong; of one without rows that of all."""
+    others, overall = 1 - targets, (probabilities * targets).sum() / targets.sum()
+    in_right = (probabilities * targets).sum(0) / targets.sum(0)
+    in_wrong = (probabilities * others).sum(0) / others.sum(0).clamp(min=1)
+    return torch.where(targets.any(0), in_right, overall), in_wrong
 
 
 def _ridges(kernel: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

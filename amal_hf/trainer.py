@@ -215,7 +215,7 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """`Trainer`'s, with the parts of the loss and the weights beside the training loss."""
         if self.mixes and "loss" in logs:
-            logs = {**logs, **self._statistics.flush()}
+            logs = {**logs, **self._statistics.flush(), **self.mixture.policy.figures()}
         super().log(logs, start_time)
 
     def _skip_if_empty(self) -> None:

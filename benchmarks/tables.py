@@ -42,7 +42,7 @@ SHORT = [
     "tuned recipe",
     "clean teacher",
     "labels a clean teacher believes",
-    *OURS[:6],
+    *OURS[:7],
     "right labels",
 ]
 DETECTING = ["amal()", "meta_weight_net()", "learning_to_reweight()", "geometry network"]

@@ -195,7 +195,21 @@ def train(folder, count, sharded=None, **case):
         found |= {"gradients": seen.gradients, "weights": weights_of(seen.trainer)}
         found |= {"parameters": parameters_of(seen.trainer)}
         logs = seen.trainer.state.log_history
+        found |= {"wrong labels": [entry["wrong_labels"] for entry in logs if "wrong_labels" in entry]}
         return found | {"losses": [entry["loss"] for entry in logs if "loss" in entry]}
+
+
+def train_on_labels(folder, count):
+    """With clean rows enough for a probe, which tells how many labels are wrong, and so how far to reweigh."""
+    rows = telling_rows(22).map(lambda row, number: {"labels": 0 if number == 1 else row["labels"]}, with_indices=True)
+    return train(folder, count, method="network", rows=22, train=rows, losses=[CrossEntropy()], meta=telling_rows(60))
+
+
+def telling_rows(count):
+    """Every token tells the class, so that states do."""
+    labels = [number % 3 for number in range(count)]
+    ids = [[5 + label] * 6 for label in labels]
+    return datasets.Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * 6] * count, "labels": labels})
 
 
 def train_in_bf16(folder, count, **case):

@@ -26,6 +26,7 @@ LEVELS = [
         "checkpoints",
     },
     {"scores", "class_counts", "clean_probe"},
+    {"wrong_labels"},
     {
         "losses",
         "directions",

@@ -81,7 +81,11 @@ def _sharded(cases):
 
 ALSO_SHARDED = ("neumann, 3", "memory, 3")
 SHARDS = {"shards": {"method": "table", "rows": 24}}
-BESIDES = {"rules": (process_cases.train_on_rules, {}), "tokens": (process_cases.train_on_tokens, {})}
+BESIDES = {
+    "rules": (process_cases.train_on_rules, {}),
+    "tokens": (process_cases.train_on_tokens, {}),
+    "labels": (process_cases.train_on_labels, {}),
+}
 
 
 def _one(folders):
@@ -202,7 +206,15 @@ def test_tokens_and_rules_too(found, name):
     """A repeated example has no tokens, and a loss with a model of its own trains it on all examples."""
     assert_equal(found[4][name], found[1][name][0])
     for ours in found[4][name]:
-        assert name == "tokens" or difference(ours["cage"], found[1][name][0]["cage"]) < 1e-6
+        assert name != "rules" or difference(ours["cage"], found[1][name][0]["cage"]) < 1e-6
+
+
+def test_how_many_labels_are_wrong_is_asked_of_all(found):
+    """A share of this process's labels alone would weigh examples differently on each."""
+    shares = found[1]["labels"][0]["wrong labels"]
+    assert 0 < shares[-1] < 0.2
+    for ours in found[4]["labels"]:
+        assert ours["wrong labels"] == pytest.approx(shares, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", [*EVEN, *SHUFFLED, *STREAMS, *SHARDS])

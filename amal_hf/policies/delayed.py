@@ -71,6 +71,10 @@ class Delayed(Policy):
         """For the policy."""
         self.policy.note_clean(rows)
 
+    def figures(self) -> dict[str, float]:
+        """Those of the policy."""
+        return self.policy.figures()
+
     def observe(self, signals: Signals) -> Features:
         """As the policy does."""
         return self.policy.observe(signals)

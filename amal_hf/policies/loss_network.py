@@ -13,6 +13,7 @@ from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
 from amal_hf.processes import summed_gradients, total_count
 from amal_hf.shapes import Features, Logits, LossTable
 from amal_hf.top_logits import TopLogits
+from amal_hf.wrong_labels import WrongLabels
 
 
 class LossNetwork(Policy):
@@ -23,7 +24,8 @@ class LossNetwork(Policy):
     (`clean_probe.py`), where the student gives one class for each. What the network learns on one example holds for
     all that look alike, so it needs a meta step only now and then and follows the student as it trains. It starts at
     the initial mixture for every example; from the first meta step on, examples of rare classes count more
-    (`balance`).
+    (`balance`). Where there is nothing but labels, weights are what was learned only as far as clean rows tell
+    that labels are wrong, or of other classes (`wrong_labels.py`): where they are as good, examples weigh alike.
 
     Args:
         hidden: width of the one hidden layer.
@@ -84,6 +86,8 @@ class LossNetwork(Policy):
             self.class_counts = ClassCounts(sizes.labels)
         if self.reads_clean_states:
             self.probe = CleanProbe(sizes.labels)
+            self.wrong_labels = WrongLabels()
+        self.labels_alone = sizes.losses == 1 and not sizes.teachers
         if self.by_sizes:
             self.normalisation = self.usual_normalisation(sizes)
         with torch.random.fork_rng(devices=[]):
@@ -135,7 +139,11 @@ class LossNetwork(Policy):
         """`(B, K)`, with a graph to the network."""
         scores, counts_for = self._scores(observation), self._counts_for(observation)
         weights: LossTable = self.normalisation(scores, observation.present, counts_for)
-        return weights
+        strength = self.wrong_labels.strength if self.reads_clean_states and self.labels_alone else 1.0
+        if strength == 1:
+            return weights
+        alike = torch.ones_like(weights) if counts_for is None else counts_for
+        return torch.lerp(alike if observation.present is None else alike * observation.present, weights, strength)
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
         """One Adam step on `−mean Σ_k w_ik(φ) s_ik / pull_k`.
@@ -144,6 +152,9 @@ class LossNetwork(Policy):
         """
         if self.counts_classes:
             self.class_counts.note(observation.features[:, -1])
+        if self.reads_clean_states:
+            *_, beliefs, _, classes = observation.features.unbind(1)
+            self.wrong_labels.note(self.probe, beliefs, classes, self.class_counts.seen)
         scores, counts_for = self._scores(observation), self._counts_for(observation)
         weights = self.normalisation.of_step(scores, observation.present, counts_for)
         gain = (weights * slopes / self.pulls).sum() / total_count(len(slopes), slopes.device)
@@ -154,6 +165,11 @@ class LossNetwork(Policy):
         self.optimizer.zero_grad()
         with torch.no_grad():
             self.normalisation.follow(scores.detach(), self._scores(observation), observation.present, counts_for)
+
+    def figures(self) -> dict[str, float]:
+        """`wrong_labels`: the share of training labels that are wrong, where clean rows can tell."""
+        share = self.wrong_labels.share if self.reads_clean_states else None
+        return {} if share is None else {"wrong_labels": share}
 
     def describe(self) -> str:
         """Width, normalisation, and whether clean rows are read."""

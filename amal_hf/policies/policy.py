@@ -134,6 +134,10 @@ class Policy(nn.Module, ABC):
         """
         del rows
 
+    def figures(self) -> dict[str, float]:
+        """What is logged beside the weights, by name. Nothing by default."""
+        return {}
+
     def learns_at(self, progress: float) -> bool:
         """Whether there is still something to learn when this share of training is done."""
         del progress
