@@ -2,6 +2,7 @@
 
     python recipes/reweight_noisy_labels.py                              # needs no hub; 40 % of the labels are wrong
     python recipes/reweight_noisy_labels.py --noise background           # or: instance, imbalance
+    python recipes/reweight_noisy_labels.py --methods amal --label_smoothing_factor 0.1
     python recipes/reweight_noisy_labels.py --dataset SetFit/20_newsgroups --model distilbert/distilbert-base-uncased
     python recipes/reweight_noisy_labels.py settings.yaml
 
@@ -41,6 +42,7 @@ from amal_hf import (
     CrossEntropy,
     Method,
     RandomRectified,
+    amal,
     learning_to_reweight,
     meta_weight_net,
     student_from_teacher,
@@ -56,6 +58,7 @@ from amal_hf.precision import has_fast_bf16
 
 METHODS: dict[str, Callable[[], Method]] = {
     "learning_to_reweight": learning_to_reweight,
+    "amal": amal,
     "meta_weight_net": meta_weight_net,
     "random_rectified": lambda: Method("random_rectified", RandomRectified()),
 }
