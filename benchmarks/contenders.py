@@ -84,8 +84,8 @@ BELIEVED = Phase(with_clean_teacher, method=weighed_by(BelievedLabels), rows=ALL
 
 def recipe(method: NewMethod | None) -> dict[str, Phases]:
     """All that a user would try, clean rows among the training rows: the same with and without learned weights."""
-    teacher = Phase(with_teacher, method=method, rows=("train", "meta"))
-    labels = Phase(method=method, rows=("train", "meta"), smoothing=0.1)
+    teacher = Phase(with_teacher, method=method, rows=ALL)
+    labels = Phase(method=method, rows=ALL, smoothing=0.1)
     return {
         "with teacher": (teacher,),
         "with teacher, then clean rows": then_clean(teacher, 0.25),
@@ -112,7 +112,7 @@ DISTILLATION: dict[str, Contender] = {
     "random weights": Contender("control", one(Phase(with_teacher, method=always(random_weights)))),
     "clean rows only": Contender("control", {f"rate {r}": (Phase(rows=CLEAN, rate=r),) for r in (1.0, 0.3)}),
     "noisy and clean rows": Contender(
-        "control", {f"label {s}": (replace(mixed(s), rows=("train", "meta")),) for s in (1.0, 0.5, 0.1)}
+        "control", {f"label {s}": (replace(mixed(s), rows=ALL),) for s in (1.0, 0.5, 0.1)}
     ),
     "noisy, then clean rows": Contender(
         "control", {f"label {s}, rate {r}": then_clean(mixed(s), r) for s in (1.0, 0.5) for r in (0.25, 1.0)}
@@ -242,7 +242,7 @@ VOTES: dict[str, Contender] = {
     "label model": Contender("control", one(Phase(aggregated("label_model")))),
     "uniform mixture": Contender("control", one(Phase(label_and_rules))),
     "random weights": Contender("control", one(Phase(everything, method=always(random_weights)))),
-    "majority and clean rows": Contender("control", one(replace(MAJORITY, rows=("train", "meta")))),
+    "majority and clean rows": Contender("control", one(replace(MAJORITY, rows=ALL))),
     "majority, then clean rows": Contender("control", {f"rate {r}": then_clean(MAJORITY, r) for r in CLEAN_RATES}),
     "clean teacher, then clean rows": Contender(
         "control", {f"rate {r}": then_clean(Phase(with_teacher), r) for r in CLEAN_RATES}

@@ -32,6 +32,9 @@ NewMethod: TypeAlias = Callable[[Bench], Method]
 CLEAN = ("clean",)
 """Stands for all splits with labels known to be right."""
 
+ALL = ("train", "meta")
+"""Clean rows among the training rows."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -165,9 +168,6 @@ def balanced(power: float) -> NewMethod:
     return method
 
 
-ALL = ("train", "meta")
-
-
 def mixed(label: float) -> Phase:
     """A fixed mixture of label and teacher."""
     return Phase(with_teacher, (label, 1 - label))
@@ -182,6 +182,6 @@ def between_clean(phase: Phase) -> Phases:
     """Clean rows first and last; in between all rows, clean ones among them."""
     return (
         Phase(rows=CLEAN, epochs=10),
-        replace(phase, rows=("train", "meta")),
+        replace(phase, rows=ALL),
         Phase(rows=CLEAN, epochs=5, rate=0.25),
     )

@@ -1,5 +1,6 @@
 """A small network that reads how student and teachers do on an example, and weighs its losses."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -87,7 +88,7 @@ class LossNetwork(Policy):
         if self.reads_clean_states:
             self.probe = CleanProbe(sizes.labels)
             self.wrong_labels = WrongLabels()
-        self.labels_alone = sizes.losses == 1 and not sizes.teachers
+        self.labels_alone = sizes.names == (CrossEntropy().name,)
         if self.by_sizes:
             self.normalisation = self.usual_normalisation(sizes)
         with torch.random.fork_rng(devices=[]):
@@ -139,11 +140,12 @@ class LossNetwork(Policy):
         """`(B, K)`, with a graph to the network."""
         scores, counts_for = self._scores(observation), self._counts_for(observation)
         weights: LossTable = self.normalisation(scores, observation.present, counts_for)
-        strength = self.wrong_labels.strength if self.reads_clean_states and self.labels_alone else 1.0
-        if strength == 1:
+        if not (self.reads_clean_states and self.labels_alone):
             return weights
         alike = torch.ones_like(weights) if counts_for is None else counts_for
-        return torch.lerp(alike if observation.present is None else alike * observation.present, weights, strength)
+        if observation.present is not None:
+            alike = alike * observation.present
+        return torch.lerp(alike.to(weights), weights, self.wrong_labels.strength.to(weights))
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
         """One Adam step on `−mean Σ_k w_ik(φ) s_ik / pull_k`.
@@ -168,8 +170,8 @@ class LossNetwork(Policy):
 
     def figures(self) -> dict[str, float]:
         """`wrong_labels`: the share of training labels that are wrong, where clean rows can tell."""
-        share = self.wrong_labels.share if self.reads_clean_states else None
-        return {} if share is None else {"wrong_labels": share}
+        share = float(self.wrong_labels.share) if self.reads_clean_states else math.nan
+        return {} if math.isnan(share) else {"wrong_labels": share}
 
     def describe(self) -> str:
         """Width, normalisation, and whether clean rows are read."""
