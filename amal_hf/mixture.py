@@ -7,6 +7,7 @@ The one place where losses are weighed and summed.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -147,8 +148,8 @@ class Mixture:
         """
         losses = self._table(outputs, batch) if targets is None else self._shared_table(outputs, targets)
         teachers = tuple(batch[loss.logits_key] for loss in self.distillations)
-        states, asked = hidden_states(outputs, batch), self.teacher_losses(batch)
-        signals = Signals(losses.detach(), outputs.logits.detach(), teachers, batch, self.task, states, asked)
+        states, ask = hidden_states(outputs, batch), partial(self.ask, batch=batch)
+        signals = Signals(losses.detach(), outputs.logits.detach(), teachers, batch, self.task, states, ask)
         return Evaluation(kept(losses, batch), kept(self.policy.observe(signals), batch))
 
     def show_clean(self, outputs: Any, batch: Batch) -> None:
@@ -160,13 +161,8 @@ class Mixture:
         parts = (kept(part, batch) for part in (batch[META_ROW], states[-1], labels))
         self.policy.note_clean(CleanRows(*(rows_of_all(part) for part in parts)))
 
-    def teacher_losses(self, batch: Batch) -> tuple[LossTable, ...]:
-        """What each teacher's logits cost, if the policy wants to know; 0 for what cannot be asked of a teacher."""
-        if not self.policy.needs_teacher_losses:
-            return ()
-        return tuple(self._of_teacher(batch[loss.logits_key], batch) for loss in self.distillations)
-
-    def _of_teacher(self, logits: Logits | TopLogits, batch: Batch) -> LossTable:
+    def ask(self, logits: Logits | TopLogits, batch: Batch) -> LossTable:
+        """All losses, `(B, K)`, were these logits the student's; 0 for what depends on more than logits."""
         # The largest logits alone do not say what any class would cost.
         known = [None if isinstance(logits, TopLogits) else loss.of_teacher(logits, batch) for loss in self.losses]
         ids = all_ids_of(batch)

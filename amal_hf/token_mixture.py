@@ -8,6 +8,7 @@ these tokens are copied, `(n, C)`, where weights of whole examples take them in 
 
 from collections.abc import Sequence, Set
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -104,8 +105,8 @@ class TokenMixture(Mixture):
         states = tuple(rows.of_state(state) for state in token_states(outputs, batch))
         teachers = tuple(tokens[loss.logits_key] for loss in self.distillations)
         task = replace(self.task, shifted=False)
-        asked = self.teacher_losses(tokens)
-        signals = Signals(losses.detach(), flat.logits.detach(), teachers, tokens, task, states, asked)
+        ask = partial(self.ask, batch=tokens)
+        signals = Signals(losses.detach(), flat.logits.detach(), teachers, tokens, task, states, ask)
         return Evaluation(losses * rows.share[:, None].to(losses), self.policy.observe(signals))
 
     def weigh(self, outputs: Any, batch: Batch, progress: float, targets: Targets | None = None) -> Weighed:

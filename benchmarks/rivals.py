@@ -80,12 +80,10 @@ class BelievedLabels(TeacherAgreement):
 class TeacherBelief(TeacherConfidence):
     """Labels and teacher weigh alike, a vote as much of that as the probability that the teacher gives it; sum one."""
 
-    needs_teacher_losses = True
-
     def observe(self, signals: Signals) -> Tensor:
         """`(B, K)`: the probabilities; one of what a teacher is not asked."""
-        (asked,) = signals.teacher_losses
-        belief = asked.neg().exp()
+        (teacher,) = signals.teacher_logits
+        belief = signals.ask(teacher).neg().exp()
         belief[:, 0] = 1
         return belief
 

@@ -11,14 +11,13 @@ from amal_hf import (
     CrossEntropy,
     Distillation,
     GatedConvex,
-    LossNetwork,
     MeanOne,
     PerLossNetwork,
     RuleLosses,
 )
 from amal_hf.losses import Task
 from amal_hf.mixture import Mixture
-from amal_hf.policies.policy import Observation, Sizes
+from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.top_logits import TopLogits
 
 
@@ -97,7 +96,7 @@ def test_what_a_teacher_says_of_one_loss_is_believed_of_the_others():
 def test_a_teacher_is_asked_about_labels_and_votes():
     """Every loss as if the teacher were the student, in float64; not its own loss, nor a function of somebody's.
 
-    Nor is a teacher asked of whom the largest logits alone are known, and nobody for a policy that does not read it.
+    Nor is a teacher asked of whom the largest logits alone are known.
     """
     logits, teacher = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     batch = {"labels": torch.tensor([1, -100, 3, 0]), "weak_labels": torch.tensor([[1, -1], [2, 2], [-1, 0], [4, 1]])}
@@ -107,7 +106,7 @@ def test_a_teacher_is_asked_about_labels_and_votes():
     mixture.reset(4, mixture.initial(None))
     losses[2].teacher = lambda batch: teacher
     batch = mixture.prepare(batch)
-    (asked,) = mixture.teacher_losses(batch)
+    asked = mixture.ask(batch[losses[2].logits_key], batch)
     as_student = mixture.evaluate(SimpleNamespace(logits=teacher), batch).losses
     torch.testing.assert_close(asked[:, :3], as_student[:, :3].to(asked), rtol=1e-6, atol=1e-6)
     assert (asked[:, :3] > 0).tolist() == [[True, True, False], [False, True, True], [True, False, True], [True] * 3]
@@ -115,8 +114,14 @@ def test_a_teacher_is_asked_about_labels_and_votes():
     features = mixture.evaluate(SimpleNamespace(logits=logits), batch).features
     torch.testing.assert_close(features[:, 5:10], asked.to(features))
     largest = TopLogits(teacher, torch.arange(5).expand(4, -1))
-    assert (mixture.teacher_losses({**batch, losses[2].logits_key: largest})[0] == 0).all()
-    assert Mixture(losses, LossNetwork(), Task()).teacher_losses(batch) == ()
+    assert (mixture.ask(largest, batch) == 0).all()
+
+
+def test_signals_without_losses_cannot_be_asked():
+    """Rather than answered with nothing."""
+    signals = Signals(torch.ones(2, 1), torch.zeros(2, 2), (torch.zeros(2, 2),), {}, Task())
+    with pytest.raises(RuntimeError, match="Pass `ask`"):
+        signals.ask(signals.logits)
 
 
 def test_bad_input():

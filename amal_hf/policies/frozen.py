@@ -51,7 +51,6 @@ class Frozen(Policy):
         self.saved = saved if isinstance(saved, Mapping) else Path(saved)
         self.needs_ids = policy.needs_ids
         self.needs_hidden_states = policy.needs_hidden_states
-        self.needs_teacher_losses = policy.needs_teacher_losses
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
         """Take over what was saved.

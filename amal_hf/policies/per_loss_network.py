@@ -29,8 +29,6 @@ class PerLossNetwork(LossNetwork):
     References: AMAL's objective (arXiv:2202.03250) with a network in the place of free weights.
     """
 
-    needs_teacher_losses = True
-
     def __init__(
         self, hidden: int = 32, learning_rate: float = 3e-3, normalisation: Normalisation | None = None, seed: int = 0
     ) -> None:
@@ -58,7 +56,8 @@ class PerLossNetwork(LossNetwork):
         """`(B, K (1 + teachers) + 1)`: the losses, what they cost the teachers, and the student's entropy."""
         entropy = self.surface(signals)[:, signals.losses.shape[1] + 1]
         # A loss may be negative (a user's own); what matters is its order of magnitude.
-        losses = [table.detach().clamp(min=0) for table in (signals.losses, *signals.teacher_losses)]
+        tables = (signals.losses, *map(signals.ask, signals.teacher_logits))
+        losses = [table.detach().clamp(min=0) for table in tables]
         return torch.cat([*losses, entropy[:, None]], 1)
 
     def inputs(self, observation: Observation) -> Tensor:

@@ -3,7 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -40,13 +40,19 @@ class Sizes(NamedTuple):
     names: tuple[str, ...] = ()
 
 
+Ask: TypeAlias = Callable[[Logits | TopLogits], LossTable]
+
+
+def _nobody(logits: Logits | TopLogits) -> LossTable:
+    raise RuntimeError("Signals: made without losses that could be asked of other logits. Pass `ask`.")
+
+
 class Signals(NamedTuple):
     """Everything about a batch that a policy may turn into features; detached.
 
     `hidden_states` has the student's hidden states `(B, D)`, averaged over tokens, the embeddings' first (of an
-    encoder-decoder those of the encoder, then those of the decoder), for policies with `needs_hidden_states`;
-    `teacher_losses` what each teacher's logits cost, 0 where that cannot be said, for those with
-    `needs_teacher_losses`.
+    encoder-decoder those of the encoder, then those of the decoder), for policies with `needs_hidden_states`; `ask`
+    says what all losses would be, `(B, K)`, were these logits the student's: 0 where that cannot be said.
     """
 
     losses: LossTable
@@ -55,7 +61,7 @@ class Signals(NamedTuple):
     batch: Batch
     task: Task
     hidden_states: tuple[Tensor, ...] = ()
-    teacher_losses: tuple[LossTable, ...] = ()
+    ask: Ask = _nobody
 
 
 class Observation(NamedTuple):
@@ -83,7 +89,6 @@ class Policy(nn.Module, ABC):
         learns: whether the policy wants slopes; one that does not needs no meta set.
         needs_ids: whether weights belong to examples by id, so that a stream has to bring a column of ids.
         needs_hidden_states: whether `observe` reads the student's hidden states.
-        needs_teacher_losses: whether it reads what the teachers' logits cost.
         reads_clean_states: whether `note_clean` wants to be told of clean rows, where a student can show its states.
         holds_for_one_step: whether weights are of use only to the step that they were learned at, so that every step
             must be judged.
@@ -95,7 +100,6 @@ class Policy(nn.Module, ABC):
     learns: bool = True
     needs_ids: bool = False
     needs_hidden_states: bool = False
-    needs_teacher_losses: bool = False
     reads_clean_states: bool = False
     holds_for_one_step: bool = False
     interval: int = 1
