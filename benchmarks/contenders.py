@@ -20,6 +20,7 @@ from phases import (
     at_temperature,
     balanced,
     between_clean,
+    corrected,
     everything,
     label_and_rules,
     mixed,
@@ -79,6 +80,7 @@ AMAL_SMOOTHED = Phase(method=always(amal), rows=ALL, smoothing=0.1)
 AMAL_CLEAN_TEACHER = Phase(with_clean_teacher, method=always(amal), rows=ALL)
 AMAL_VOTES = Phase(everything, method=always(amal))
 TEACHER = Phase(with_teacher, (0.0, 1.0))
+CORRECTED = Phase(corrected, rows=ALL)
 BELIEVED = Phase(with_clean_teacher, method=weighed_by(BelievedLabels), rows=ALL)
 
 
@@ -126,6 +128,7 @@ DISTILLATION: dict[str, Contender] = {
             "with labels, then clean rows": then_clean(Phase(with_clean_teacher, rows=ALL), 0.25),
         },
     ),
+    "gold loss correction": Contender("control", {"": (CORRECTED,), "then clean rows": then_clean(CORRECTED, 0.25)}),
     "tuned recipe": Contender("control", recipe(None)),
     "labels a clean teacher believes": Contender(
         "rule of thumb",

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from correction import CorrectedCrossEntropy, corruption_matrix
 from rivals import GivenWeights, right_votes
 from settings import Bench
 from suspects import kept_rows
@@ -72,6 +73,13 @@ def with_clean_teacher(bench: Bench) -> list[Loss]:
     """The label, and a teacher that has seen the clean rows alone."""
     logits = clean_teacher_logits(bench).to("cuda" if torch.cuda.is_available() else "cpu")
     return [CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]])]
+
+
+def corrected(bench: Bench) -> list[Loss]:
+    """The label, as one that may be another class's."""
+    train, meta = bench.splits["train"], bench.splits["meta"]
+    matrix = corruption_matrix(teacher_logits(bench)[len(train) :], torch.tensor(meta["label"][:]))
+    return [CorrectedCrossEntropy(matrix, len(train))]
 
 
 def at_temperature(temperature: float) -> Losses:

@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import cell  # noqa: E402
 import contenders  # noqa: E402
+import correction  # noqa: E402
 import phases  # noqa: E402
 import quality  # noqa: E402
 import tables  # noqa: E402
@@ -113,6 +115,21 @@ def test_a_clean_teacher_has_seen_the_clean_rows_alone(monkeypatch, tmp_path):
     (file,) = (tmp_path / "teachers").iterdir()
     file.unlink()
     assert torch.equal(teaching.clean_teacher_logits(other), logits)
+
+
+def test_corrected_answers_are_as_wrong_as_labels():
+    """A classifier that says what labels are makes the matrix of how they went wrong; answers that are right then
+    cost what the labels' own probabilities do, and without any errors, as on clean rows, what they always do."""
+    garble = torch.tensor([[0.7, 0.3, 0.0], [0.0, 1.0, 0.0], [0.2, 0.2, 0.6]])
+    classes = torch.tensor([0, 1, 2, 2])
+    matrix = correction.corruption_matrix(garble.clamp(min=1e-9).log()[classes], classes)
+    torch.testing.assert_close(matrix, garble)
+    unseen = correction.corruption_matrix(torch.zeros(2, 3), torch.tensor([0, 1]))
+    assert unseen[2].tolist() == [0, 0, 1]
+    outputs = SimpleNamespace(logits=100 * torch.eye(3)[[0, 2, 0]])
+    batch = {"example_id": torch.arange(3), "labels": torch.tensor([1, 2, 0])}
+    loss = correction.CorrectedCrossEntropy(matrix, doubtful=2)
+    torch.testing.assert_close(loss(outputs, batch), -torch.tensor([0.3, 0.6, 1.0]).log())
 
 
 def test_the_test_set_is_not_touched_while_tuning(monkeypatch):
