@@ -39,11 +39,20 @@ OURS = [
 SHORT = [
     "fixed mixture",
     "noisy, then clean rows",
-    "tuned recipe",
     "clean teacher",
-    "labels a clean teacher believes",
-    *OURS[:7],
+    "amal()",
+    "amal(), smoothed labels, then clean rows",
+    "amal(), clean teacher",
     "right labels",
+]
+SHORT_RULES = [
+    "majority vote",
+    "clean rows only",
+    "clean teacher, then clean rows",
+    "rules and clean teacher, then clean rows",
+    "votes a clean teacher believes, then clean rows",
+    "amal(PerLossNetwork()), clean teacher, then clean rows",
+    "right votes and clean teacher, then clean rows",
 ]
 DETECTING = ["amal()", "meta_weight_net()", "learning_to_reweight()", "geometry network"]
 DATA = ["trec", "banking77", "sst2", "youtube", "sms"]
@@ -164,10 +173,10 @@ def rendered(groups: list[Group]) -> dict[str, str]:
     """The tables of quality by the name of their marker; settings without any control yet are left out."""
     groups = [group for group in groups if group.best_control()]
     return {
-        "in short": in_short([group for group in groups if group.setting != "rules"]),
+        "in short": in_short([group for group in groups if set(SHORT) & set(OURS) & set(group.cells)]),
         "against controls": summary(groups),
         "all runs": everything(groups),
-        "rules": _matrix([group for group in groups if (group.student, group.setting) == ("2", "rules")]),
+        "rules": _matrix([g for g in groups if (g.student, g.setting) == ("2", "rules")], SHORT_RULES),
         "wrong labels found": detection(groups),
     }
 
@@ -280,12 +289,13 @@ def everything(groups: list[Group]) -> str:
     return "\n\n".join(parts)
 
 
-def _matrix(groups: list[Group]) -> str:
+def _matrix(groups: list[Group], shown: Sequence[str] = ()) -> str:
+    """Some of the runs, or all; ranks are among all."""
     kinds = {run: kind for group in groups for run, kind in group.kinds.items()}
     runs = sorted(kinds, key=lambda run: KINDS.index(kinds[run]))
     ranks = mean_ranks(groups, runs)
     rows = []
-    for run in runs:
+    for run in [run for run in runs if run in (shown or runs)]:
         scores = [spread(values) if (values := group.tests(run)) else "" for group in groups]
         rank = f"{ranks[run]:.1f}" if run in ranks else ""
         rows.append([run, kinds[run], *scores, rank])
