@@ -80,12 +80,24 @@ def test_bf16_finds_nearly_the_same_weights(tmp_path, tangent):
     assert difference.mean() < 0.05
 
 
-def test_peft_students(tmp_path):
-    """Only trainable parameters move, and the frozen ones keep their bits."""
-    model = get_peft_model(tiny_bert(), LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
-    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
-    trained(tmp_path, model=model)
-    assert all(torch.equal(dict(model.named_parameters())[name], p) for name, p in frozen.items())
+def with_adapters():
+    return get_peft_model(tiny_bert(), LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+
+
+def with_a_frozen_encoder():
+    model = tiny_bert()
+    model.base_model.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("student", [with_adapters, with_a_frozen_encoder])
+def test_students_of_which_a_part_is_trained(tmp_path, student):
+    """Only trainable parameters move, the frozen ones keep their bits, and weights are learned all the same."""
+    model = student()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    weights = np.array(trained(tmp_path, model=model).example_weights()["labels"][:])
+    assert all(torch.equal(p, before[name]) != p.requires_grad for name, p in model.named_parameters())
+    assert np.nanstd(weights) > 0
 
 
 def test_a_smaller_batch_after_running_out_of_memory_starts_over(tmp_path):
