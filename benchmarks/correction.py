@@ -49,6 +49,6 @@ class CorrectedCrossEntropy(CrossEntropy):
     def __call__(self, outputs: Any, batch: Batch) -> PerExample:
         """`(B,)`."""
         log_p = outputs.logits.float().log_softmax(-1)
-        garbled = (log_p.exp() @ self.matrix.to(log_p)).clamp(min=SMALLEST).log()
+        garbled = (log_p.exp() @ self.matrix).clamp(min=SMALLEST).log()
         answers = torch.where((batch[EXAMPLE_ID] < self.doubtful)[:, None], garbled, log_p)
         return -answers.gather(1, batch["labels"][:, None])[:, 0]

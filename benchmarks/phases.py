@@ -63,15 +63,20 @@ class Phase:
 Phases: TypeAlias = tuple[Phase, ...]
 
 
+def placed(values: torch.Tensor) -> torch.Tensor:
+    """Where students are trained."""
+    return values.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def with_teacher(bench: Bench, temperature: float = 2.0) -> list[Loss]:
     """The label, and the teacher."""
-    logits = teacher_logits(bench).to("cuda" if torch.cuda.is_available() else "cpu")
+    logits = placed(teacher_logits(bench))
     return [CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]], temperature)]
 
 
 def with_clean_teacher(bench: Bench) -> list[Loss]:
     """The label, and a teacher that has seen the clean rows alone."""
-    logits = clean_teacher_logits(bench).to("cuda" if torch.cuda.is_available() else "cpu")
+    logits = placed(clean_teacher_logits(bench))
     return [CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]])]
 
 
@@ -79,7 +84,7 @@ def corrected(bench: Bench) -> list[Loss]:
     """The label, as one that may be another class's."""
     train, meta = bench.splits["train"], bench.splits["meta"]
     matrix = corruption_matrix(teacher_logits(bench)[len(train) :], torch.tensor(meta["label"][:]))
-    return [CorrectedCrossEntropy(matrix, len(train))]
+    return [CorrectedCrossEntropy(placed(matrix), len(train))]
 
 
 def at_temperature(temperature: float) -> Losses:

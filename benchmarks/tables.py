@@ -173,7 +173,7 @@ def rendered(groups: list[Group]) -> dict[str, str]:
     """The tables of quality by the name of their marker; settings without any control yet are left out."""
     groups = [group for group in groups if group.best_control()]
     return {
-        "in short": in_short([group for group in groups if set(SHORT) & set(OURS) & set(group.cells)]),
+        "in short": in_short([g for g in groups if g.setting != "rules" and set(SHORT) & set(OURS) & set(g.cells)]),
         "against controls": summary(groups),
         "all runs": everything(groups),
         "rules": _matrix([g for g in groups if (g.student, g.setting) == ("2", "rules")], SHORT_RULES),

@@ -119,7 +119,8 @@ def test_a_clean_teacher_has_seen_the_clean_rows_alone(monkeypatch, tmp_path):
 
 def test_corrected_answers_are_as_wrong_as_labels():
     """A classifier that says what labels are makes the matrix of how they went wrong; answers that are right then
-    cost what the labels' own probabilities do, and without any errors, as on clean rows, what they always do."""
+    cost what the labels' own probabilities do, and without any errors, as on clean rows, what they always do.
+    """
     garble = torch.tensor([[0.7, 0.3, 0.0], [0.0, 1.0, 0.0], [0.2, 0.2, 0.6]])
     classes = torch.tensor([0, 1, 2, 2])
     matrix = correction.corruption_matrix(garble.clamp(min=1e-9).log()[classes], classes)

@@ -119,7 +119,7 @@ class LossNetwork(Policy):
 
     def surface(self, signals: Signals) -> Features:
         """`(B, K + 2 + 2 teachers + 2)`: log losses, then fit and entropy of student, teachers and probe."""
-        seen = [_fit_and_entropy(logits, signals) for logits in (signals.logits, *signals.teacher_logits)]
+        seen = [fit_and_entropy(logits, signals) for logits in (signals.logits, *signals.teacher_logits)]
         if self.reads_clean_states:
             seen.append(self._probed(signals))
         # A loss may be negative (a user's own); what matters is its order of magnitude.
@@ -134,7 +134,7 @@ class LossNetwork(Policy):
         """`(B, 2)`: fit and entropy of the probe; of a coin where it has not been shown anything."""
         if not self.probe.knows:
             return signals.losses.new_tensor([0.5, 1.0]).expand(len(signals.losses), 2)
-        return _fit_and_entropy(self.probe.logits(signals.hidden_states[-1]), signals)
+        return fit_and_entropy(self.probe.logits(signals.hidden_states[-1]), signals)
 
     def weights(self, observation: Observation) -> LossTable:
         """`(B, K)`, with a graph to the network."""
@@ -226,7 +226,7 @@ class LossNetwork(Policy):
         self.optimizer.load_state_dict(state)
 
 
-def _fit_and_entropy(logits: Logits | TopLogits, signals: Signals) -> Tensor:
+def fit_and_entropy(logits: Logits | TopLogits, signals: Signals) -> Tensor:
     """`(B, 2)`: probability of the label (its generalisation `exp(−loss)` for other tasks), and relative entropy."""
     # Without label smoothing: a probability is wanted.
     task, labels = replace(signals.task, label_smoothing=0.0), signals.batch.get("labels")

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amal_hf.policies.bounds import Convex, GatedConvex, MeanOne, Normalisation
-from amal_hf.policies.loss_network import LossNetwork
+from amal_hf.policies.loss_network import LossNetwork, fit_and_entropy
 from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.shapes import Features
 
@@ -54,11 +54,11 @@ class PerLossNetwork(LossNetwork):
 
     def observe(self, signals: Signals) -> Features:
         """`(B, K (1 + teachers) + 1)`: the losses, what they cost the teachers, and the student's entropy."""
-        entropy = self.surface(signals)[:, signals.losses.shape[1] + 1]
+        entropy = fit_and_entropy(signals.logits, signals)[:, 1:].detach()
         # A loss may be negative (a user's own); what matters is its order of magnitude.
         tables = (signals.losses, *map(signals.ask, signals.teacher_logits))
         losses = [table.detach().clamp(min=0) for table in tables]
-        return torch.cat([*losses, entropy[:, None]], 1)
+        return torch.cat([*losses, entropy], 1)
 
     def inputs(self, observation: Observation) -> Tensor:
         """`(B, K, 5 + 2 teachers)`: what is read of each loss."""

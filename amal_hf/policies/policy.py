@@ -41,6 +41,7 @@ class Sizes(NamedTuple):
 
 
 Ask: TypeAlias = Callable[[Logits | TopLogits], LossTable]
+"""Logits `(B, C)` to losses `(B, K)`."""
 
 
 def _nobody(logits: Logits | TopLogits) -> LossTable:
