@@ -34,6 +34,8 @@ class Body(ABC):
         epochs: budget of every run, in passes over the training rows.
         learning_rate, batch_size: of students.
         teacher_epochs, teacher_rate: of teachers.
+        clean_steps_a_class: a clean teacher has at least so many: of few rows, many classes are not learned in a few
+            passes.
         tokenizer: pads batches; `None` where there is nothing to pad.
         bf16: whether students are trained in half precision.
     """
@@ -44,6 +46,7 @@ class Body(ABC):
     batch_size: int
     teacher_epochs: int
     teacher_rate: float
+    clean_steps_a_class: int = 0
     tokenizer: Any = None
     bf16: bool = False
 
@@ -103,6 +106,7 @@ class LayeredBody(Body):
     kind = "minilm"
     epochs, learning_rate, batch_size = 3, 2e-4, 32
     teacher_epochs, teacher_rate = 2, 1e-4
+    clean_steps_a_class = 15
 
     def __init__(self, layers: int, texts: list[str], model: Path) -> None:
         self.layers = layers

@@ -2,11 +2,12 @@
 
     python recipes/distil_bert.py                      # needs no hub: MiniLM-L6 and sentences from installed packages
     python recipes/distil_bert.py --label_noise 0.4    # the same with 40 % of the training labels wrong
+    python recipes/distil_bert.py --label_noise 0.4 --clean_teacher  # whose teacher has not seen these labels
     python recipes/distil_bert.py --dataset stanfordnlp/sst2 --teacher google-bert/bert-base-uncased --student_layers 6
     python recipes/distil_bert.py settings.yaml
 
 1. Read the data; take a clean meta set (and dev and test sets, where there are none) out of the training set.
-2. Fine-tune the teacher, and keep its logits on the training set.
+2. Fine-tune the teacher, on the training set or on the meta set alone, and keep its logits on the training set.
 3. Train the student three times on the same budget: labels only, a fixed half-and-half mixture, the learned mixture.
 4. Print a table, save the student with its card, and a report to look through the training examples by their weights;
    with --push_to_hub also publish the student.
@@ -64,6 +65,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "amal_table": lambda: amal(ExampleTable()),
     "amal_as_published": amal_as_published,
 }
+TEACHER_EPOCHS, CLEAN_TEACHER_EPOCHS = 3, 15
 
 
 @dataclass
@@ -101,8 +103,16 @@ class RecipeArguments:
         default=300, metadata={"help": "Clean rows taken out of the training set for the meta set."}
     )
     max_length: int = field(default=48, metadata={"help": "Tokens at which a text is cut."})
-    teacher_epochs: float = field(
-        default=3.0, metadata={"help": "Epochs of fine-tuning the teacher; 0 takes it as it is."}
+    clean_teacher: bool = field(
+        default=False,
+        metadata={"help": "Fine-tune the teacher on the meta set alone; of the two, take the better one on dev."},
+    )
+    teacher_epochs: float | None = field(
+        default=None,
+        metadata={
+            "help": f"Epochs of fine-tuning the teacher: by default {TEACHER_EPOCHS}, or over the meta set "
+            f"{CLEAN_TEACHER_EPOCHS}; 0 takes it as it is."
+        },
     )
     teacher_learning_rate: float = field(default=2e-4, metadata={"help": "Learning rate of that."})
     smoke: bool = field(default=False, metadata={"help": "A run of under a minute that shows that everything works."})
@@ -172,6 +182,10 @@ def mixtures(recipe: RecipeArguments) -> list[tuple[str, list[float], Method | N
 def parse(command_line: list[str]) -> tuple[RecipeArguments, DistilArguments]:
     """Arguments from flags, or from one YAML or JSON file."""
     recipe, args = parse_arguments([RecipeArguments, DistilArguments], command_line)
+    if recipe.clean_teacher and recipe.teacher_epochs == 0:
+        raise ValueError(
+            "--clean_teacher fine-tunes the teacher, --teacher_epochs 0 takes it as it is: leave out one."
+        )
     if recipe.smoke:
         recipe.teacher_epochs, args.num_train_epochs, args.logging_steps = 1.0, 1.0, 2
     return recipe, args
@@ -218,15 +232,18 @@ def with_head(checkpoint: str | Path, label: ClassLabel) -> PreTrainedModel:
 def train_teacher(
     recipe: RecipeArguments, args: DistilArguments, data: DatasetDict, tokenizer: PreTrainedTokenizerBase
 ) -> Run:
-    """Fine-tune the teacher on the labels as they stand, and save it."""
+    """Fine-tune the teacher on the labels as they stand, or on those that are known to be right, and save it."""
     set_seed(args.seed)
     own = copy.copy(args)
     own.output_dir = f"{args.output_dir}/teacher"
-    own.num_train_epochs, own.learning_rate = recipe.teacher_epochs, recipe.teacher_learning_rate
+    usual = CLEAN_TEACHER_EPOCHS if recipe.clean_teacher else TEACHER_EPOCHS
+    own.num_train_epochs = usual if recipe.teacher_epochs is None else recipe.teacher_epochs
+    own.learning_rate = recipe.teacher_learning_rate
     own.push_to_hub = False
     checkpoint, label = recipe.teacher or demo_teacher_path(), data["train"].features["label"]
-    if recipe.teacher_epochs > 0:
-        trainer = new_trainer(with_head(checkpoint, label), own, data, tokenizer, losses=[CrossEntropy()])
+    if own.num_train_epochs > 0:
+        rows = DatasetDict({**data, "train": data["meta"]}) if recipe.clean_teacher else data
+        trainer = new_trainer(with_head(checkpoint, label), own, rows, tokenizer, losses=[CrossEntropy()])
         run = train("teacher", trainer)
     else:
         teacher = as_it_is(checkpoint)

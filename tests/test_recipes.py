@@ -20,11 +20,11 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("noise", [0.0, 0.4])
-def test_distil_bert(tmp_path, noise):
+@pytest.mark.parametrize("flags", [[], ["--label_noise", "0.4"], ["--label_noise", "0.4", "--clean_teacher"]])
+def test_distil_bert(tmp_path, flags):
     """The default run must end with a table, a figure, and a student that a pipeline loads."""
     command = [sys.executable, str(ROOT / "recipes" / "distil_bert.py"), "--smoke", "--output_dir", str(tmp_path)]
-    output = subprocess.run([*command, "--label_noise", str(noise)], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([*command, *flags], capture_output=True, text=True, check=True).stdout
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [row["name"] for row in rows] == ["teacher", "labels only", "fixed, teacher 50%", "amal"]
     assert {"weights.png", "accuracy.png"} <= {file.name for file in (tmp_path / "figures").iterdir()}
