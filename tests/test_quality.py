@@ -117,6 +117,24 @@ def test_a_clean_teacher_has_seen_the_clean_rows_alone(monkeypatch, tmp_path):
     assert torch.equal(teaching.clean_teacher_logits(other), logits)
 
 
+@pytest.mark.parametrize(("a_class", "steps"), [(0, 150), (40, 150), (60, 60 * CLASSES)])
+def test_a_clean_teacher_has_steps_for_all_its_classes(a_class, steps, monkeypatch, tmp_path):
+    """So many a class, and never less than the least of any teacher; the teacher of the labels goes by its rows."""
+    monkeypatch.setattr(teaching, "CACHE", tmp_path)
+    monkeypatch.setattr(TinyBody, "clean_steps_a_class", a_class)
+    taken = []
+
+    def counted(bench, student, rows, steps, *args, **options):
+        taken.append(steps)
+        return train(bench, student, rows, 1, *args, **options)
+
+    train = teaching.train
+    monkeypatch.setattr(teaching, "train", counted)
+    teaching.make_clean_teacher(tiny_bench("flipped40"))
+    teaching.make_teacher(tiny_bench("flipped40"))
+    assert taken == [steps, 150]
+
+
 def test_corrected_answers_are_as_wrong_as_labels():
     """A classifier that says what labels are makes the matrix of how they went wrong; answers that are right then
     cost what the labels' own probabilities do, and without any errors, as on clean rows, what they always do.
