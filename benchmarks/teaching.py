@@ -70,7 +70,7 @@ def make_clean_teacher(bench: Bench) -> Path:
     """The same for a teacher of the clean rows."""
     file = clean_teacher_file(bench.place)
     if not file.exists():
-        _make(bench, file, bench.clean, bench.body.clean_steps_a_class * bench.classes)
+        _make(bench, file, bench.clean, max(bench.body.clean_steps_a_class * bench.classes, FEWEST_STEPS))
     return file
 
 
@@ -79,18 +79,18 @@ def _file(place: Place, taught_by: str) -> Path:
     return CACHE / "teachers" / f"{place.data.name}-{kind}-{taught_by}-{place.seed}.npy"
 
 
-def _make(bench: Bench, file: Path, splits: tuple[str, ...], steps: int = 0) -> None:
+def _make(bench: Bench, file: Path, splits: tuple[str, ...], fewest: int = FEWEST_STEPS) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(f".{np.random.default_rng().integers(10**9)}.npy")
-    np.save(unfinished, _taught(bench, splits, steps))
+    np.save(unfinished, _taught(bench, splits, fewest))
     unfinished.rename(file)  # whole or not at all, whoever else is at it
 
 
-def _taught(bench: Bench, splits: tuple[str, ...], steps: int) -> NDArray[np.float32]:
+def _taught(bench: Bench, splits: tuple[str, ...], fewest: int) -> NDArray[np.float32]:
     set_seed(bench.place.seed)
     body = bench.body
     rows = concatenate_datasets([read(bench, bench.splits[name]) for name in splits])
-    steps = max(body.teacher_epochs * -(-len(rows) // body.batch_size), FEWEST_STEPS, steps)
+    steps = max(body.teacher_epochs * -(-len(rows) // body.batch_size), fewest)
     teacher = body.teacher(bench.classes)
     trainer = train(bench, teacher, rows, steps, Looks(bench.metric), learning_rate=body.teacher_rate)
     parts = [trainer.predict(read(bench, bench.splits[name])).predictions for name in ("train", "meta")]

@@ -66,6 +66,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "amal_as_published": amal_as_published,
 }
 TEACHER_EPOCHS, CLEAN_TEACHER_EPOCHS = 3, 15
+CLEAN_TEACHER = "Its teacher was fine-tuned on the clean set alone, by which the weights were learned."
 
 
 @dataclass
@@ -369,11 +370,13 @@ def card_details(recipe: RecipeArguments, rows: list[dict[str, Any]]) -> CardDet
         for row in rows
     )
     data = "docstring sentences" if recipe.dataset is None else Path(recipe.dataset).name
+    known = data_details(recipe.dataset)
     return replace(
-        data_details(recipe.dataset),
+        known,
         finetuned_from=recipe.student or recipe.teacher or TEACHER_ID,
         teachers=(recipe.teacher or TEACHER_ID,),
         comparison=Comparison(contenders, rows[-1]["name"], dataset=data, hardware=hardware_name()),
+        limits=(*known.limits, CLEAN_TEACHER) if recipe.clean_teacher else known.limits,
     )
 
 
