@@ -52,7 +52,7 @@ def check_trainer(trainer: Any, learns: bool) -> None:
     """Refuse what a mixture of losses cannot work with.
 
     Raises:
-        TypeError: arguments of the wrong class.
+        TypeError: arguments of the wrong class, or a student that is no `PreTrainedModel` or returns tuples.
         ValueError: a combination that is not supported, with what to do instead.
     """
     args = trainer.args
@@ -60,6 +60,13 @@ def check_trainer(trainer: Any, learns: bool) -> None:
         raise TypeError(
             f"AMALTrainer: with losses or a method, `args` must be AMALArguments, got {type(args).__name__}. It takes "
             f"the same options."
+        )
+    config = getattr(trainer.model, "config", None)
+    if config is None or not getattr(config, "return_dict", True):
+        raise TypeError(
+            f"AMALTrainer: losses read `outputs.logits`, and policies the student's configuration; "
+            f"{type(trainer.model).__name__} has {'no `config`' if config is None else 'return_dict=False'}. Use a "
+            f"PreTrainedModel that returns a ModelOutput."
         )
     if trainer.compute_loss_func is not None:
         raise ValueError(

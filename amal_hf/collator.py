@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import torch
@@ -41,26 +41,62 @@ class ExampleCollator:
         _check_rows(batch, len(rows))
         # Names of a user's own: training rows are numbered, and nobody asks for those of others.
         taken = [name for name in taken if name != EXAMPLE_ID or not isinstance(rows[0][name], str)]
-        labelled = [len(row["labels"]) for row in known if _is_several(row.get("labels"))]
-        columns: dict[str, Any] = {name: self._column([row[name] for row in rows], labelled, batch) for name in taken}
+        tokens = _tokens_of(known, batch)
+        columns: dict[str, Any] = {name: self._column(name, [row[name] for row in rows], tokens) for name in taken}
         if REPEATED in columns:
             columns[KEPT] = int((~columns.pop(REPEATED)).sum())
         return {**batch, **columns}
 
-    def _column(self, values: list[Any], labelled: list[int], batch: Mapping[str, Any]) -> torch.Tensor:
+    def _column(self, name: str, values: list[Any], tokens: "_Tokens") -> torch.Tensor:
         """One tensor; entries that belong to tokens are filled up as these are."""
-        tensors = [torch.as_tensor(value) for value in values]
-        of_tokens = labelled and [len(tensor) for tensor in tensors if tensor.ndim] == labelled
-        if len({tensor.shape for tensor in tensors}) == 1 and not of_tokens:
+        tensors = _as_tensors(name, values)
+        of_tokens = all(tensor.ndim for tensor in tensors) and [len(tensor) for tensor in tensors] == tokens.counts
+        if len({tensor.shape for tensor in tensors}) == 1 and not (of_tokens and tokens.certain):
             return torch.stack(tensors)
-        length = batch["labels" if labelled else "input_ids"].shape[1]
+        if any(not tensor.ndim or len(tensor) > tokens.length for tensor in tensors):
+            raise ValueError(
+                f"Column '{name}' has entries of the shapes {[tuple(t.shape) for t in tensors][:5]}, which are "
+                f"neither alike nor one part for each of at most {tokens.length} tokens."
+            )
         left = getattr(self.tokenizer, "padding_side", "right") == "left"
         padded = []
         for tensor in tensors:
             votes = tensor.ndim > 1 and not tensor.is_floating_point()
-            missing = tensor.new_full((length - len(tensor), *tensor.shape[1:]), ABSTAIN if votes else IGNORED)
+            missing = tensor.new_full((tokens.length - len(tensor), *tensor.shape[1:]), ABSTAIN if votes else IGNORED)
             padded.append(torch.cat([missing, tensor] if left else [tensor, missing]))
         return torch.stack(padded)
+
+
+class _Tokens(NamedTuple):
+    """The tokens that an entry may belong to: those that have labels or, without any, those of the input.
+
+    Attributes:
+        counts: of each row.
+        length: of the batch.
+        certain: whether as many parts as tokens must mean these: not where a row has one label in all.
+    """
+
+    counts: list[int]
+    length: int
+    certain: bool
+
+
+def _tokens_of(rows: Sequence[Mapping[str, Any]], batch: Mapping[str, Any]) -> _Tokens:
+    labelled = all(_is_several(row.get("labels")) for row in rows)
+    name = "labels" if labelled else "input_ids"
+    counts = [len(row[name]) for row in rows if _is_several(row.get(name))]
+    length = batch[name].shape[1] if getattr(batch.get(name), "ndim", 0) > 1 else 0
+    return _Tokens(counts, length, labelled or not any({"label", "labels"} & row.keys() for row in rows))
+
+
+def _as_tensors(name: str, values: list[Any]) -> list[torch.Tensor]:
+    try:
+        return [torch.as_tensor(value) for value in values]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"Column '{name}' is read by a loss, and must hold numbers or lists of numbers of one length; it holds "
+            f"{values[0]!r}. Turn it into numbers when preparing the dataset."
+        ) from error
 
 
 def _check_rows(batch: Mapping[str, Any], rows: int) -> None:
@@ -88,6 +124,21 @@ class NumberedDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, row: int) -> dict[str, Any]:
         return {**self.dataset[row], EXAMPLE_ID: row}
 
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Rows of a batch."""
+        return [{**row, EXAMPLE_ID: n} for n, row in zip(numbers, rows_of(self.dataset, numbers), strict=True)]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Passed on to a dataset that is another one in every epoch."""
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+
+def rows_of(dataset: Any, numbers: Sequence[int]) -> list[Any]:
+    """Rows by number, asked for together where a dataset can, as torch's loader does: a transform may pad them."""
+    together = getattr(dataset, "__getitems__", None)
+    return [dataset[number] for number in numbers] if together is None else together(list(numbers))
+
 
 def is_stream(dataset: Any) -> bool:
     """Whether the dataset can only be iterated over."""
@@ -105,11 +156,17 @@ def numbered(dataset: Any) -> tuple[Any, list[Any] | None]:
     A stream is returned as it is: it has to bring ids of its own, or go without; so is no dataset at all.
 
     Raises:
+        TypeError: rows without names.
         ValueError: ids that are not unique.
     """
     if dataset is None or is_stream(dataset):
         return dataset, None
     if not isinstance(dataset, datasets.Dataset):
+        if not isinstance(dataset[0], Mapping):
+            raise TypeError(
+                f"AMALTrainer: rows must be dictionaries, as they get a number as their '{EXAMPLE_ID}'; train_dataset "
+                f"has {type(dataset[0]).__name__}s. Give the parts names."
+            )
         return NumberedDataset(dataset), None
     given = None
     if EXAMPLE_ID in dataset.column_names:

@@ -1,14 +1,15 @@
 """What is checked of the data before any training: labels, targets, columns, and rows that two sets share."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
 
+from amal_hf.clean_probe import FEWEST_ROWS
 from amal_hf.collator import is_stream, is_transformed
-from amal_hf.generators import is_causal, is_encoder_decoder
+from amal_hf.generators import class_count, is_causal, is_encoder_decoder
 from amal_hf.last_layer import LastLayer
 from amal_hf.losses import IGNORED, CrossEntropy
 from amal_hf.meta import Method
@@ -78,24 +79,28 @@ def check_data(train_dataset: Any, meta_dataset: Any, method: Method, losses: li
 
     Raises:
         ValueError: an empty set, a loss's column of labels that is not there, several sets in one, no meta set where
-            one is needed, a stream as meta set, a table of weights over a stream without ids, or labels that are NaN
-            or outside the classes.
+            one is needed, a stream as meta set, a table of weights over a stream without ids, phases over a stream,
+            or labels that are NaN or outside the classes.
     """
+    for name, rows in (("train_dataset", train_dataset), ("meta_dataset", meta_dataset)):
+        if isinstance(rows, datasets.DatasetDict):
+            raise ValueError(f"AMALTrainer: {name} holds several splits, {list(rows)}. Pass one: {name}[...].")
     check_labels(train_dataset, "train_dataset", num_labels)
     for loss in losses:
         if isinstance(loss, CrossEntropy) and loss.columns:
             _check_column(train_dataset, loss, num_labels)
     columns = getattr(train_dataset, "column_names", None)
-    if isinstance(meta_dataset, datasets.DatasetDict):
-        raise ValueError(
-            f"AMALTrainer: meta_dataset holds several splits, {list(meta_dataset)}. Pass one: meta_dataset[...]."
-        )
     if method.policy.needs_ids and is_stream(train_dataset) and columns is not None and EXAMPLE_ID not in columns:
         raise ValueError(
             f"AMALTrainer: method '{method.name}' keeps weights by example, and the training set is a stream without "
             f"column '{EXAMPLE_ID}' (it has {columns}). "
             "Add a column of unique whole numbers under this name, or use a policy that reads the examples: "
             "amal(LossNetwork())."
+        )
+    if method.phase_epochs and is_stream(train_dataset):
+        raise ValueError(
+            f"AMALTrainer: method '{method.name}' learns in passes over the whole training set, and a stream has "
+            f"to be read in its own order. Use amal(), which learns from the batches that are trained on."
         )
     if not method.learns:
         if meta_dataset is not None:
@@ -116,6 +121,32 @@ def check_data(train_dataset: Any, meta_dataset: Any, method: Method, losses: li
             "Dataset.from_list(list(stream))."
         )
     check_labels(meta_dataset, "meta_dataset", num_labels)
+
+
+def problem_type(model: Any, *sets: Any) -> str | None:
+    """How the student's logits are read: as its configuration says, or as its head will when it is first called.
+
+    Heads of `transformers` look at the first labels they see and write down what these are; losses without labels of
+    their own have to know before.
+
+    Args:
+        model: the student.
+        sets: datasets that may have labels.
+    """
+    said: str | None = model.config.problem_type
+    if said is not None:
+        return said
+    if class_count(model) == 1:
+        return "regression"
+    return "multi_label_classification" if any(_has_yes_no_labels(rows) for rows in sets) else None
+
+
+def _has_yes_no_labels(dataset: Any) -> bool:
+    row = {} if dataset is None or is_stream(dataset) else dataset[0]
+    if not isinstance(row, Mapping):
+        return False
+    label = np.asarray(row.get("labels", row.get("label")))
+    return label.ndim == 1 and np.issubdtype(label.dtype, np.floating)
 
 
 def _check_column(dataset: Any, loss: CrossEntropy, num_labels: int) -> None:
@@ -152,8 +183,9 @@ def check_labels(dataset: Any, name: str, num_labels: int, columns: Sequence[str
     column = next((c for c in columns if c in dataset.column_names), None)
     if column is None:
         return
-    for start in range(0, len(dataset), 10_000):
-        _check_label_block(dataset[start : start + 10_000][column], start, f"{name}['{column}']", num_labels)
+    labels = dataset.select_columns([column])
+    for start in range(0, len(labels), 10_000):
+        _check_label_block(labels[start : start + 10_000][column], start, f"{name}['{column}']", num_labels)
 
 
 def _check_label_block(block: list[Any], start: int, where: str, num_labels: int) -> None:
@@ -189,6 +221,18 @@ def check_meta_batch(batch: Batch, objective: CrossEntropy) -> None:
         raise ValueError(
             f"AMALTrainer: the meta set has no '{objective.column}': its batches hold {sorted(batch)}. Weights are "
             f"learned from clean labels; give its rows a column 'label' or 'labels'."
+        )
+
+
+def warn_of_large_meta_batch(rows: int, batch_size: int) -> None:
+    """Warn where what clean rows say of an example cannot be asked, as too few are outside the present meta batch."""
+    if rows - batch_size < FEWEST_ROWS <= rows:
+        logger.warning(
+            "A meta batch of %d of the %d clean rows leaves less than %d to say what labels these would have: weights "
+            "go without. Lower meta_batch_size.",
+            batch_size,
+            rows,
+            FEWEST_ROWS,
         )
 
 

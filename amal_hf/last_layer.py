@@ -43,7 +43,7 @@ def output_layer(model: nn.Module) -> nn.Linear:
     """The linear layer that gives the student's logits: the last one as wide as the number of labels.
 
     Raises:
-        ValueError: the model has none, as with a head that is not linear.
+        ValueError: the model has none, as with a head that is not linear, or it is frozen.
     """
     labels = cast(Any, model).config.num_labels
     layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == labels]
@@ -52,6 +52,11 @@ def output_layer(model: nn.Module) -> nn.Linear:
             f"LastLayer: {type(model).__name__} has no nn.Linear with {labels} outputs, so its output layer cannot be "
             f"found. "
             "Use FiniteDifference(), which works with any student."
+        )
+    if not layers[-1].weight.requires_grad:
+        raise ValueError(
+            f"LastLayer: the output layer of {type(model).__name__} is frozen, so no weight could be learned from it. "
+            f"Train it, or use FiniteDifference()."
         )
     return layers[-1]
 

@@ -191,8 +191,16 @@ class CrossEntropy(Loss):
         labels = batch.get(self.column)
         if labels is None:
             return None
-        known: Tensor = labels != IGNORED
+        known = self._known(labels)
         return known.flatten(1).any(1, keepdim=True) if known.ndim > 1 else known[:, None]
+
+    def _known(self, labels: Tensor) -> Tensor:
+        """Which labels cost something, `(B,)`; `(B, n)` where a row has several, of which any is enough."""
+        if not labels.is_floating_point():
+            return labels != IGNORED
+        if labels.ndim == 1 or self.task.problem_type == "regression":
+            return (labels != IGNORED).view(len(labels), -1).all(1)
+        return (labels >= 0).all(-1) if self.task.problem_type == "single_label_classification" else labels >= 0
 
     def __call__(self, outputs: Any, batch: Batch) -> PerExample:
         """`(B,)`: the loss against the labels."""

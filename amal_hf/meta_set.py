@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from amal_hf.collator import rows_of
 from amal_hf.shapes import Batch
 
 
@@ -41,7 +42,7 @@ class MetaSet:
 
     def batch(self, number: int) -> Batch:
         """Batch `number`, counted from 0."""
-        rows = [self.rows[row] for row in self.numbers(number)]
+        rows = rows_of(self.rows, self.numbers(number))
         with _own_random_numbers(self.seed * 1_000_003 + number):
             return self.collate(rows)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from amal_hf.clean_probe import CleanRows
 from amal_hf.distillation import Distillation
 from amal_hf.example_notes import ExampleNotes
-from amal_hf.losses import IGNORED, CustomLoss, JointLoss, Loss, Task
+from amal_hf.losses import IGNORED, CrossEntropy, CustomLoss, JointLoss, Loss, Task
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, as_mixture, weights_of
 from amal_hf.policies.store import RowStore
 from amal_hf.processes import rows_of_all
@@ -101,7 +101,7 @@ class Mixture:
         self,
         examples: int | None,
         initial: Tensor,
-        labels: int = 0,
+        classes: int = 0,
         states: tuple[int, ...] = (),
         folder: str | None = None,
     ) -> None:
@@ -110,7 +110,7 @@ class Mixture:
         Args:
             examples: training rows; `None` for a stream.
             initial: weights to begin with.
-            labels: classes of the student.
+            classes: of the student.
             states: widths of its hidden states.
             folder: where the examples' weights are kept, rather than in memory.
         """
@@ -118,7 +118,9 @@ class Mixture:
             loss.reset()
         pulls = tuple(loss.pull for loss in self.losses for _ in loss.names)
         names = tuple(self.names)
-        sizes = Sizes(len(names), len(self.distillations), examples, labels, states, folder, pulls, names)
+        alone = len(names) == 1 and isinstance(self.losses[0], CrossEntropy) and not self.losses[0].columns
+        teachers = len(self.distillations)
+        sizes = Sizes(len(names), teachers, examples, classes, states, folder, pulls, names, alone)
         self.policy.reset(sizes, initial)
         self.record = self.policy.rows() or RowStore(examples, torch.full((len(self.names),), float("nan")), folder)
         self.notes = ExampleNotes(examples, self.groups, {loss.name: loss.logits_key for loss in self.distillations})
@@ -154,9 +156,10 @@ class Mixture:
 
     def show_clean(self, outputs: Any, batch: Batch) -> None:
         """Let the policy see what the student makes of a meta batch, where it gives one class for each row."""
-        states, labels = hidden_states(outputs, batch), batch["labels"]
-        readable = states and len(states[-1]) == len(labels) and one_class_each(outputs.logits, labels)
-        if not self.policy.reads_clean_states or not readable:
+        states, labels = hidden_states(outputs, batch), batch.get("labels")
+        if not self.policy.reads_clean_states or not states or labels is None:
+            return
+        if len(states[-1]) != len(labels) or not one_class_each(outputs.logits, labels):
             return
         parts = (kept(part, batch) for part in (batch[META_ROW], states[-1], labels))
         self.policy.note_clean(CleanRows(*(rows_of_all(part) for part in parts)))

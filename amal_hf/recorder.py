@@ -46,6 +46,7 @@ class Recorder:
         self.restart_every = restart_every
         self.steps: list[RecordedStep] = []
         self.start: Snapshot | None = None
+        self.clear()  # a trajectory of another run may have stopped half way
 
     @property
     def full(self) -> bool:
@@ -94,6 +95,7 @@ class Recorder:
     def clear(self) -> None:
         """Begin a new trajectory with the next step."""
         self.steps.clear()
+        self.trajectory.rewind.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """A trajectory that has not ended, for a checkpoint: as large as the copies that it holds.

@@ -31,6 +31,10 @@ class Rewind(ABC):
         """Take note before step `position` of a trajectory of `steps`."""
         del optimizer, position, steps
 
+    def clear(self) -> None:
+        """Forget the trajectory."""
+        self.load_state_dict({})
+
     def state_dict(self) -> dict[int, dict[str, Any]]:
         """All that has been noted, for a checkpoint."""
         return {}
@@ -66,8 +70,6 @@ class Snapshots(Rewind):
 
     def record(self, optimizer: Optimizer, position: int, steps: int) -> None:
         """A copy, where one is due."""
-        if position == 0:
-            self.kept.clear()
         if position % self.spacing(steps) == 0:
             self.kept[position] = snapshot(optimizer)
 

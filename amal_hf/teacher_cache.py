@@ -1,7 +1,8 @@
 """Teacher logits computed once and kept on disk.
 
 1. The key is a checksum over all that decides the logits: the teacher's weights and configuration, the rows it reads
-   (and its tokenizer, if it has its own), the numeric precision, the format of the cache.
+   and what the collator makes of the first (or its own tokenizer, if it has one), the numeric precision, the format of
+   the cache.
 2. `cache_dir/<key>/` holds `logits.arrow` (one row an example, in the order of the training set, float32, in the
    teacher's own label order) and `manifest.json` (rows, labels, checksum of the Arrow file).
 3. A cache is written to a temporary folder and moved into place when complete, so a killed run leaves none.
@@ -30,7 +31,7 @@ from datasets import Dataset, Features, List, Value
 from torch import Tensor, nn
 
 from amal_hf.shapes import EXAMPLE_ID, Batch, Logits, Teacher
-from amal_hf.teacher_inputs import Encoding, row_numbers
+from amal_hf.teacher_inputs import PROBED, Encoding, row_numbers
 from amal_hf.top_logits import TopK, TopLogits
 
 
@@ -38,9 +39,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "1"
 """Raise it when what a cache holds changes its meaning: older caches are then never found."""
-
-_PROBED = 64
-"""Rows among which a short and a long one are looked for."""
 
 _ROUNDING = 0.05
 """Of the largest logit: half precision stays well below, other positions are far above."""
@@ -239,7 +237,7 @@ def _check_padding(teacher: Teacher, recipe: CacheRecipe) -> None:
 
     Positions that are counted from the left, with padding there, are such a case (GPT-2).
     """
-    few = list(range(min(_PROBED, recipe.encoding.rows.num_rows)))
+    few = list(range(min(PROBED, recipe.encoding.rows.num_rows)))
     lengths = token_mask(_encoded(few, recipe)).sum(1)
     short, long = int(lengths.argmin()), int(lengths.argmax())
     alone, beside = (

@@ -4,16 +4,23 @@ Both encodings turn row numbers of the training set into model inputs, so live a
 A teacher shares the student's encoding when both tokenizers have the same vocabulary; otherwise it reads the text.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from datasets import Dataset
 from datasets.fingerprint import Hasher
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from amal_hf.shapes import EXAMPLE_ID, Batch
 from amal_hf.text_limit import text_limit
+
+
+PROBED = 64
+"""Of the first rows so many are looked at, to see what a collator or a teacher does with them."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,20 @@ class StudentEncoding:
         return self.collator([self.rows[number] for number in numbers])
 
     def settings(self) -> dict[str, str]:
-        """Nothing: the columns already show what the tokenizer and its maximum length did."""
-        return {}
+        """What the collator makes of the first rows, beside the columns: it may cut texts, or mark them.
+
+        Raises:
+            ValueError: it makes another batch of the same rows each time.
+        """
+        first = list(range(min(PROBED, self.rows.num_rows)))
+        made, again = _digest(self(first)), _digest(self(first))
+        if made != again:
+            raise ValueError(
+                "The data collator makes another batch of the same rows each time (it masks at random, say), so that "
+                "cached logits would be those of inputs that the student never sees. Leave teacher_cache_dir out: a "
+                "live teacher reads what the student reads."
+            )
+        return {"collated": made}
 
 
 @dataclass(frozen=True)
@@ -160,6 +179,14 @@ def row_numbers(batch: Batch, rows: int) -> list[int]:
             f"{EXAMPLE_ID!r} must be the row number in that dataset."
         )
     return numbers
+
+
+def _digest(batch: Batch) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(batch.items()):
+        told = value.tolist() if isinstance(value, Tensor) else value
+        digest.update(f"{name} {json.dumps(told, default=str)}\n".encode())
+    return digest.hexdigest()
 
 
 def _looked_up(dataset: Any, columns: Sequence[str], field: str) -> Dataset:

@@ -98,10 +98,11 @@ class LiveTeacher:
         if self.model.device != device:
             self.model.to(device)  # type: ignore[arg-type] # transformers hides `self`
         read = batch if self._encoding is None else self._encoded(batch, self._encoding, device)
+        inputs = {name: value for name, value in read.items() if name in self._accepted}
+        if "use_cache" in self._accepted:
+            inputs["use_cache"] = False  # keys and values of all layers, for a next word that nobody asks for
         with torch.no_grad(), self._autocast():
-            logits: Logits = self.model(
-                **{name: value for name, value in read.items() if name in self._accepted}
-            ).logits
+            logits: Logits = self.model(**inputs).logits
         logits = logits.float()
         return logits if self._order is None else logits[..., self._order]
 

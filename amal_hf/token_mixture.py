@@ -51,8 +51,7 @@ class TokenRows(NamedTuple):
 
     def of_state(self, state: Tensor) -> Tensor:
         """Hidden states `(B, T, D)` of these tokens, or `(B, D)` of their examples; `(n, D)`."""
-        picked: Tensor = self._of_value(state)
-        return picked
+        return state[self.mask] if state.ndim == 3 else state[self.example]
 
     def _of_value(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.ndim or len(value) != len(self.mask):

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import datasets
@@ -25,15 +26,22 @@ from transformers.trainer_utils import IntervalStrategy
 
 from amal_hf.arguments import AMALArguments
 from amal_hf.checks import check_arguments, check_trainer, shows_states, state_widths, use_one_gpu
-from amal_hf.collator import ExampleCollator, is_stream, is_transformed, numbered
+from amal_hf.collator import ExampleCollator, is_stream, is_transformed, numbered, rows_of
 from amal_hf.compiled import meta_forward
-from amal_hf.data_checks import check_data, check_generator, check_meta_batch, warn_of_shared_sets
+from amal_hf.data_checks import (
+    check_data,
+    check_generator,
+    check_meta_batch,
+    problem_type,
+    warn_of_large_meta_batch,
+    warn_of_shared_sets,
+)
 from amal_hf.generators import class_count, is_causal, with_decoder_inputs
 from amal_hf.learner import Student, WeightLearner
 from amal_hf.logs import MixtureStatistics
 from amal_hf.losses import CrossEntropy, Loss, Task
 from amal_hf.memory import memory_advice
-from amal_hf.meta import Method
+from amal_hf.meta import MetaReport, Method
 from amal_hf.meta_set import MetaSet
 from amal_hf.mixture import Mixture, ids_of
 from amal_hf.open_teachers import distillations, open_teachers
@@ -126,10 +134,8 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         check_data(self.train_dataset, meta_dataset, self.method, losses, class_count(self.model))
         if self.method.learns:
             warn_of_shared_sets(meta_dataset, self.train_dataset, self.eval_dataset)
-        # The heads of `transformers` write this into the configuration when they are first called.
-        unspoken = "regression" if class_count(self.model) == 1 else None
-        problem_type = self.model.config.problem_type or unspoken
-        task = Task(problem_type, self.args.label_smoothing_factor, is_causal(self.model))
+        kind = problem_type(self.model, *sets.values())
+        task = Task(kind, self.args.label_smoothing_factor, is_causal(self.model))
         self.mixes = True
         self.mixture = (TokenMixture if self.method.per_token else Mixture)(losses, self.method.policy, task)
         for loss in self.mixture.losses:
@@ -139,7 +145,7 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         self._open_teachers()
         self.train_dataset, self._given_ids = numbered(self.train_dataset)
         self._numbered = self.train_dataset
-        self.data_collator = ExampleCollator(self._collate, self.mixture.columns)
+        self.data_collator = ExampleCollator(self._collate, self._loss_columns)
         use_one_gpu(self.args)
         self._skipped_steps = SkippedSteps()
         self.add_callback(self._skipped_steps)
@@ -159,6 +165,10 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
             epoch_iterator = map(self._without_repeats, epoch_iterator)
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.mixes:
+            if len(batches) < num_batches:
+                # A stream has ended within a step. `Trainer` takes none then, and carries the gradient of these rows
+                # into the next step, whose examples it is not divided by: they wait for the next pass.
+                batches = []
             examples = sum(len(ids_of(batch)) for batch in batches)
             self._window = _Window(batches, total_count(examples, self.args.device))
             # Not in the training step, where Accelerate may have put off sums over processes to the last micro-batch.
@@ -179,6 +189,7 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._window.position += 1
         if self._window.position == len(self._window.batches):
+            self._window.prepared.clear()  # teachers' logits would wait for the next step, through an evaluation too
             self.mixture.finish_step()
             self._skip_if_empty()
         return loss
@@ -208,7 +219,7 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """`Trainer`'s, without the columns that only training losses read."""
         if self.mixes:
-            own = {EXAMPLE_ID, *self.mixture.columns} - {*self.label_names, *self._student_columns}
+            own = {EXAMPLE_ID, *self._loss_columns}
             inputs = {name: value for name, value in inputs.items() if name not in own}
         return super().prediction_step(model, inputs, *args, **kwargs)
 
@@ -263,17 +274,17 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         if learner.recorder is not None:
             report = learner.follow(self._student(), step, warmup, lambda b: self._prepare_inputs(own_part(b)))
             if report is not None:
-                self._statistics.add_meta(*report)
+                self._count(report)
         elif not self.method.learns_at(self._progress()):
             learner.direction = None
         elif learner.begin_phase(int(self.state.epoch or 0)):
-            for batch in self._whole_training_set():
-                self._meta_step(learner, [batch], True)
+            for batches in self._whole_training_set():
+                self._meta_step(learner, batches, True)
         elif learner.is_due(step - warmup):
             # Kept for the training step, so that teachers run once.
             self._window.prepared = self._meta_step(learner, self._window.batches, learner.measures(step - warmup))
 
-    def _meta_step(self, learner: WeightLearner, batches: list[Batch], measures: bool) -> list[Batch]:
+    def _meta_step(self, learner: WeightLearner, batches: Sequence[Batch], measures: bool) -> list[Batch]:
         """Learn from the micro-batches of one optimizer step, by a new meta gradient or not; returns them prepared."""
         prepared: list[Batch] = [self.mixture.prepare(self._prepare_inputs(dict(batch))) for batch in batches]
         if self.accelerator.scaler is not None and not self.method.phase_epochs:
@@ -281,8 +292,12 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         for batch in learner.not_yet_seen() if measures and self._inputs.hidden_states else ():
             learner.show(self._student(), self._prepare_inputs(own_part(batch)))
         meta_batch = self._prepare_inputs(own_part(learner.next_meta_batch())) if measures else None
-        self._statistics.add_meta(*learner.learn(self._student(), prepared, meta_batch))
+        self._count(learner.learn(self._student(), prepared, meta_batch))
         return prepared
+
+    def _count(self, report: MetaReport) -> None:
+        if self.args.logging_strategy != IntervalStrategy.NO:
+            self._statistics.add_meta(*report)
 
     def _without_repeats(self, batch: Batch) -> Batch:
         return without_repeats(batch, self.accelerator, self._train_batch_size, self.mixture.record.size)
@@ -295,12 +310,20 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         dtype = compute_dtype(self.args, self.model)
         return Student(self.model, self._forward, self._inputs, self.optimizer, dtype, self._progress(), norm)
 
-    def _whole_training_set(self) -> Iterator[Batch]:
-        rows = self._remove_unused_columns(self.train_dataset, "Training")
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * process_count()
-        for start in range(0, len(rows), size):
-            batch = self.data_collator([rows[row] for row in range(start, min(start + size, len(rows)))])
-            yield own_part(batch)
+    def _whole_training_set(self) -> Iterator[Sequence[Batch]]:
+        """In order, as the micro-batches of optimizer steps."""
+        rows, collate = self._rows_and_collator(self.train_dataset, "Training")
+        size = self._train_batch_size * process_count()
+        starts = range(0, len(rows), size)
+        batches = (own_part(collate(rows_of(rows, range(len(rows))[start : start + size]))) for start in starts)
+        while step := list(islice(batches, self.args.gradient_accumulation_steps)):
+            yield step
+
+    def _rows_and_collator(self, rows: Any, name: str) -> tuple[Any, Callable[[list[Any]], Batch]]:
+        """A dataset and what makes its batches, as `Trainer` would have them: without columns that nobody reads."""
+        if isinstance(rows, datasets.Dataset) and not is_transformed(rows):
+            return self._remove_unused_columns(rows, name), self.data_collator
+        return rows, self._get_collator_with_removed_columns(self.data_collator, name)
 
     # ---- set-up ----
 
@@ -345,13 +368,11 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
     def _new_learner(self) -> WeightLearner:
         args = self.args
         seed = args.seed if args.meta_seed is None else args.meta_seed
-        rows, collate = self.meta_dataset, self.data_collator
-        if isinstance(rows, datasets.Dataset) and not is_transformed(rows):
-            rows = self._remove_unused_columns(rows, "meta")
-        else:
-            collate = self._get_collator_with_removed_columns(collate, "meta")
+        rows, collate = self._rows_and_collator(self.meta_dataset, "meta")
         meta_set = MetaSet(rows, collate, args.meta_batch_size, seed)
         check_meta_batch(meta_set.batch(0), self.method.objective)
+        if self._inputs.hidden_states and self.method.policy.reads_clean_states:
+            warn_of_large_meta_batch(len(rows), meta_set.batch_size)
         return WeightLearner(self.method, self.mixture, meta_set, args.meta_interval or self.method.usual_interval)
 
     def _open_teachers(self) -> None:
@@ -373,13 +394,14 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
             )
 
     def _set_signature_columns_if_needed(self) -> None:
-        """The student's inputs, and what losses read."""
+        """The student's inputs, and what losses and the objective read beside these."""
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
             known: list[str] = self._signature_columns or []
             self._student_columns = set(known) - {"label", "label_ids", *self.label_names}
             if self.mixes:
-                self._signature_columns = [*known, EXAMPLE_ID, REPEATED, *self.mixture.columns]
+                self._loss_columns = sorted({*self.mixture.columns, *self.method.objective.columns} - set(known))
+                self._signature_columns = [*known, EXAMPLE_ID, REPEATED, *self._loss_columns]
 
     def _progress(self) -> float:
         every = self.method.restart_every

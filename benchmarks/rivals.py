@@ -35,7 +35,7 @@ class Geometry(LossNetwork):
 
     def width(self, sizes: Sizes) -> int:
         """And progress."""
-        return 3 * sizes.labels + 3 + 1
+        return 3 * sizes.classes + 3 + 1
 
 
 class TeacherConfidence(Policy):

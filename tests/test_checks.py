@@ -10,7 +10,7 @@ from conftest import tiny_bert, toy_arguments, toy_rows
 from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import BertForQuestionAnswering, TrainingArguments
 
-from amal_hf import AMALArguments, AMALTrainer, CrossEntropy, Distillation, amal, deep_interactions
+from amal_hf import AMALArguments, AMALTrainer, CrossEntropy, Distillation, amal, amal_as_published, deep_interactions
 from amal_hf.checks import check_trainer
 
 
@@ -28,6 +28,16 @@ def make(folder, **changes):
         "method": amal(),
     }
     return AMALTrainer(**{**fields, **changes})
+
+
+class Plain(torch.nn.Linear):
+    """A student that is none of `transformers`."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+
+    def forward(self, input_ids, labels=None):
+        return super().forward(input_ids)
 
 
 BAD = {
@@ -52,6 +62,16 @@ BAD = {
     "plain arguments": (
         {"args": TrainingArguments("out", use_cpu=True)},
         "must be AMALArguments, got TrainingArguments",
+    ),
+    "several splits to train on": (
+        {"train_dataset": datasets.DatasetDict(train=toy_rows(4))},
+        r"train_dataset holds several splits, \['train'\]",
+    ),
+    "no configuration": ({"model": Plain()}, "Plain has no `config`"),
+    "tuples": ({"model": tiny_bert(return_dict=False)}, "has return_dict=False"),
+    "phases over a stream": (
+        {"train_dataset": toy_rows(6).to_iterable_dataset(), "method": amal_as_published()},
+        "'amal_as_published' (keeps weights by example|learns in passes)",
     ),
     "question answering": ({"model": tiny_bert(head=BertForQuestionAnswering)}, "start_positions"),
 }

@@ -18,7 +18,7 @@ from transformers import (
     default_data_collator,
 )
 
-from amal_hf.collator import ExampleCollator, NumberedDataset, is_stream, numbered
+from amal_hf.collator import ExampleCollator, NumberedDataset, is_stream, numbered, rows_of
 
 
 ROWS = 12
@@ -97,6 +97,33 @@ def test_columns_of_tokens_are_filled_up_as_their_labels_are(tokenizer, count):
     assert batch["soft"].equal(torch.where(filled, -100, 0.5)[..., None].expand(-1, -1, 2))
     assert batch["votes"].equal(torch.where(filled[..., None], -1, torch.arange(3)))
     assert batch["of_all"].shape == (count, 3)
+
+
+@pytest.mark.parametrize("labelled", [True, False], ids=["one label a row", "no labels"])
+def test_rows_without_labels_of_tokens_are_filled_up_as_their_input_is(tokenizer, labelled):
+    """On the side that is padded, be they of one length or not: votes would stand at other tokens. Where a row has one
+    label, as many numbers as it has tokens may be anything, and are left as they are.
+    """
+    rows = [{"input_ids": [5, 6, 7], "votes": [[0], [1], [0]]} | ({"labels": 1} if labelled else {}) for _ in range(2)]
+    tokenizer.padding_side = "left"
+    batch = ExampleCollator(DataCollatorWithPadding(tokenizer, pad_to_multiple_of=4), ["votes"])(rows)
+    tokenizer.padding_side = "right"
+    assert batch["votes"][0].tolist() == ([] if labelled else [[-1]]) + [[0], [1], [0]]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["a", "b"], "'extra' is read by a loss, and must hold numbers.*'a'"),
+        ([[1], [1] * 9], "'extra' has entries of"),
+    ],
+    ids=["text", "ragged"],
+)
+def test_columns_that_are_no_tensors_are_named(tokenizer, values, message):
+    """What torch says of them names neither the column nor what to do."""
+    rows = [{"input_ids": [5, 6], "labels": 0, "extra": value} for value in values]
+    with pytest.raises(ValueError, match=message):
+        ExampleCollator(DataCollatorWithPadding(tokenizer), ["extra"])(rows)
 
 
 def test_rows_without_ids_pass_through(tokenizer):
@@ -183,6 +210,40 @@ def test_any_map_style_dataset_can_be_numbered():
     collate = ExampleCollator(default_data_collator, [])
     for batch in DataLoader(dataset, batch_size=3, shuffle=True, num_workers=2, collate_fn=collate):
         assert batch["example_id"].square().equal(batch["input_ids"][:, 0])
+
+
+def test_a_transform_sees_a_batch_as_a_whole():
+    """As with `Trainer`: one that pads its rows to one length could not be collated, and asking for row after row took
+    twice as long.
+    """
+    seen = []
+
+    def made(batch):
+        seen.append(len(batch["input_ids"]))
+        return batch
+
+    dataset, _ = numbered(toy_rows(8).with_transform(made))
+    batch = next(iter(DataLoader(dataset, batch_size=4, collate_fn=ExampleCollator(default_data_collator, []))))
+    assert batch["example_id"].tolist() == [0, 1, 2, 3]
+    rows_of(toy_rows(8).with_transform(made), [5, 2])
+    assert seen == [4, 2]
+    assert [int(row["input_ids"]) for row in rows_of(Squares(), [3, 1])] == [9, 1]
+
+
+def test_a_dataset_is_told_of_the_epoch():
+    """One that is another in every epoch would be the first for ever."""
+    heard = []
+    inner = Squares()
+    inner.set_epoch = heard.append
+    numbered(inner)[0].set_epoch(3)
+    numbered(Squares())[0].set_epoch(3)
+    assert heard == [3]
+
+
+def test_rows_without_names_are_refused():
+    """A number cannot be added to a tuple."""
+    with pytest.raises(TypeError, match="rows must be dictionaries.*has tuples"):
+        numbered(torch.utils.data.TensorDataset(torch.arange(3)))
 
 
 class Stream(torch.utils.data.IterableDataset):

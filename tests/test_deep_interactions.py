@@ -28,7 +28,7 @@ from amal_hf.policies.state_network import label_shares, margin
 from amal_hf.steps import put, raw
 
 
-SIZES = Sizes(losses=1, teachers=0, examples=None, labels=3, states=(16, 16, 16))
+SIZES = Sizes(losses=1, teachers=0, examples=None, classes=3, states=(16, 16, 16))
 
 
 def new_trainer(folder, method, model=None, rows=24, **options):

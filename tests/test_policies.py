@@ -323,7 +323,7 @@ def test_a_network_sees_how_well_student_and_teacher_fit_the_label():
 def test_a_network_learns_that_a_rare_class_helps():
     """All else equal, only how common its class is tells an example whose losses help; an update counts classes."""
     policy = LossNetwork()
-    policy.reset(Sizes(1, 0, None, labels=2), torch.ones(1))
+    policy.reset(Sizes(1, 0, None, classes=2), torch.ones(1))
     labels = torch.tensor([0] * 7 + [1])
     signals = Signals(torch.ones(8, 1), torch.zeros(8, 2), (), {"labels": labels}, Task())
     rare = Observation(torch.arange(8), policy.observe(signals), 0.5)
@@ -341,7 +341,7 @@ def test_a_network_learns_that_a_rare_class_helps():
 def test_a_rare_class_counts_more_once_classes_are_counted(normalisation, balance, ratio):
     """By the power of how common it is, before anything is learned; not where an example's weights have a sum."""
     policy = LossNetwork(normalisation=normalisation, balance=balance)
-    policy.reset(Sizes(2, 1, None, labels=2), torch.tensor([0.5, 0.5]))
+    policy.reset(Sizes(2, 1, None, classes=2), torch.tensor([0.5, 0.5]))
     labels = torch.tensor([0] * 9 + [1])
     signals = Signals(torch.ones(10, 2), torch.zeros(10, 2), (torch.zeros(10, 2),), {"labels": labels}, Task())
     rows = Observation(torch.arange(10), policy.observe(signals), 0.5)
@@ -356,7 +356,7 @@ def test_a_rare_class_counts_more_once_classes_are_counted(normalisation, balanc
 def test_a_mean_of_one_holds_in_batches_with_more_rare_rows_than_most():
     """The running mean follows what weights come to with the balance of classes, not before it."""
     policy = LossNetwork(normalisation=MeanOne())
-    policy.reset(Sizes(1, 0, None, labels=2), torch.ones(1))
+    policy.reset(Sizes(1, 0, None, classes=2), torch.ones(1))
     policy.class_counts.seen = torch.tensor([9e6, 1e6])
     features = torch.zeros(4, 6)
     features[2:, -1] = 1
@@ -371,7 +371,7 @@ def test_an_update_climbs_the_mean_gain_of_the_weights_that_are_used():
     weights times slopes, taken by finite differences.
     """
     policy = LossNetwork(normalisation=GatedConvex(), balance=1.0)
-    policy.reset(Sizes(1, 1, None, labels=2), torch.ones(1))
+    policy.reset(Sizes(1, 1, None, classes=2), torch.ones(1))
     policy.double()
     policy.class_counts.seen = torch.tensor([90.0, 10.0], dtype=torch.float64)
     features = torch.rand(6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -383,7 +383,7 @@ def test_an_update_climbs_the_mean_gain_of_the_weights_that_are_used():
     )
     before = policy.class_counts.seen.clone()
     policy.update(rows, slopes)
-    policy.reset(Sizes(1, 1, None, labels=2), torch.ones(1))
+    policy.reset(Sizes(1, 1, None, classes=2), torch.ones(1))
     policy.double()
     policy.class_counts.seen = before + torch.tensor([4.0, 2.0], dtype=torch.float64)  # an update counts first
     bias = policy.network[-1].bias

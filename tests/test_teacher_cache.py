@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ LENGTHS = [3, 7, 1, 5, 2, 6, 4]
 ROWS = Dataset.from_dict({"input_ids": [[10 * row + place for place in range(n)] for row, n in enumerate(LENGTHS)]})
 
 
-def collate(rows: list[dict[str, Any]], side: str = "right", width: int = 0) -> Mapping[str, Tensor]:
-    """Pad with -1 to the longest row, or to `width`."""
+def collate(rows: list[dict[str, Any]], side: str = "right", width: int = 0, cut: int = 99) -> Mapping[str, Tensor]:
+    """Pad with -1 to the longest row, or to `width`; read the first `cut` tokens."""
+    rows = [{"input_ids": row["input_ids"][:cut]} for row in rows]
     longest = max(width, *(len(row["input_ids"]) for row in rows))
     ids, mask = torch.full((len(rows), longest), -1), torch.zeros(len(rows), longest, dtype=torch.long)
     for place, row in enumerate(rows):
@@ -31,6 +33,11 @@ def collate(rows: list[dict[str, Any]], side: str = "right", width: int = 0) -> 
         ids[place, here] = torch.tensor(row["input_ids"])
         mask[place, here] = 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def collate_ids(rows: list[dict[str, Any]]) -> Mapping[str, Tensor]:
+    """The same, under another name."""
+    return collate([{"input_ids": row["ids"]} for row in rows])
 
 
 class Counting:
@@ -230,7 +237,8 @@ CHANGES = {
     "value": {"encoding": StudentEncoding(ROWS.map(lambda row: {"input_ids": [0, *row["input_ids"][1:]]}), collate)},
     "order": {"encoding": StudentEncoding(ROWS.select([1, 0, 2, 3, 4, 5, 6]), collate)},
     "fewer": {"encoding": StudentEncoding(ROWS.select(range(6)), collate)},
-    "column": {"encoding": StudentEncoding(ROWS.rename_column("input_ids", "ids"), collate)},
+    "column": {"encoding": StudentEncoding(ROWS.rename_column("input_ids", "ids"), collate_ids)},
+    "collator": {"encoding": StudentEncoding(ROWS, partial(collate, cut=2))},
 }
 
 
@@ -239,6 +247,17 @@ def test_key_changes(change: dict[str, Any]) -> None:
     """Everything that decides the logits is in the key."""
     before = recipe(Counting(False))
     assert replace(before, **change).key() != before.key()
+
+
+def test_a_collator_that_draws_is_refused() -> None:
+    """The student would be compared with what the teacher says of other inputs than its own."""
+
+    def masked(rows: list[dict[str, Any]]) -> Mapping[str, Tensor]:
+        batch = collate(rows)
+        return {**batch, "input_ids": batch["input_ids"] * (torch.rand(batch["input_ids"].shape) < 0.8)}
+
+    with pytest.raises(ValueError, match="makes another batch of the same rows each time.*teacher_cache_dir"):
+        replace(recipe(Counting(False)), encoding=StudentEncoding(ROWS, masked)).key()
 
 
 def test_key_does_not_know_how_rows_are_stored(tmp_path: Path) -> None:

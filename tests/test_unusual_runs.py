@@ -1,6 +1,7 @@
 """Runs that few people set up and that must be right all the same, or be refused by name."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ from amal_hf import (
     NeumannDirection,
     RectifiedSlopes,
     TokenMask,
+    Trajectory,
     amal,
     commentaries,
     deep_interactions,
@@ -39,6 +41,7 @@ from amal_hf import (
     student_from_teacher,
 )
 from amal_hf.generators import answers_by_token, class_count, is_causal, is_encoder_decoder
+from amal_hf.learner import WeightLearner
 from amal_hf.tokens import token_means
 
 
@@ -318,10 +321,51 @@ def test_a_loss_that_reads_labels_leaves_them_to_evaluation(tmp_path):
     assert trainer.evaluate()["eval_loss"] > 0
 
 
+def test_a_loss_that_reads_the_students_inputs_leaves_them_to_the_collator(tmp_path):
+    """Taken off the rows, an attention mask would be filled up with -100."""
+
+    def masks(outputs, batch):
+        assert set(batch["attention_mask"].unique().tolist()) == {0, 1}
+        return outputs.logits.square().mean(1)
+
+    rows = toy_rows(24).map(lambda row, number: {"attention_mask": [1] * (5 + number % 5)}, with_indices=True)
+    rows = rows.map(lambda row: {"input_ids": row["input_ids"][: len(row["attention_mask"])]})
+    losses = [CustomLoss(masks, "masks", columns=("attention_mask",))]
+    new_trainer(tmp_path, train=rows, losses=losses, collator=DataCollatorWithPadding(tokenizer())).train()
+
+
+def test_an_objective_may_read_a_column_of_its_own(tmp_path):
+    """The meta set may have its clean labels under another name than the training set its noisy ones."""
+    meta = toy_rows(12, seed=1).rename_column("labels", "gold")
+    logs = []
+    for column, rows in (("gold", meta), ("labels", meta.rename_column("gold", "labels"))):
+        method = replace(amal(LossNetwork(probe=False)), objective=CrossEntropy(column, column=column))
+        trainer = new_trainer(tmp_path, method, meta=rows)
+        trainer.train()
+        logs.append([entry.get("meta_loss") for entry in trainer.state.log_history])
+    assert logs[0] == logs[1]
+
+
+def test_a_stream_that_ends_within_a_step_leaves_its_last_rows_to_the_next_pass(tmp_path, monkeypatch):
+    """`Trainer` takes no step on them, and would add their gradient to that of other rows; a trajectory would take
+    them for part of the step before.
+    """
+    seen = []
+    learn = WeightLearner.learn_from_trajectory
+
+    def spy(learner, student, trajectory, recorder, meta_batch):
+        seen.append([sum(len(batch["example_id"]) for batch in step.batches) for step in recorder.steps])
+        return learn(learner, student, trajectory, recorder, meta_batch)
+
+    monkeypatch.setattr(WeightLearner, "learn_from_trajectory", spy)
+    stream = toy_rows(22).add_column("example_id", range(22)).to_iterable_dataset()
+    method = deep_interactions(trajectory=Trajectory(2))
+    new_trainer(tmp_path, method, train=stream, gradient_accumulation_steps=4, max_steps=6).train()
+    assert seen == [[16, 16], [16, 16]]
+
+
 def test_labels_of_another_column_are_shifted_for_tokens_too(tmp_path):
     """A second column that says the same as the labels is the same loss, whether tokens or examples are weighed."""
-    from dataclasses import replace
-
     from generation import collator, pairs
 
     rows = pairs(12, "gpt2").map(lambda row: {"other": row["labels"]})
@@ -341,6 +385,31 @@ def test_labels_of_another_column_are_shifted_for_tokens_too(tmp_path):
     for entry in logs:
         assert entry["loss_other"] == pytest.approx(entry["loss_labels"], rel=1e-5)
     assert logs[1]["loss_labels"] == pytest.approx(logs[0]["loss_labels"], rel=0.05)
+
+
+# ---- what is kept ----
+
+
+def test_nothing_is_kept_that_nobody_will_ask_for(tmp_path):
+    """Teachers' logits end with their step, statistics with their log, copies of the student with their trajectory:
+    they would stay on the device, and go into every checkpoint.
+    """
+    losses = [CrossEntropy(), Distillation(tiny_bert(seed=1))]
+    trainer = new_trainer(tmp_path, losses=losses, logging_strategy="no", max_steps=5)
+    trainer.train()
+    assert not trainer._window.prepared and not trainer._statistics.flush()
+    trainer = new_trainer(tmp_path, deep_interactions(trajectory=Trajectory(2)), meta_interval=4, max_steps=6)
+    trainer.train()
+    recorder = trainer._learner.recorder
+    assert not recorder.steps and not recorder.trajectory.rewind.state_dict()
+
+
+def test_a_meta_batch_that_leaves_nothing_to_read_is_warned_of(tmp_path, caplog):
+    """The probe is never asked about rows that it has been fitted to."""
+    for size, warned in ((40, True), (8, False)):
+        caplog.clear()
+        new_trainer(tmp_path, meta=toy_rows(40, seed=1), meta_batch_size=size)
+        assert ("A meta batch of 40 of the 40 clean rows leaves less than 32" in caplog.text) == warned
 
 
 # ---- methods ----

@@ -6,15 +6,26 @@ import pytest
 import torch
 from conftest import tiny_bert, toy_arguments, toy_rows
 
-from amal_hf import AMALTrainer, CrossEntropy, Distillation, GatedConvex, LossNetwork, MeanOne, amal
+from amal_hf import (
+    AMALTrainer,
+    CrossEntropy,
+    Distillation,
+    GatedConvex,
+    GeneralizedCrossEntropy,
+    LossNetwork,
+    MeanOne,
+    amal,
+)
 from amal_hf.clean_probe import CleanProbe, CleanRows
+from amal_hf.losses import Task
+from amal_hf.mixture import Mixture
 from amal_hf.policies.delayed import Delayed
 from amal_hf.policies.policy import Observation, Sizes
 from amal_hf.wrong_labels import ENOUGH, WrongLabels, class_shift
 
 
 CLASSES, WIDTH = 4, 8
-LABELS = Sizes(1, 0, None, labels=CLASSES, names=("labels",))
+LABELS = Sizes(1, 0, None, classes=CLASSES, labels_alone=True)
 
 
 def heaps(count, spread, seed):
@@ -152,12 +163,34 @@ def test_a_loss_that_an_example_lacks_gets_nothing():
     assert (weights[6:] == 0).all() and (weights[:6] > 0).all()
 
 
-@pytest.mark.parametrize("names", [("labels", "teacher"), ("labels", "votes"), ("votes",)])
-def test_other_losses_are_weighed_as_learned(names):
+def labels(outputs, batch):
+    """A loss of one's own, under the name of another."""
+    return outputs.logits.square().mean(1)
+
+
+LOSSES = {
+    "labels": ([CrossEntropy()], True),
+    "under another name": ([CrossEntropy("ce")], True),
+    "robust": ([GeneralizedCrossEntropy()], True),
+    "another column": ([CrossEntropy("labels", column="weak")], False),
+    "a function": ([labels], False),
+    "two": ([CrossEntropy(), CrossEntropy("weak", column="weak")], False),
+}
+
+
+@pytest.mark.parametrize(("losses", "alone"), LOSSES.values(), ids=LOSSES.keys())
+def test_it_is_known_whether_labels_are_alone(losses, alone):
+    """By what the losses read, whatever they are called."""
+    policy = LossNetwork()
+    Mixture(losses, policy, Task()).reset(None, torch.ones(len(losses)), CLASSES)
+    assert policy.labels_alone == alone
+
+
+def test_other_losses_are_weighed_as_learned():
     """Beside a teacher, or another loss, weights are a mixture; and where the only loss is of another column, it is
     not the labels that may be wrong.
     """
-    policy, rows = learned(sizes=Sizes(len(names), int("teacher" in names), None, labels=CLASSES, names=names))
+    policy, rows = learned(sizes=Sizes(2, 1, None, classes=CLASSES))
     mixture = policy.normalisation(policy._scores(rows), None, policy._counts_for(rows))
     assert torch.equal(policy.weights(rows), mixture)
 

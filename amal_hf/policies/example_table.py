@@ -16,6 +16,7 @@ class ExampleTable(Policy):
     """One row for an example, one column for a loss; every update moves the rows of the batch along their slopes.
 
     An example is only judged when it is in the batch of a meta step, so a table wants one at every training step.
+    Weights are free: what an example lacks leaves its share to nobody, while a fixed or convex mixture shares it out.
 
     Args:
         learning_rate: step on a weight for a slope of average size. The official code multiplies by 1500·lr/B, which

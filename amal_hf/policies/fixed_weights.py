@@ -82,9 +82,13 @@ class RandomWeights(Policy):
         self.losses = sizes.losses
 
     def weights(self, observation: Observation) -> LossTable:
-        """Uniform on the simplex, a function of seed and id alone, `(B, K)`."""
+        """Uniform on the simplex, a function of seed and id alone, `(B, K)`; none for what is missing."""
         rows = [self._draw(example) for example in observation.ids.tolist()]
-        return torch.stack(rows).to(observation.features.device)
+        drawn = torch.stack(rows).to(observation.features.device)
+        if observation.present is None:
+            return drawn
+        held = drawn * observation.present
+        return held / held.sum(1, keepdim=True).clamp(min=torch.finfo(held.dtype).tiny)
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
         """Nothing to learn."""

@@ -2,7 +2,8 @@
 
 None needs a meta set.
 
-Each gives every example one weight for all its losses, one on average, times the initial mixture.
+Each gives every example one weight for all its losses, one on average, times the initial mixture. An example without
+any loss is none of those that are chosen among.
 """
 
 import math
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from amal_hf.class_counts import class_weights, of_class
-from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
+from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, among_present
 from amal_hf.shapes import Features, LossTable, PerExample
 
 
@@ -35,7 +36,7 @@ class Heuristic(Policy):
     def weights(self, observation: Observation) -> LossTable:
         """`(B, K)`: importance times mixture."""
         importance = self.importance(observation)
-        return importance[:, None] * self.mixture.to(importance.device)
+        return importance[:, None] * among_present(self.mixture, observation).to(importance.device)
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
         """Nothing to learn."""
@@ -118,11 +119,7 @@ class HardMining(Heuristic):
 
     def importance(self, observation: Observation) -> PerExample:
         """At least one example of a micro-batch is kept."""
-        losses = observation.features[:, 0]
-        kept = max(1, round(self.share * len(losses)))
-        hard = torch.zeros_like(losses)
-        hard[losses.topk(kept).indices] = len(losses) / kept
-        return hard
+        return highest(observation.features[:, 0], self.share, observation.present)
 
 
 class SmallLoss(Heuristic):
@@ -157,9 +154,20 @@ class SmallLoss(Heuristic):
 
     def importance(self, observation: Observation) -> PerExample:
         """At least one example of a micro-batch is kept."""
-        losses = observation.features[:, 0]
         done = min(float(observation.progress) / self.ramp, 1.0)
-        kept = max(1, round((1 - self.forgotten * done) * len(losses)))
-        small = torch.zeros_like(losses)
-        small[losses.topk(kept, largest=False).indices] = len(losses) / kept
-        return small
+        return highest(-observation.features[:, 0], 1 - self.forgotten * done, observation.present)
+
+
+def highest(scores: PerExample, share: float, present: Tensor | None) -> PerExample:
+    """`(B,)`: the same for all that are among the highest, so that the mean is one; 0 for the rest.
+
+    Args:
+        scores: `(B,)`.
+        share: of the examples that have any loss, in (0, 1]; at least one is kept.
+        present: `(B, K)`, bool: which losses they have; `None` for all.
+    """
+    able = torch.ones_like(scores, dtype=torch.bool) if present is None else present.any(1)
+    ranks = scores.masked_fill(~able, -torch.inf).argsort(descending=True).argsort()
+    count = able.sum()  # on the device: nobody waits for it
+    kept = (share * count).round().clamp(min=1)
+    return (ranks < kept) * count / kept

@@ -84,11 +84,11 @@ class LossNetwork(Policy):
         """A new network that starts with the initial mixture."""
         self.pulls = torch.tensor(sizes.pulls or [1.0] * sizes.losses)
         if self.counts_classes:
-            self.class_counts = ClassCounts(sizes.labels)
+            self.class_counts = ClassCounts(sizes.classes)
         if self.reads_clean_states:
-            self.probe = CleanProbe(sizes.labels)
+            self.probe = CleanProbe(sizes.classes)
             self.wrong_labels = WrongLabels()
-        self.labels_alone = sizes.names == (CrossEntropy().name,)
+        self.labels_alone = sizes.labels_alone
         if self.by_sizes:
             self.normalisation = self.usual_normalisation(sizes)
         with torch.random.fork_rng(devices=[]):

@@ -23,21 +23,23 @@ class Sizes(NamedTuple):
         losses: K.
         teachers: how many of the losses compare with a teacher.
         examples: rows of the training set; `None` for a stream of unknown length.
-        labels: classes of the student, C.
+        classes: of the student, C.
         states: widths of the student's hidden states, one a layer.
         folder: where rows of weights are kept that should not be in memory; see `RowStore`.
         pulls: K, `Loss.pull` of each; all one by default.
         names: of the losses, where they are known.
+        labels_alone: whether the only loss is that of the labels.
     """
 
     losses: int
     teachers: int
     examples: int | None
-    labels: int = 0
+    classes: int = 0
     states: tuple[int, ...] = ()
     folder: str | None = None
     pulls: tuple[float, ...] = ()
     names: tuple[str, ...] = ()
+    labels_alone: bool = False
 
 
 Ask: TypeAlias = Callable[[Logits | TopLogits], LossTable]

@@ -74,7 +74,7 @@ class StateNetwork(LossNetwork):
             ValueError: a layer that the student does not have.
         """
         self.widths = self._chosen(sizes.states)
-        self.label_count = min(sizes.labels, MOST_LABELS) if self.labels else 0
+        self.label_count = min(sizes.classes, MOST_LABELS) if self.labels else 0
         self.register_buffer("running_losses", torch.zeros(sizes.losses))
         if self.memory:
             self.slopes = SlopeMemory(sizes.examples, sizes.losses)
