@@ -91,13 +91,9 @@ class AMALArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
-            self.meta_interval is None or self.meta_interval >= 1,
-            "meta_interval",
-            self.meta_interval,
-            "a whole number from 1",
-        )
-        _require(self.meta_batch_size >= 1, "meta_batch_size", self.meta_batch_size, "a whole number from 1")
+        interval, batch = self.meta_interval, self.meta_batch_size
+        _require(interval is None or _is_count(interval), "meta_interval", interval, "a whole number from 1")
+        _require(_is_count(batch), "meta_batch_size", batch, "a whole number from 1")
         _require(self.meta_warmup_steps >= 0, "meta_warmup_steps", self.meta_warmup_steps, "a number from 0")
         rate = self.meta_learning_rate
         _require(rate is None or rate > 0, "meta_learning_rate", rate, "a positive number")
@@ -113,6 +109,10 @@ class AMALSeq2SeqArguments(AMALArguments, Seq2SeqTrainingArguments):
     """The same with the options of `transformers.Seq2SeqTrainingArguments`, such as `predict_with_generate`."""
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
 def _require(fine: bool, name: str, value: object, expected: str) -> None:
     if not fine:
-        raise ValueError(f"AMALArguments: {name} must be {expected}, got {value}.")
+        raise ValueError(f"AMALArguments: {name} must be {expected}, got {value!r}.")

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch.distributed.fsdp import CPUOffloadPolicy
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, Seq2SeqTrainer
 
 from amal_hf.arguments import AMALArguments
 from amal_hf.generators import answers_by_token, class_count, without_adapters
 from amal_hf.last_layer import LastLayer
 from amal_hf.losses import Loss
 from amal_hf.meta import Method
-from amal_hf.tangents import FiniteDifference
+from amal_hf.tangents import DoubleBackward, FiniteDifference, ForwardMode
 
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,15 @@ def check_trainer(trainer: Any, learns: bool) -> None:
             f"{trainer.label_names}. "
             "Sequence and token classification, regression and language modelling heads are supported."
         )
+    if "MultipleChoice" in type(without_adapters(trainer.model)).__name__:
+        raise ValueError(
+            "AMALTrainer: students of multiple choice read several rows as one example, which weights cannot. Use a "
+            "sequence classifier of question and choice."
+        )
+    if not any(parameter.requires_grad for parameter in trainer.model.parameters()):
+        raise ValueError("AMALTrainer: all parameters of the student are frozen, so there is nothing to train.")
+    if getattr(args, "predict_with_generate", False) and not isinstance(trainer, Seq2SeqTrainer):
+        logger.warning("predict_with_generate=True does nothing in AMALTrainer. Use AMALSeq2SeqTrainer.")
     if args.use_liger_kernel:
         raise ValueError(
             "AMALTrainer: use_liger_kernel=True leaves out the logits that losses are made from. Set "
@@ -163,6 +172,12 @@ def _check_hidden_states(student: Any) -> None:
 def _check_meta_step(trainer: Any) -> None:
     args = trainer.args
     _check_processes(trainer)
+    attention = getattr(trainer.model.config, "_attn_implementation", None) or "eager"
+    if isinstance(trainer.method.tangent, ForwardMode | DoubleBackward) and attention != "eager":
+        raise ValueError(
+            f"AMALTrainer: {type(trainer.method.tangent).__name__}() differentiates attention in a way that "
+            f"'{attention}' cannot be. Load the student with attn_implementation='eager', or use FiniteDifference()."
+        )
     interval, trajectory = args.meta_interval or trainer.method.usual_interval, trainer.method.trajectory
     if trainer.method.policy.holds_for_one_step and interval > trainer.method.window:
         raise ValueError(

@@ -9,6 +9,9 @@ import yaml
 from transformers import HfArgumentParser
 
 
+_HELP_ALL = "--help_all"
+_ALL = f"Every option of AMALArguments, and so of TrainingArguments, is a flag as well: {_HELP_ALL} lists them."
+
 ENDINGS = (".yaml", ".yml", ".json")
 
 
@@ -19,12 +22,19 @@ def parse_arguments(classes: Sequence[type], command_line: Sequence[str]) -> tup
         classes: dataclasses, their fields being the flags.
         command_line: flags; or the name of a file, whose values get the types and the checks that flags have.
 
+    `--help` shows the flags of the first dataclass, `--help_all` those of all.
+
     Raises:
         ValueError: the file holds no settings, or one that is unknown.
-        SystemExit: a value that its flag would not take.
+        SystemExit: a value that its flag would not take, or help was asked for.
     """
-    parser = HfArgumentParser(list(classes))  # type: ignore[arg-type]  # its own alias is too narrow
     given = list(command_line)
+    if given in (["-h"], ["--help"]) and len(classes) > 1:
+        # The script's own flags would be lost among those of `Trainer`.
+        given, classes = ["--help"], classes[:1]
+    elif given == [_HELP_ALL]:
+        given = ["--help"]
+    parser = HfArgumentParser(list(classes), epilog=_ALL)  # type: ignore[arg-type]  # its own alias is too narrow
     if len(given) == 1 and given[0].endswith(ENDINGS):
         given = _as_flags(Path(given[0]))
     return tuple(parser.parse_args_into_dataclasses(given))

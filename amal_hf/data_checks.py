@@ -1,25 +1,24 @@
-"""What is checked of the data before any training: labels, targets, columns, and rows that two sets share."""
+"""What is checked of the data before any training: labels, targets, columns, and the first batch."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 
 from amal_hf.clean_probe import FEWEST_ROWS
-from amal_hf.collator import is_stream, is_transformed
+from amal_hf.collator import is_stream, is_transformed, rows_of
 from amal_hf.generators import class_count, is_causal, is_encoder_decoder
 from amal_hf.last_layer import LastLayer
-from amal_hf.losses import IGNORED, CrossEntropy
+from amal_hf.losses import IGNORED, CrossEntropy, Loss, Task
 from amal_hf.meta import Method
+from amal_hf.meta_set import own_random_numbers
 from amal_hf.shapes import EXAMPLE_ID, Batch
 
 
 logger = logging.getLogger(__name__)
-
-OVERLAP_LIMIT = 1_000_000
-"""Rows of a training set that are compared with the meta set; more would take longer than it is worth."""
 
 
 def check_generator(model: Any, losses: list[Any], method: Method, sets: dict[str, Any]) -> None:
@@ -62,9 +61,7 @@ def _check_targets(dataset: Any, name: str, shifted: bool) -> None:
     if column is None:
         return
     # The first token of a causal language model has nothing before it that could predict it.
-    empty = [
-        row for row, labels in enumerate(dataset[column]) if not (np.asarray(labels)[int(shifted) :] != IGNORED).any()
-    ]
+    empty = _without_target(dataset.select_columns([column]).with_format("arrow"), int(shifted))
     if empty:
         raise ValueError(
             f"AMALTrainer: {name}['{column}'] has no target token in {len(empty)} of {len(dataset)} rows: "
@@ -72,6 +69,19 @@ def _check_targets(dataset: Any, name: str, shifted: bool) -> None:
             f"{'(the first token is never predicted) ' if shifted else ''}and would earn weights from nothing; "
             "remove these rows."
         )
+
+
+def _without_target(rows: datasets.Dataset, left_out: int) -> list[int]:
+    """The rows, lists of labels, that have no label but among the first `left_out`."""
+    empty: list[int] = []
+    for start in range(0, len(rows), 10_000):
+        (column,) = rows[start : start + 10_000].columns
+        lengths = pc.list_value_length(column).to_numpy()
+        places = np.arange(lengths.sum()) - (lengths.cumsum() - lengths).repeat(lengths)
+        known = (pc.list_flatten(column).to_numpy() != IGNORED) & (places >= left_out)
+        counts = np.bincount(np.arange(len(lengths)).repeat(lengths)[known], minlength=len(lengths))
+        empty += (start + np.flatnonzero(counts == 0)).tolist()
+    return empty
 
 
 def check_data(train_dataset: Any, meta_dataset: Any, method: Method, losses: list[Any], num_labels: int) -> None:
@@ -105,8 +115,10 @@ def check_data(train_dataset: Any, meta_dataset: Any, method: Method, losses: li
     if not method.learns:
         if meta_dataset is not None:
             logger.warning(
-                "The meta set is not used, since method '%s' learns nothing. Pass method=amal() to learn from it.",
+                "The meta set is not used, since method '%s' learns nothing with %s. Pass method=amal() to learn from "
+                "it.",
                 method.name,
+                type(method.policy).__name__,
             )
         return
     if meta_dataset is None:
@@ -121,6 +133,16 @@ def check_data(train_dataset: Any, meta_dataset: Any, method: Method, losses: li
             "Dataset.from_list(list(stream))."
         )
     check_labels(meta_dataset, "meta_dataset", num_labels)
+    _check_some_label(meta_dataset)
+
+
+def _check_some_label(meta_dataset: Any) -> None:
+    column = _label_column(meta_dataset, ("labels", "label"))
+    if column and all((np.asarray(labels) == IGNORED).all() for labels in meta_dataset[column]):
+        raise ValueError(
+            f"AMALTrainer: no row of meta_dataset['{column}'] has a label, all are {IGNORED}, so there is nothing to "
+            f"learn weights from. Pass clean rows with their labels."
+        )
 
 
 def problem_type(model: Any, *sets: Any) -> str | None:
@@ -178,14 +200,19 @@ def check_labels(dataset: Any, name: str, num_labels: int, columns: Sequence[str
         return
     if len(dataset) == 0:
         raise ValueError(f"AMALTrainer: {name} is empty; it needs at least one row.")
-    if not isinstance(dataset, datasets.Dataset) or is_transformed(dataset):
-        return
-    column = next((c for c in columns if c in dataset.column_names), None)
+    column = _label_column(dataset, columns)
     if column is None:
         return
     labels = dataset.select_columns([column])
     for start in range(0, len(labels), 10_000):
         _check_label_block(labels[start : start + 10_000][column], start, f"{name}['{column}']", num_labels)
+
+
+def _label_column(dataset: Any, columns: Sequence[str]) -> str | None:
+    """The first of these that a `datasets.Dataset` has; rows that a function makes need not have its columns."""
+    if not isinstance(dataset, datasets.Dataset) or is_transformed(dataset):
+        return None
+    return next((column for column in columns if column in dataset.column_names), None)
 
 
 def _check_label_block(block: list[Any], start: int, where: str, num_labels: int) -> None:
@@ -202,6 +229,11 @@ def _check_label_block(block: list[Any], start: int, where: str, num_labels: int
                 f"AMALTrainer: {where} is NaN in {len(rows)} of {len(block)} rows from {start}, first in row "
                 f"{rows[0]}. Remove or fix these rows."
             )
+        if num_labels > 1 and np.ndim(block[0]) == 0:
+            raise ValueError(
+                f"AMALTrainer: {where} holds {block[0]!r}, a number with a fraction, and the student has {num_labels} "
+                f"classes. Cast the column to whole numbers; for numbers to be hit load the student with num_labels=1."
+            )
     elif num_labels > 1 and np.issubdtype(flat.dtype, np.integer):
         wrong = flat[(flat != IGNORED) & ((flat < 0) | (flat >= num_labels))]
         if len(wrong):
@@ -211,16 +243,45 @@ def _check_label_block(block: list[Any], start: int, where: str, num_labels: int
             )
 
 
-def check_meta_batch(batch: Batch, objective: CrossEntropy) -> None:
-    """Refuse a meta set without what its objective reads.
+def check_first_rows(
+    dataset: Any, collate: Callable[[list[Any]], Batch], name: str, losses: Sequence[Loss], task: Task
+) -> None:
+    """Make a batch of the first two rows, and refuse one that losses cannot read.
+
+    Args:
+        dataset: has rows by number.
+        collate: makes its batches.
+        name: for messages.
+        losses: that are to be taken of it.
+        task: how the student's logits are read.
 
     Raises:
-        ValueError: the collator makes no labels.
+        ValueError: no batch can be made, or it lacks what a loss reads, or its labels are no numbers for yes and no.
     """
-    if objective.column not in batch:
+    rows = rows_of(dataset, range(min(2, len(dataset))))
+    with own_random_numbers(0):
+        try:
+            batch = collate(rows)
+        except Exception as error:
+            raise ValueError(
+                f"AMALTrainer: the data collator makes no batch of the first rows of {name}, which hold "
+                f"{sorted(rows[0]) if isinstance(rows[0], Mapping) else type(rows[0]).__name__}: {error} Tokenise "
+                f"the rows, and make labels numbers (dataset.class_encode_column)."
+            ) from error
+    for loss in losses:
+        read = (loss.column,) if isinstance(loss, CrossEntropy) else loss.columns
+        missing = [column for column in read if column not in batch]
+        if missing:
+            raise ValueError(
+                f"AMALTrainer: loss '{loss.name}' reads '{missing[0]}', and batches of {name} hold {sorted(batch)}. "
+                f"Give its rows this column, in numbers (labels may be called 'label' or 'labels', {IGNORED} is none, and "
+                f"dataset.class_encode_column makes numbers of names), or leave the loss out."
+            )
+    labels = batch.get("labels")
+    if task.problem_type == "multi_label_classification" and labels is not None and not labels.is_floating_point():
         raise ValueError(
-            f"AMALTrainer: the meta set has no '{objective.column}': its batches hold {sorted(batch)}. Weights are "
-            f"learned from clean labels; give its rows a column 'label' or 'labels'."
+            f"AMALTrainer: {name} has whole numbers as labels, and a student with several yes/no labels wants 0.0 and "
+            f"1.0: cast the column to float."
         )
 
 
@@ -234,40 +295,3 @@ def warn_of_large_meta_batch(rows: int, batch_size: int) -> None:
             rows,
             FEWEST_ROWS,
         )
-
-
-def warn_of_shared_sets(meta_dataset: Any, train_dataset: Any, eval_dataset: Any) -> None:
-    """Warn of a meta set that shares rows with the training set, or is the evaluation set."""
-    if meta_dataset is not None and meta_dataset is eval_dataset:
-        logger.warning(
-            "The meta set is the evaluation set: its scores are then those of examples that the weights were learned "
-            "on, and choosing a model by them is biased. Pass a set of its own as `meta_dataset`."
-        )
-    if not isinstance(train_dataset, datasets.Dataset) or not isinstance(meta_dataset, datasets.Dataset):
-        return
-    train_dataset, meta_dataset = (rows.with_format(None) for rows in (train_dataset, meta_dataset))
-    shared = set(train_dataset.column_names) & set(meta_dataset.column_names)
-    texts = sorted(c for c in shared if train_dataset.features[c] == datasets.Value("string") and c != EXAMPLE_ID)
-    by_content = texts or [c for c in ("input_ids",) if c in shared]
-    by_id = [EXAMPLE_ID] if EXAMPLE_ID in shared else []
-    for columns in (by_content, by_id):
-        count = _count_overlap(train_dataset, meta_dataset, columns) if columns else 0
-        if count:
-            logger.warning(
-                "%d of the first %d training rows are also in the meta set (same %s). Clean rows may serve as both in "
-                "a short run; a student that has learned them by heart no longer shows which other rows help. Take "
-                "them out of one of the two for a long run.",
-                count,
-                min(len(train_dataset), OVERLAP_LIMIT),
-                " and ".join(columns),
-            )
-
-
-def _count_overlap(train_dataset: datasets.Dataset, meta_dataset: datasets.Dataset, columns: list[str]) -> int:
-    meta = set(_keys(meta_dataset, columns))
-    return sum(key in meta for key in _keys(train_dataset.take(min(len(train_dataset), OVERLAP_LIMIT)), columns))
-
-
-def _keys(dataset: datasets.Dataset, columns: list[str]) -> list[str]:
-    rows = zip(*(dataset[column] for column in columns), strict=True)
-    return [repr(row) for row in rows]

@@ -40,6 +40,7 @@ class Distillation(Loss):
             k = 64. `None` keeps all; so does a k as large as the vocabulary.
 
     Raises:
+        TypeError: no teacher, a class in its place, or a divergence that is no function.
         ValueError: a temperature that is not positive and finite, or a `top_k` below 1.
     """
 
@@ -59,6 +60,15 @@ class Distillation(Loss):
         if not 0 < temperature < float("inf"):
             raise ValueError(
                 f"Distillation: temperature must be positive and finite, got {temperature}. Usual values are 1 to 8."
+            )
+        if teacher is None or isinstance(teacher, type):
+            raise TypeError(
+                f"Distillation: teacher must be a model, a folder, a Hub id or a function, got {teacher!r}."
+            )
+        if divergence is not None and not callable(divergence):
+            raise TypeError(
+                f"Distillation: divergence must be a function, got {divergence!r}. There are forward_kl, reverse_kl, "
+                f"jensen_shannon and logit_mse: `from amal_hf import reverse_kl`."
             )
         self.source = teacher
         self.temperature = temperature

@@ -1,6 +1,7 @@
 """What is logged of losses and weights: collected on the device, computed when something is logged."""
 
 import logging
+import math
 import re
 from collections.abc import Sequence
 
@@ -67,6 +68,13 @@ class MixtureStatistics:
         logs: dict[str, float] = {}
         if self._losses:
             logs |= self._parts()
+            lost = [key for key in self.keys.values() if not math.isfinite(logs.get(f"loss_{key}", 0.0))]
+            if lost:
+                logger.warning(
+                    "The mean of '%s' is NaN or infinite: the student's weights are lost, or will be. A lower "
+                    "learning rate may help; a teacher's logits are NaN where its own weights are.",
+                    "', '".join(lost),
+                )
         if self._meta:
             logs["meta_loss"] = torch.stack(self._meta).float().mean().item()
         if self._skipped:

@@ -231,9 +231,16 @@ class CustomLoss(Loss):
         function: reads the student's outputs and the batch, and gives one value for every example.
         name: column name.
         columns: dataset columns that it reads beyond what the student's forward takes.
+
+    Raises:
+        TypeError: one name for `columns`, not in a tuple.
     """
 
     def __init__(self, function: Callable[[Any, Batch], PerExample], name: str, columns: tuple[str, ...] = ()) -> None:
+        if isinstance(columns, str):
+            raise TypeError(
+                f"CustomLoss '{name}': columns must be a tuple of names, got {columns!r}. Write ({columns!r},)."
+            )
         self.function = function
         self.name = name
         self.columns = columns
@@ -245,7 +252,14 @@ class CustomLoss(Loss):
             ValueError: the function averaged or returned another shape; a weight for each example would silently be
                 lost.
         """
-        values = self.function(outputs, batch)
+        try:
+            values = self.function(outputs, batch)
+        except KeyError as error:
+            error.add_note(
+                f"Loss '{self.name}': the batch holds {sorted(batch)}. Name dataset columns that it reads: "
+                f"CustomLoss(function, name, columns=(...,))."
+            )
+            raise
         examples = outputs.logits.shape[0]
         if not isinstance(values, Tensor) or values.shape != (examples,):
             came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

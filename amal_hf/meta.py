@@ -64,6 +64,7 @@ class Method:
         citation: BibTeX of the source.
 
     Raises:
+        TypeError: a class in the place of an object.
         ValueError: parts that do not go together, with what to do instead.
     """
 
@@ -100,6 +101,9 @@ class Method:
         return self.policy.learns_at(progress) or (self.batch_policy is not None and self.batch_policy.learns)
 
     def __post_init__(self) -> None:
+        for part in (self.policy, self.direction, self.tangent, self.objective):
+            if isinstance(part, type):
+                raise TypeError(f"Method '{self.name}': {part.__name__} is a class. Write {part.__name__}().")
         if self.per_token and (self.policy.needs_ids or self.batch_policy is not None):
             raise ValueError(
                 f"Method '{self.name}': per_token=True is for weights that are computed from what a token looks like; "

@@ -43,7 +43,7 @@ class MetaSet:
     def batch(self, number: int) -> Batch:
         """Batch `number`, counted from 0."""
         rows = rows_of(self.rows, self.numbers(number))
-        with _own_random_numbers(self.seed * 1_000_003 + number):
+        with own_random_numbers(self.seed * 1_000_003 + number):
             return self.collate(rows)
 
     def numbers(self, number: int) -> list[int]:
@@ -60,7 +60,7 @@ class MetaSet:
 
 
 @contextmanager
-def _own_random_numbers(seed: int) -> Iterator[None]:
+def own_random_numbers(seed: int) -> Iterator[None]:
     """A collator may draw (for masking, say); afterwards the global generators stand where they stood."""
     python, numpy = random.getstate(), np.random.get_state()
     try:

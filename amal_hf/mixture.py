@@ -296,10 +296,10 @@ def _as_loss(loss: Loss | Any) -> Loss:
     if isinstance(loss, Loss):
         return loss
     name = getattr(loss, "__name__", None)
-    if not callable(loss) or name is None:
+    if not callable(loss) or name is None or isinstance(loss, type):
         raise TypeError(
-            f"losses must hold losses or functions (outputs, batch) -> (B,), got {loss!r}. Wrap it: "
-            f"CustomLoss(function, name)."
+            f"losses must hold losses or functions (outputs, batch) -> (B,), got {loss!r}. A class is "
+            f"called, CrossEntropy(); what has no name is wrapped, CustomLoss(function, name)."
         )
     return CustomLoss(loss, name)
 

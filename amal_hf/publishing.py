@@ -171,28 +171,30 @@ class PublishingTrainer(Trainer):
             HfHubHTTPError: the Hub refused; the files in `args.output_dir` are complete.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.hub_model_id is None:
-            self.init_hf_repo(token, private)
-        elif private is not None:
-            self._private = private
-        self._finish_current_push()
-        token, revision = token or self.args.hub_token, revision or self.args.hub_revision
         folder, stage = Path(self.args.output_dir), Path(self.args.output_dir, "_push-0")
         if self.is_world_process_zero():
             shutil.rmtree(stage, ignore_errors=True)
         # All processes take part in saving; what is sent is what was saved, and nothing else of the folder.
         with self._gathered():
             self.save_model(str(stage), _internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        shutil.copytree(stage, folder, dirs_exist_ok=True)
+        if self.is_world_process_zero():
+            shutil.copytree(stage, folder, dirs_exist_ok=True)
         try:
             self.create_model_card(**told)
+            if self.hub_model_id is None:  # not before all is on disk, and nothing of it can be refused any more
+                self._open_repository(token, private)
+                self.create_model_card()
+            elif private is not None:
+                self._private = private
+            self._finish_current_push()
+            token, revision = token or self.args.hub_token, revision or self.args.hub_revision
+            if not self.is_world_process_zero():
+                return None
             self._add_to_student(stage)
             for missing in list(self._missing.values()):
                 self._send_again(missing, token, revision)
         except BaseException:
-            shutil.rmtree(stage)
+            shutil.rmtree(stage, ignore_errors=True)
             raise
         push = Push(stage, "", commit_message, weights=self.example_weights() if self._shows_weights() else None)
         if blocking:
@@ -200,6 +202,16 @@ class PublishingTrainer(Trainer):
         job = self._api.run_as_future(self._send, push, token, revision)
         self._under_way.append((push, job))
         return job
+
+    def _open_repository(self, token: str | None, private: bool | None) -> None:
+        try:
+            self.init_hf_repo(token, private)
+        except Exception as error:
+            error.add_note(
+                f"The student is saved in {self.args.output_dir}, with its card. Once `hf auth login` or `hub_token` "
+                f"gives a token that may write, push_to_hub() sends it."
+            )
+            raise
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Send a checkpoint's student, and the checkpoint itself where the strategy says so; in the background."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import Seq2SeqTrainer
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from amal_hf.trainer import AMALTrainer
 
@@ -18,10 +18,17 @@ class AMALSeq2SeqTrainer(AMALTrainer, Seq2SeqTrainer):
     With losses, method and teacher left out it is `Seq2SeqTrainer`, to the last bit.
 
     Raises:
-        TypeError: a student that does not generate text, such as a classifier.
+        TypeError: a student that does not generate text, such as a classifier, or arguments without the options of
+            generation.
     """
 
     def __init__(self, *trainer_args: Any, **trainer_kwargs: Any) -> None:
+        args = trainer_kwargs.get("args", trainer_args[1] if len(trainer_args) > 1 else None)
+        if args is not None and not isinstance(args, Seq2SeqTrainingArguments):
+            raise TypeError(
+                f"AMALSeq2SeqTrainer: args must be AMALSeq2SeqArguments, got {type(args).__name__}. It takes the same "
+                f"options and those of generation."
+            )
         super().__init__(*trainer_args, **trainer_kwargs)
         if not self.model.can_generate():
             raise TypeError(

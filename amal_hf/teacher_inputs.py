@@ -128,11 +128,11 @@ def text_encoding(inputs: TeacherInputs, tokenizer: PreTrainedTokenizerBase, con
     """
     if len(inputs.text_columns) > 2:
         raise ValueError(
-            f"TeacherInputs.text_columns is {list(inputs.text_columns)}, but a tokenizer reads one text or a pair. "
+            f"Distillation: text_columns is {list(inputs.text_columns)}, but a tokenizer reads one text or a pair. "
             "Join the columns into one."
         )
     limit = inputs.max_length or text_limit(tokenizer, config)
-    return TextEncoding(_looked_up(inputs.dataset, inputs.text_columns, "text_columns"), tokenizer, limit)
+    return TextEncoding(_looked_up(inputs.dataset, inputs.text_columns, "text columns"), tokenizer, limit)
 
 
 def own_tokenizer(
@@ -154,8 +154,9 @@ def own_tokenizer(
     if theirs != ours:
         raise ValueError(
             f"The teacher knows {theirs} tokens and the student {ours}, so the "
-            "student's input ids would mean other words to it. Give both tokenizers (the teacher's as `tokenizer`, "
-            "the student's in `TeacherInputs.tokenizer`) and the columns of raw text in `TeacherInputs.text_columns`."
+            "student's input ids would mean other words to it. Give both tokenizers, the teacher's as "
+            "Distillation(teacher, tokenizer=...) and the student's as the trainer's `processing_class`, and keep the "
+            "column of raw text among the training rows (`text_columns`)."
         )
     return None
 
@@ -199,7 +200,7 @@ def _looked_up(dataset: Any, columns: Sequence[str], field: str) -> Dataset:
     missing = [name for name in columns if name not in dataset.column_names]
     if missing or not columns:
         raise ValueError(
-            f"TeacherInputs.{field} is {list(columns)}, but the teacher needs columns of the training set, which has "
-            f"{dataset.column_names}. Keep the missing columns when tokenising, or name others."
+            f"The teacher reads the {field} {list(columns)} of the training set, which has {dataset.column_names}. "
+            f"Keep them when tokenising, or name others: Distillation(teacher, text_columns=(...,))."
         )
     return dataset.with_format(None).select_columns(list(columns))

@@ -84,6 +84,7 @@ class LiveTeacher:
         self._order = order
         self._encoding = encoding
         self._autocast = autocast
+        self._sound = False
         # of the class: libraries that wrap `model.forward` hide its parameters, as PEFT and torch.compile do
         plain = without_adapters(getattr(model, "_orig_mod", model))
         self._accepted = set(inspect.signature(type(plain).forward).parameters) - {"labels"}
@@ -104,12 +105,23 @@ class LiveTeacher:
         with torch.no_grad(), self._autocast():
             logits: Logits = self.model(**inputs).logits
         logits = logits.float()
+        if not self._sound:
+            self._sound = _checked(logits)
         return logits if self._order is None else logits[..., self._order]
 
     @staticmethod
     def _encoded(batch: Batch, encoding: TextEncoding, device: torch.device) -> Batch:
         numbers = row_numbers(batch, encoding.rows.num_rows)
         return {name: value.to(device) for name, value in encoding(numbers).items()}
+
+
+def _checked(logits: Logits) -> bool:
+    if bool(torch.isnan(logits).any()):
+        raise ValueError(
+            "The teacher's logits are NaN on the first batch, and would make the student's weights NaN at its first "
+            "step. Look at the teacher: its weights, or its precision (load it with dtype=torch.float32)."
+        )
+    return True
 
 
 def open_teacher(
@@ -139,7 +151,7 @@ def open_teacher(
     Raises:
         ValueError: labels or vocabularies do not match, the teacher is of another task or has no trained head, a cache
             is wanted for a stream, or token classification or generation with another tokenizer.
-        FileNotFoundError: `source` is a `Path` that is not a folder.
+        FileNotFoundError: `source` is a path, and no folder is there.
     """
     teacher = _from_folder(source, student) if isinstance(source, str | Path) else _from_model(source, student)
     generates = any(_is_a(student, mapping) for mapping in _GENERATORS)
@@ -235,11 +247,19 @@ def _from_folder(source: str | Path, student: PreTrainedModel) -> _Source:
 
 def _located(source: str | Path) -> Path:
     """The folder with the teacher's files, downloaded if need be."""
-    if Path(source).is_dir():
-        return Path(source)
-    if isinstance(source, Path):
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    # An id on the Hub is a name, or an owner and a name.
+    if isinstance(source, Path) or source.startswith((".", "/", "~")) or len(folder.parts) > 2:
         raise FileNotFoundError(f"There is no folder {source} to load a teacher from.")
-    snapshot = Path(snapshot_download(source, allow_patterns=[*_SMALL_FILES, "*.safetensors"], ignore_patterns="*/*"))
+    try:
+        snapshot = Path(
+            snapshot_download(source, allow_patterns=[*_SMALL_FILES, "*.safetensors"], ignore_patterns="*/*")
+        )
+    except Exception as error:
+        error.add_note(f"Teacher {source!r}: there is no folder of this name here, so it was looked for on the Hub.")
+        raise
     if not any(snapshot.glob("*.safetensors")):  # an old repository: fetch the pickled weights only then
         snapshot_download(source, allow_patterns="pytorch_model*.bin", ignore_patterns="*/*")
     return snapshot

@@ -30,11 +30,10 @@ from amal_hf.collator import ExampleCollator, is_stream, is_transformed, numbere
 from amal_hf.compiled import meta_forward
 from amal_hf.data_checks import (
     check_data,
+    check_first_rows,
     check_generator,
-    check_meta_batch,
     problem_type,
     warn_of_large_meta_batch,
-    warn_of_shared_sets,
 )
 from amal_hf.generators import class_count, is_causal, with_decoder_inputs
 from amal_hf.learner import Student, WeightLearner
@@ -54,6 +53,7 @@ from amal_hf.recorder import randomness
 from amal_hf.resumable import ResumableTrainer
 from amal_hf.run_outputs import write_outputs, write_page
 from amal_hf.shapes import EXAMPLE_ID, REPEATED, Batch
+from amal_hf.shared_rows import warn_of_shared_sets
 from amal_hf.skipped_steps import SkippedSteps
 from amal_hf.student_inputs import StudentInputs
 from amal_hf.token_mixture import TokenMixture
@@ -71,6 +71,7 @@ class _Window:
     batches: list[Batch]
     examples: Tensor | int = 0
     position: int = 0
+    weighed: int = 0
     prepared: list[Batch] = field(default_factory=list)
 
 
@@ -133,6 +134,7 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         check_generator(self.model, losses, self.method, sets)
         check_data(self.train_dataset, meta_dataset, self.method, losses, class_count(self.model))
         if self.method.learns:
+            self.method.tangent.scope(self.model)  # refuses an output layer that cannot be found, or moved
             warn_of_shared_sets(meta_dataset, self.train_dataset, self.eval_dataset)
         kind = problem_type(self.model, *sets.values())
         task = Task(kind, self.args.label_smoothing_factor, is_causal(self.model))
@@ -142,10 +144,14 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
             loss.check(self.train_dataset, class_count(self.model))
         self.meta_dataset = meta_dataset
         self._collate = with_decoder_inputs(self.data_collator, self.model)
+        self._set_signature_columns_if_needed()
+        self.data_collator = ExampleCollator(self._collate, self._loss_columns)
+        self._check_first_rows(self.train_dataset, "train_dataset", self.mixture.losses)
+        if self.method.learns:
+            self._check_first_rows(meta_dataset, "meta_dataset", [self.method.objective])
         self._open_teachers()
         self.train_dataset, self._given_ids = numbered(self.train_dataset)
         self._numbered = self.train_dataset
-        self.data_collator = ExampleCollator(self._collate, self._loss_columns)
         use_one_gpu(self.args)
         self._skipped_steps = SkippedSteps()
         self.add_callback(self._skipped_steps)
@@ -186,7 +192,13 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         """`Trainer`'s step; after the last micro-batch of an optimizer step, what ends with it."""
         if not self.mixes:
             return super().training_step(model, inputs, num_items_in_batch)
+        weighed = self._window.weighed
         loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._window.weighed == weighed:
+            raise RuntimeError(
+                f"AMALTrainer: {type(self).__name__}.compute_loss made a loss of its own, so that losses and method "
+                f"did nothing. Give it in losses=[..., function], one value an example; or call super().compute_loss."
+            )
         self._window.position += 1
         if self._window.position == len(self._window.batches):
             self._window.prepared.clear()  # teachers' logits would wait for the next step, through an evaluation too
@@ -201,6 +213,7 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         if not self.mixes or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         window = self._window
+        window.weighed += 1
         batch = window.prepared[window.position] if window.prepared else self.mixture.prepare(inputs)
         recorder = self._learner and self._learner.recorder
         before = randomness() if recorder and recorder.steps else []
@@ -225,7 +238,8 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """`Trainer`'s, with the parts of the loss and the weights beside the training loss."""
-        if self.mixes and "loss" in logs:
+        # The last steps come with the summary of the run: in a short one all of them.
+        if self.mixes and ("loss" in logs or "train_runtime" in logs):
             logs = {**logs, **self._statistics.flush(), **self.mixture.policy.figures()}
         super().log(logs, start_time)
 
@@ -251,6 +265,12 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         if not self.mixes:
             raise RuntimeError(
                 "AMALTrainer.example_weights: there are no weights, since neither losses nor a method were given."
+            )
+        if not self.mixture.record.size and is_stream(self.train_dataset):
+            logger.warning(
+                "There are no weights to show: the stream brought no whole numbers in a column '%s', so it is not "
+                "known which examples were weighed.",
+                EXAMPLE_ID,
             )
         return weights_dataset(self.mixture.record, self.mixture.names, self._given_ids, self.args.weights_dir)
 
@@ -370,13 +390,17 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         seed = args.seed if args.meta_seed is None else args.meta_seed
         rows, collate = self._rows_and_collator(self.meta_dataset, "meta")
         meta_set = MetaSet(rows, collate, args.meta_batch_size, seed)
-        check_meta_batch(meta_set.batch(0), self.method.objective)
         if self._inputs.hidden_states and self.method.policy.reads_clean_states:
             warn_of_large_meta_batch(len(rows), meta_set.batch_size)
         return WeightLearner(self.method, self.mixture, meta_set, args.meta_interval or self.method.usual_interval)
 
+    def _check_first_rows(self, dataset: Any, name: str, losses: Sequence[Loss]) -> None:
+        """Make a batch of two rows, before teachers or training cost anything."""
+        if dataset is not None and not is_stream(dataset):
+            rows, collate = self._rows_and_collator(dataset, name)
+            check_first_rows(rows, collate, name, losses, self.mixture.task)
+
     def _open_teachers(self) -> None:
-        self._set_signature_columns_if_needed()
         cache_dir = self.args.teacher_cache_dir
         # The first process fills a cache, the others find it.
         with self.args.main_process_first(local=False) if cache_dir else nullcontext():

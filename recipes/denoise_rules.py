@@ -150,7 +150,9 @@ class RecipeArguments:
     )
     labelled: int = field(default=100, metadata={"help": "Labelled rows, where the data has no split of them."})
     max_length: int = field(default=48, metadata={"help": "Tokens at which a text is cut."})
-    smoke: bool = field(default=False, metadata={"help": "A run of under a minute that shows that everything works."})
+    smoke: bool = field(
+        default=False, metadata={"help": "A short run that shows that everything works; its scores say nothing."}
+    )
 
 
 @dataclass

@@ -116,7 +116,9 @@ class RecipeArguments:
         },
     )
     teacher_learning_rate: float = field(default=2e-4, metadata={"help": "Learning rate of that."})
-    smoke: bool = field(default=False, metadata={"help": "A run of under a minute that shows that everything works."})
+    smoke: bool = field(
+        default=False, metadata={"help": "A short run that shows that everything works; its scores say nothing."}
+    )
 
 
 FAST_BF16 = has_fast_bf16()

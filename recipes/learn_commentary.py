@@ -75,7 +75,9 @@ class RecipeArguments:
     meta_rows: int = field(default=300, metadata={"help": "Clean rows taken out of the training set."})
     max_length: int = field(default=48, metadata={"help": "Tokens at which a text is cut."})
     push_to: str | None = field(default=None, metadata={"help": "Dataset repository to store the commentary in."})
-    smoke: bool = field(default=False, metadata={"help": "A run of under a minute that shows that everything works."})
+    smoke: bool = field(
+        default=False, metadata={"help": "A short run that shows that everything works; its scores say nothing."}
+    )
 
 
 @dataclass

@@ -89,7 +89,9 @@ class RecipeArguments:
     methods: list[str] = field(default_factory=lambda: list(METHODS), metadata={"help": "Which methods to compare."})
     meta_rows: int = field(default=300, metadata={"help": "Clean rows taken out of the training set."})
     max_length: int = field(default=48, metadata={"help": "Tokens at which a text is cut."})
-    smoke: bool = field(default=False, metadata={"help": "A run of under a minute that shows that everything works."})
+    smoke: bool = field(
+        default=False, metadata={"help": "A short run that shows that everything works; its scores say nothing."}
+    )
 
 
 @dataclass

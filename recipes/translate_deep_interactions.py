@@ -102,7 +102,9 @@ class RecipeArguments:
     layers: int = field(default=2, metadata={"help": "Layers of encoder and of decoder."})
     vocabulary: int = field(default=3000, metadata={"help": "Commonest words of both languages that are known."})
     max_length: int = field(default=40, metadata={"help": "Words at which a sentence is cut."})
-    smoke: bool = field(default=False, metadata={"help": "A run of under a minute that shows that everything works."})
+    smoke: bool = field(
+        default=False, metadata={"help": "A short run that shows that everything works; its scores say nothing."}
+    )
 
 
 @dataclass

@@ -8,9 +8,23 @@ import pytest
 import torch
 from conftest import tiny_bert, toy_arguments, toy_rows
 from torch.distributed.fsdp import CPUOffloadPolicy
-from transformers import BertForQuestionAnswering, TrainingArguments
+from transformers import BertForMultipleChoice, BertForQuestionAnswering, TrainingArguments
 
-from amal_hf import AMALArguments, AMALTrainer, CrossEntropy, Distillation, amal, amal_as_published, deep_interactions
+from amal_hf import (
+    AMALArguments,
+    AMALSeq2SeqArguments,
+    AMALSeq2SeqTrainer,
+    AMALTrainer,
+    CrossEntropy,
+    CustomLoss,
+    Distillation,
+    ExampleTable,
+    ForwardMode,
+    LastLayer,
+    amal,
+    amal_as_published,
+    deep_interactions,
+)
 from amal_hf.checks import check_trainer
 
 
@@ -28,6 +42,16 @@ def make(folder, **changes):
         "method": amal(),
     }
     return AMALTrainer(**{**fields, **changes})
+
+
+def with_ragged_ids():
+    return toy_rows(3).map(lambda row, number: {"input_ids": row["input_ids"][number:]}, with_indices=True)
+
+
+def frozen_head():
+    student = tiny_bert()
+    student.classifier.requires_grad_(False)
+    return student
 
 
 class Plain(torch.nn.Linear):
@@ -73,6 +97,48 @@ BAD = {
         {"train_dataset": toy_rows(6).to_iterable_dataset(), "method": amal_as_published()},
         "'amal_as_published' (keeps weights by example|learns in passes)",
     ),
+    "labels that are text": (
+        {"train_dataset": with_labels(["good", "bad"])},
+        "batches of train_dataset hold.*class_encode_column makes numbers of names",
+    ),
+    "labels that are measures": (
+        {"train_dataset": with_labels([0.5, 1.0])},
+        "holds 0.5, a number with a fraction, and the student has 3 classes",
+    ),
+    "yes and no in whole numbers": (
+        {"model": tiny_bert(problem_type="multi_label_classification"), "train_dataset": with_labels([[0, 1, 1]] * 3)},
+        "train_dataset has whole numbers as labels.*cast the column to float",
+    ),
+    "no labels": (
+        {"train_dataset": toy_rows(4).remove_columns("labels")},
+        "loss 'labels' reads 'labels', and batches of train_dataset hold",
+    ),
+    "no labels in the meta set": (
+        {"meta_dataset": toy_rows(4).remove_columns("labels")},
+        "reads 'labels', and batches of meta_dataset hold",
+    ),
+    "no label in the meta set": ({"meta_dataset": with_labels([-100] * 3)}, "no row of meta_dataset.'labels'. has"),
+    "rows that no batch can be made of": (
+        {"train_dataset": with_ragged_ids(), "meta_dataset": toy_rows(4)},
+        "makes no batch of the first rows of train_dataset, which hold.*Tokenise",
+    ),
+    "a column that is not there": (
+        {"losses": [CustomLoss(len, "f", columns=("scoer",))]},
+        "loss 'f' reads 'scoer', and batches of train_dataset hold",
+    ),
+    "a class for a loss": ({"losses": [CrossEntropy]}, r"A class is called, CrossEntropy\(\)"),
+    "no folder of a teacher": ({"teacher_model": "out/teacher/best"}, "no folder out/teacher/best"),
+    "nor at home": ({"teacher_model": "~/no-such-folder-here"}, "no folder ~/no-such-folder-here"),
+    "fused attention, differentiated forwards": (
+        {"method": amal(tangent=ForwardMode())},
+        r"ForwardMode\(\) differentiates .*'sdpa'.*attn_implementation='eager'",
+    ),
+    "a frozen student": ({"model": tiny_bert().requires_grad_(False)}, "all parameters of the student are frozen"),
+    "a frozen output layer": (
+        {"model": frozen_head(), "method": amal(tangent=LastLayer())},
+        "output layer .* is frozen",
+    ),
+    "multiple choice": ({"model": tiny_bert(head=BertForMultipleChoice)}, "read several rows as one example"),
     "question answering": ({"model": tiny_bert(head=BertForQuestionAnswering)}, "start_positions"),
 }
 
@@ -80,8 +146,49 @@ BAD = {
 @pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD.keys())
 def test_bad_input_is_refused_at_construction(tmp_path, changes, message):
     """Hours into a run is too late to learn that a label was NaN."""
-    with pytest.raises((ValueError, TypeError), match=message):
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message):
         make(tmp_path, **changes)
+
+
+SLIPS = {
+    "no teacher": (lambda: Distillation(None), "got None"),
+    "a class of teachers": (lambda: Distillation(torch.nn.Linear), "got <class"),
+    "a divergence by name": (
+        lambda: Distillation("x", divergence="reverse_kl"),
+        "got 'reverse_kl'.*import reverse_kl",
+    ),
+    "one column": (lambda: CustomLoss(len, "f", columns="score"), r"Write \('score',\)"),
+    "a class of policies": (lambda: amal(ExampleTable), r"Write ExampleTable\(\)"),
+    "a class of tangents": (lambda: amal(tangent=LastLayer), r"Write LastLayer\(\)"),
+}
+
+
+@pytest.mark.parametrize(("build", "message"), SLIPS.values(), ids=SLIPS.keys())
+def test_slips_are_named_where_they_are_made(build, message):
+    """Most would show in the first step only, as an error of something else."""
+    with pytest.raises(TypeError, match=message):
+        build()
+
+
+def test_nothing_is_computed_before_the_first_rows_are_known_to_be_fine(tmp_path):
+    """A teacher's answers for the whole training set would be computed, and then not used."""
+    teacher = lambda batch: pytest.fail("the teacher was asked")  # noqa: E731
+    rows = toy_rows(4).remove_columns("labels")
+    arguments = toy_arguments(tmp_path, teacher_cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="reads 'labels'"):
+        make(tmp_path, train_dataset=rows, losses=[CrossEntropy(), Distillation(teacher)], args=arguments)
+    with pytest.raises(ValueError, match="reads 'labels'"):
+        make(tmp_path, train_dataset=rows, losses=[CrossEntropy(), Distillation(tiny_bert(1))], args=arguments)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_generation_needs_its_trainer(tmp_path, caplog):
+    """And its arguments: one of the two alone would be an error of something else, or nothing."""
+    with pytest.raises(TypeError, match="must be AMALSeq2SeqArguments, got AMALArguments"):
+        AMALSeq2SeqTrainer(tiny_bert(), toy_arguments(tmp_path))
+    args = AMALSeq2SeqArguments(str(tmp_path), predict_with_generate=True, use_cpu=True)
+    make(tmp_path, args=args)
+    assert "predict_with_generate=True does nothing" in caplog.text
 
 
 def test_a_teacher_with_other_classes_is_refused(tmp_path):
@@ -127,11 +234,18 @@ def test_processes_that_share_examples_are_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("meta_interval", 0), ("meta_batch_size", 0), ("meta_warmup_steps", -1), ("meta_learning_rate", 0.0)],
+    [
+        ("meta_interval", 0),
+        ("meta_interval", 2.5),
+        ("meta_interval", "8"),
+        ("meta_batch_size", 0),
+        ("meta_warmup_steps", -1),
+        ("meta_learning_rate", 0.0),
+    ],
 )
 def test_options_out_of_range_are_refused(tmp_path, option, value):
     """The message names option, range and value."""
-    with pytest.raises(ValueError, match=f"{option} must be .* got {value}"):
+    with pytest.raises(ValueError, match=f"{option} must be .* got {value!r}"):
         toy_arguments(tmp_path, **{option: value})
 
 

@@ -46,6 +46,17 @@ def test_a_file_is_read_as_flags_are(tmp_path, ending, write):
     assert (args.output_dir, args.learning_rate, args.lr_scheduler_kwargs) == ("out", 2e-5, {"min_lr": 0.5})
 
 
+def test_help_shows_the_scripts_own_flags_and_where_the_others_are(capsys):
+    """There are some two hundred of `Trainer`."""
+    shown = []
+    for flag in ("--help", "--help_all"):
+        with pytest.raises(SystemExit):
+            parse_arguments([Recipe, AMALArguments], [flag])
+        shown.append(capsys.readouterr().out)
+    assert "--smoke" in shown[0] and "--help_all lists them" in shown[0] and "--learning_rate" not in shown[0]
+    assert "--smoke" in shown[1] and "--learning_rate" in shown[1] and "--meta_interval" in shown[1]
+
+
 @pytest.mark.parametrize("wrong", [{"kind": "three"}, {"unknown": 1}, {"rate": "fast"}])
 def test_what_no_flag_would_take_is_refused(tmp_path, wrong):
     """Before any work."""

@@ -387,6 +387,63 @@ def test_labels_of_another_column_are_shifted_for_tokens_too(tmp_path):
     assert logs[1]["loss_labels"] == pytest.approx(logs[0]["loss_labels"], rel=0.05)
 
 
+# ---- what goes wrong on the way ----
+
+
+class OwnLoss(AMALTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return model(**{name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}).loss
+
+
+class MoreLoss(AMALTrainer):
+    def compute_loss(self, *args, **kwargs):
+        return 2 * super().compute_loss(*args, **kwargs)
+
+
+def test_a_loss_that_is_computed_past_the_mixture_is_refused(tmp_path):
+    """Losses and method would do nothing, and meta steps cost all the same; what goes on from the mixture is fine."""
+    given = {"train_dataset": toy_rows(8), "meta_dataset": toy_rows(8, seed=1)}
+    with pytest.raises(RuntimeError, match="OwnLoss.compute_loss made a loss of its own"):
+        OwnLoss(tiny_bert(), toy_arguments(tmp_path), method=amal(), **given).train()
+    OwnLoss(tiny_bert(), toy_arguments(tmp_path), train_dataset=toy_rows(8)).train()
+    MoreLoss(tiny_bert(), toy_arguments(tmp_path), method=amal(), **given).train()
+
+
+def test_a_teacher_that_has_lost_its_mind_is_refused(tmp_path):
+    """Its NaN would be the student's after one step, and a short run logs nothing on the way."""
+    teacher = tiny_bert(seed=1)
+    teacher.classifier.weight.data.fill_(float("nan"))
+    trainer = new_trainer(tmp_path, losses=[CrossEntropy(), Distillation(teacher)])
+    with pytest.raises(ValueError, match="teacher's logits are NaN on the first batch"):
+        trainer.train()
+
+
+def test_a_loss_that_is_lost_is_named(tmp_path, caplog):
+    """Not the sum alone, which `Trainer` shows as 0."""
+
+    def lost(outputs, batch):
+        return outputs.logits.sum(1) * float("nan")
+
+    new_trainer(tmp_path, losses=[CrossEntropy(), lost], max_steps=1).train()
+    assert "The mean of 'lost' is NaN or infinite" in caplog.text
+
+
+def test_a_run_shorter_than_the_first_log_shows_its_parts_at_the_end(tmp_path):
+    """With `Trainer`'s 500 steps from log to log nothing would ever be seen of many runs."""
+    trainer = new_trainer(tmp_path, logging_steps=500)
+    trainer.train()
+    (entry,) = trainer.state.log_history
+    assert {"train_loss", "loss_labels", "weight_labels_mean", "meta_loss"} <= entry.keys()
+
+
+def test_weights_of_a_stream_without_numbers_are_known_to_be_missing(tmp_path, caplog):
+    """An empty dataset would be taken for a fault of the training set."""
+    trainer = new_trainer(tmp_path, train=toy_rows(24).to_iterable_dataset())
+    trainer.train()
+    assert len(trainer.example_weights()) == 0
+    assert "the stream brought no whole numbers in a column 'example_id'" in caplog.text
+
+
 # ---- what is kept ----
 
 
@@ -492,7 +549,7 @@ def test_a_trajectory_of_largest_logits_is_resumed(tmp_path):
         ({"method": amal}, "method must be a Method"),
         ({"method": LossNetwork()}, "method must be a Method"),
         ({"meta": DatasetDict(train=toy_rows(4))}, "several splits"),
-        ({"meta": toy_rows(8).remove_columns("labels")}, "the meta set has no 'labels'"),
+        ({"meta": toy_rows(8).remove_columns("labels")}, "reads 'labels', and batches of meta_dataset hold"),
         ({"losses": [CrossEntropy("weak", column="week")]}, "no column 'week'"),
         (
             {

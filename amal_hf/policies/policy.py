@@ -220,7 +220,7 @@ def as_mixture(initial: Tensor | list[float] | None, losses: int) -> Tensor:
         or not mixture.sum() > 0
     ):
         raise ValueError(
-            f"The initial mixture must hold {losses} finite numbers of at least 0, one for each loss in their order "
-            f"and not all zero; got {mixture.tolist()}."
+            f"The initial mixture (AMALArguments.loss_weights, or a policy's own) must hold {losses} finite numbers "
+            f"of at least 0, one for each loss in their order and not all zero; got {mixture.tolist()}."
         )
     return mixture
