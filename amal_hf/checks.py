@@ -79,11 +79,6 @@ def check_trainer(trainer: Any, learns: bool) -> None:
             f"{trainer.label_names}. "
             "Sequence and token classification, regression and language modelling heads are supported."
         )
-    if "MultipleChoice" in type(without_adapters(trainer.model)).__name__:
-        raise ValueError(
-            "AMALTrainer: students of multiple choice read several rows as one example, which weights cannot. Use a "
-            "sequence classifier of question and choice."
-        )
     if not any(parameter.requires_grad for parameter in trainer.model.parameters()):
         raise ValueError("AMALTrainer: all parameters of the student are frozen, so there is nothing to train.")
     if getattr(args, "predict_with_generate", False) and not isinstance(trainer, Seq2SeqTrainer):

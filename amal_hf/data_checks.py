@@ -274,8 +274,8 @@ def check_first_rows(
         if missing:
             raise ValueError(
                 f"AMALTrainer: loss '{loss.name}' reads '{missing[0]}', and batches of {name} hold {sorted(batch)}. "
-                f"Give its rows this column, in numbers (labels may be called 'label' or 'labels', {IGNORED} is none, and "
-                f"dataset.class_encode_column makes numbers of names), or leave the loss out."
+                f"Give its rows this column, in numbers (labels may be called 'label' or 'labels', {IGNORED} is none, "
+                f"and dataset.class_encode_column makes numbers of names), or leave the loss out."
             )
     labels = batch.get("labels")
     if task.problem_type == "multi_label_classification" and labels is not None and not labels.is_floating_point():

@@ -154,7 +154,8 @@ class PublishingTrainer(Trainer):
     ) -> "CommitInfo | Future[CommitInfo] | None":
         """Publish student, tokenizer, card and figures; and the checkpoints that earlier pushes did not bring.
 
-        With `hub_include_weights=True` also what the method has learned (`weights/policy.safetensors`, for `Frozen`)
+        With `hub_include_weights=True` also what the method has learned (`weights/policy.safetensors`, for `Frozen`,
+        unless it reads clean rows)
         and the weight of every example (a dataset `<repository>-weights`).
 
         Args:
@@ -356,10 +357,12 @@ class PublishingTrainer(Trainer):
             shutil.copy(folder / name, stage / name)
         if (folder / FIGURES).is_dir():
             shutil.copytree(folder / FIGURES, stage / FIGURES, ignore=shutil.ignore_patterns(TRAINING_TEXTS))
-        rows = self.method.policy.rows() if self._shows_weights() else None
-        # The rows of a table in a file are those of the dataset.
-        if self._shows_weights() and self.method.policy.learns and (rows is None or rows.in_memory):
-            save_policy(self.method.policy, stage / "weights" / "policy.safetensors")
+        policy = self.method.policy if self._shows_weights() else None
+        # The rows of a table in a file are those of the dataset; what reads clean rows is of use to this run alone.
+        if policy is not None and policy.learns and not policy.reads_clean_states:
+            rows = policy.rows()
+            if rows is None or rows.in_memory:
+                save_policy(policy, stage / "weights" / "policy.safetensors")
 
     def _staged(self, source: Path, whole: bool) -> Path:
         """A copy of a checkpoint, or of the student in it; by links, which take neither time nor room."""

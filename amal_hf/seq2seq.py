@@ -23,15 +23,23 @@ class AMALSeq2SeqTrainer(AMALTrainer, Seq2SeqTrainer):
     """
 
     def __init__(self, *trainer_args: Any, **trainer_kwargs: Any) -> None:
-        args = trainer_kwargs.get("args", trainer_args[1] if len(trainer_args) > 1 else None)
+        model, args = (
+            trainer_kwargs.get(name, trainer_args[place] if len(trainer_args) > place else None)
+            for place, name in enumerate(("model", "args"))
+        )
+        _check_writes(model)
         if args is not None and not isinstance(args, Seq2SeqTrainingArguments):
             raise TypeError(
                 f"AMALSeq2SeqTrainer: args must be AMALSeq2SeqArguments, got {type(args).__name__}. It takes the same "
                 f"options and those of generation."
             )
         super().__init__(*trainer_args, **trainer_kwargs)
-        if not self.model.can_generate():
-            raise TypeError(
-                f"AMALSeq2SeqTrainer: {type(self.model).__name__} does not generate text. Use AMALTrainer, or load "
-                "the student with AutoModelForSeq2SeqLM."
-            )
+        _check_writes(self.model)  # that `model_init` has made
+
+
+def _check_writes(model: Any) -> None:
+    if model is not None and not (hasattr(model, "can_generate") and model.can_generate()):
+        raise TypeError(
+            f"AMALSeq2SeqTrainer: {type(model).__name__} does not generate text. Use AMALTrainer, or load the student "
+            f"with AutoModelForSeq2SeqLM."
+        )

@@ -68,10 +68,7 @@ class FiniteDifference(Tangent):
     """
 
     def __init__(self, radius: float | None = None) -> None:
-        if radius is not None and not 0 < radius < float("inf"):
-            raise ValueError(
-                f"FiniteDifference: radius must be positive and finite, got {radius}. None chooses by precision."
-            )
+        check_radius(self, radius)
         self.radius = radius
 
     def __call__(self, model: nn.Module, direction: Params, evaluate: Evaluate, dtype: torch.dtype) -> Slopes:
@@ -88,6 +85,18 @@ class FiniteDifference(Tangent):
             slopes=(plus.losses - minus.losses) / (2 * step),
             losses=(plus.losses + minus.losses) / 2,
             features=(plus.features + minus.features) / 2,
+        )
+
+
+def check_radius(owner: object, radius: float | None) -> None:
+    """Refuse a step that does not move, or not to anywhere.
+
+    Raises:
+        ValueError: a radius that is not positive and finite.
+    """
+    if radius is not None and not 0 < radius < float("inf"):
+        raise ValueError(
+            f"{type(owner).__name__}: radius must be positive and finite, got {radius}. None chooses by precision."
         )
 
 

@@ -93,8 +93,9 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
     With all four left out it is `Trainer`, to the last bit.
 
     Raises:
-        TypeError, ValueError: input that could not be trained on; see `checks.py` and `teachers.py`. Always at
-            construction.
+        TypeError, ValueError: input that could not be trained on; see `checks.py`, `data_checks.py` and `teachers.py`.
+            At construction, teachers last; but for what depends on the run's length and optimizer, which is refused
+            before its first step.
 
     References:
         AMAL, arXiv:2202.03250.
@@ -149,7 +150,7 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         self._check_first_rows(self.train_dataset, "train_dataset", self.mixture.losses)
         if self.method.learns:
             self._check_first_rows(meta_dataset, "meta_dataset", [self.method.objective])
-        self._open_teachers()
+        given = self.train_dataset
         self.train_dataset, self._given_ids = numbered(self.train_dataset)
         self._numbered = self.train_dataset
         use_one_gpu(self.args)
@@ -162,6 +163,8 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         self._reset()
         for callback in weight_histograms(self.callback_handler.callbacks, lambda: self._statistics.weights):
             self.add_callback(callback)
+        # Last, as a cache may take an hour to fill: nothing else is refused after it.
+        self._open_teachers(given)
 
     # ---- training ----
 
@@ -400,14 +403,14 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
             rows, collate = self._rows_and_collator(dataset, name)
             check_first_rows(rows, collate, name, losses, self.mixture.task)
 
-    def _open_teachers(self) -> None:
+    def _open_teachers(self, dataset: Any) -> None:
         cache_dir = self.args.teacher_cache_dir
         # The first process fills a cache, the others find it.
         with self.args.main_process_first(local=False) if cache_dir else nullcontext():
             open_teachers(
                 self.mixture.distillations,
                 student=self.model,
-                dataset=self.train_dataset,
+                dataset=dataset,
                 collator=self._collate,
                 columns=self._student_columns,
                 tokenizer=self.processing_class,

@@ -29,7 +29,7 @@ from amal_hf.processes import summed_gradients, totals
 from amal_hf.rewinds import Rewind, Snapshots
 from amal_hf.shapes import LossTable, Params
 from amal_hf.steps import Step, clip_share, gradients_of, joined, put, raw, snapshot, trained_parameters
-from amal_hf.tangents import global_norm, movable, radius_for
+from amal_hf.tangents import check_radius, global_norm, movable, radius_for
 
 
 # ---- slopes and Hessian products ----
@@ -55,9 +55,13 @@ class FiniteProduct(Product):
 
     Args:
         radius: length of the step in parameter space, as for `FiniteDifference`.
+
+    Raises:
+        ValueError: a radius that is not positive and finite.
     """
 
     def __init__(self, radius: float | None = None) -> None:
+        check_radius(self, radius)
         self.radius = radius
 
     def __call__(self, step: Step, params: Params, vector: Params, dtype: torch.dtype) -> tuple[LossTable, Params]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from amal_hf import AboveAverage, Convex, ConvexOrNone, GatedConvex, LossNetwork, MeanOne, clamp, convex
+from amal_hf.policies.bounds import TwiceSigmoid
 from amal_hf.policies.policy import Observation, Sizes
 
 
@@ -59,6 +60,17 @@ def test_an_example_that_lacks_losses_starts_with_the_same_sum(normalisation):
     present = torch.tensor([[True, True, True], [False, True, True], [False, False, False]])
     expected = torch.tensor([[0.5, 0.3, 0.2], [0.0, 0.6, 0.4], [0.0, 0.0, 0.0]])
     torch.testing.assert_close(normalisation(scores, present), expected)
+
+
+@pytest.mark.parametrize("normalisation", [ConvexOrNone(0.25), TwiceSigmoid()])
+def test_what_an_example_lacks_has_no_weight_under_any_bound(normalisation):
+    """In a step as in between, and no gradient: a score that nobody has would move."""
+    scores = normalisation.start(torch.tensor([0.5, 0.3, 0.2])).repeat(2, 1).requires_grad_()
+    present = torch.tensor([[False, True, True], [False, False, False]])
+    for weights in (normalisation(scores, present), normalisation.of_step(scores, present)):
+        assert (weights[~present] == 0).all() and (weights[0, 1:] > 0).all()
+        (gradient,) = torch.autograd.grad(weights.square().sum(), scores, retain_graph=True)
+        assert (gradient[:, :3][~present] == 0).all()
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import datasets
 import pytest
 import torch
 from conftest import tiny_bert, toy_arguments, toy_rows
+from generation import tiny_generator
 from torch.distributed.fsdp import CPUOffloadPolicy
-from transformers import BertForMultipleChoice, BertForQuestionAnswering, TrainingArguments
+from transformers import BertForQuestionAnswering, TrainingArguments
 
 from amal_hf import (
     AMALArguments,
@@ -20,7 +21,9 @@ from amal_hf import (
     Distillation,
     ExampleTable,
     ForwardMode,
+    Frozen,
     LastLayer,
+    Method,
     amal,
     amal_as_published,
     deep_interactions,
@@ -138,7 +141,6 @@ BAD = {
         {"model": frozen_head(), "method": amal(tangent=LastLayer())},
         "output layer .* is frozen",
     ),
-    "multiple choice": ({"model": tiny_bert(head=BertForMultipleChoice)}, "read several rows as one example"),
     "question answering": ({"model": tiny_bert(head=BertForQuestionAnswering)}, "start_positions"),
 }
 
@@ -173,19 +175,28 @@ def test_slips_are_named_where_they_are_made(build, message):
 def test_nothing_is_computed_before_the_first_rows_are_known_to_be_fine(tmp_path):
     """A teacher's answers for the whole training set would be computed, and then not used."""
     teacher = lambda batch: pytest.fail("the teacher was asked")  # noqa: E731
-    rows = toy_rows(4).remove_columns("labels")
-    arguments = toy_arguments(tmp_path, teacher_cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(ValueError, match="reads 'labels'"):
-        make(tmp_path, train_dataset=rows, losses=[CrossEntropy(), Distillation(teacher)], args=arguments)
-    with pytest.raises(ValueError, match="reads 'labels'"):
-        make(tmp_path, train_dataset=rows, losses=[CrossEntropy(), Distillation(tiny_bert(1))], args=arguments)
+    cache = {"teacher_cache_dir": str(tmp_path / "cache")}
+    losses = [[CrossEntropy(), Distillation(source)] for source in (teacher, tiny_bert(1))]
+    twice = toy_rows(4).add_column("example_id", [1, 1, 2, 3])
+    for given, options, message in (
+        ({"train_dataset": toy_rows(4).remove_columns("labels")}, {}, "reads 'labels'"),
+        ({"train_dataset": twice}, {}, "more than once"),
+        ({}, {"loss_weights": [0.5]}, "2 finite numbers"),
+        ({"method": Method("reused", Frozen(ExampleTable(), tmp_path / "nothing"))}, {}, "there is no file"),
+    ):
+        for several in losses:
+            with pytest.raises((ValueError, FileNotFoundError), match=message):
+                make(tmp_path, losses=several, args=toy_arguments(tmp_path, **cache, **options), **given)
     assert not (tmp_path / "cache").exists()
 
 
 def test_generation_needs_its_trainer(tmp_path, caplog):
     """And its arguments: one of the two alone would be an error of something else, or nothing."""
+    writer = tiny_generator("bart")
     with pytest.raises(TypeError, match="must be AMALSeq2SeqArguments, got AMALArguments"):
-        AMALSeq2SeqTrainer(tiny_bert(), toy_arguments(tmp_path))
+        AMALSeq2SeqTrainer(writer, toy_arguments(tmp_path))
+    with pytest.raises(TypeError, match="BertForSequenceClassification does not generate text"):
+        AMALSeq2SeqTrainer(tiny_bert())
     args = AMALSeq2SeqArguments(str(tmp_path), predict_with_generate=True, use_cpu=True)
     make(tmp_path, args=args)
     assert "predict_with_generate=True does nothing" in caplog.text

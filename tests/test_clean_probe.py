@@ -122,6 +122,14 @@ def test_the_newest_rows_stay():
     assert probe.memory.numbers.min() == 800 - MOST_ROWS - 50 and probe.memory.numbers.max() == 799
 
 
+def test_a_row_that_comes_twice_is_one():
+    """A meta batch may run on across the end of a pass; a copy would be predicted from itself."""
+    probe = CleanProbe(2)
+    states = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    probe.note(CleanRows(torch.tensor([1, 2, 1]), states, torch.tensor([0, 1, 0])))
+    assert sorted(probe.present.numbers.tolist()) == [1, 2]
+
+
 def test_an_overflow_is_not_remembered():
     """One state that is not finite would make all weights NaN, and end the run."""
     rows = clean_rows(40)

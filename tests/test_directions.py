@@ -11,6 +11,7 @@ from conftest import tiny_bert, toy_rows
 from transformers.optimization import Adafactor
 
 from amal_hf import AdamDirection, FixedWeights, NeumannDirection, SGDDirection
+from amal_hf.directions import adam_denominators
 from amal_hf.meta import Problem, hessian_product
 from amal_hf.policies.policy import Sizes
 from amal_hf.shapes import Evaluation
@@ -168,3 +169,28 @@ def test_bad_input():
         NeumannDirection(terms=-1)
     with pytest.raises(ValueError, match="scale"):
         NeumannDirection(scale=0.0)
+
+
+def test_a_parameter_that_is_never_moved_has_no_direction():
+    """What AdamW leaves alone, as a frozen layer, it will not move along the meta gradient either."""
+    params = {name: torch.ones(2, requires_grad=True) for name in "ab"}
+    optimizer = torch.optim.AdamW([params["a"]], lr=0.1)
+    params["a"].sum().backward()
+    optimizer.step()
+    direction = AdamDirection()({name: torch.ones(2) for name in params}, params, optimizer, None)
+    assert (direction["a"] > 0).all() and (direction["b"] == 0).all()
+
+
+def test_amsgrad_divides_by_the_largest_second_moment():
+    """Which the gradients of late steps no longer show."""
+    parameter = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.AdamW([parameter], lr=0.0, weight_decay=0.0, amsgrad=True)
+    for gradient in (1.0, *[0.0] * 50):
+        parameter.grad = torch.full((2,), gradient)
+        optimizer.step()
+    state = optimizer.state[parameter]
+    assert (state["max_exp_avg_sq"] > state["exp_avg_sq"]).all()
+    scale = (state["max_exp_avg_sq"] / (1 - 0.999**51)).sqrt() + 1e-8
+    found = AdamDirection()({"a": torch.ones(2)}, {"a": parameter}, optimizer, None)["a"]
+    torch.testing.assert_close(found / found[0], torch.ones(2))
+    torch.testing.assert_close(adam_denominators({"a": parameter}, optimizer)["a"], scale)

@@ -60,6 +60,15 @@ def test_meta_steps_are_averaged_and_skipped_examples_counted():
     assert statistics.flush() == {}
 
 
+def test_a_small_weight_is_not_none():
+    """Zero is below a thousandth, and nothing else."""
+    statistics = MixtureStatistics({"labels": 1})
+    seen = next(batches([4]))
+    weights = torch.tensor([[0.1], [0.01], [0.0], [1e-4]])
+    statistics.add(seen._replace(losses=torch.ones(4, 1), weights=weights))
+    assert statistics.flush()["weight_labels_zero"] == 0.5
+
+
 def test_logs_are_plain_floats():
     """`Trainer` writes them to JSON and to trackers, which take neither tensors nor NumPy numbers."""
     statistics = MixtureStatistics({"labels": 1, "teacher": 1})

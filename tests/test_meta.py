@@ -95,8 +95,18 @@ def test_examples_with_slopes_that_are_not_finite_are_left_alone_and_counted():
     for method in (table(), Method("test", network, direction=SGDDirection())):
         _, report = meta_step(method, problem, lambda: student.weight.sum())
         assert report.skipped == 1
-        assert all(torch.isfinite(value).all() for value in method.policy.parameters())
-    assert table().policy.store.table[1] == 1.0
+        assert all(torch.isfinite(value).all() for value in network.parameters())
+        if method.policy is not network:
+            assert method.policy.store.table[1] == 1.0 != method.policy.store.table[0]
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_meta_batch_is_used_as_often_as_asked(repeats):
+    """Each time from the same student, as in AMAL's code."""
+    method, problem = table(repeats=repeats, lookahead=True), linear_problem()
+    meta_step(method, problem, first_output(problem))
+    expected = torch.tensor([[1 + 0.25 * repeats], [1 - 0.25 * repeats]])
+    torch.testing.assert_close(method.policy.store.table, expected)
 
 
 def test_scaled_slopes_have_mean_magnitude_one():

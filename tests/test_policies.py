@@ -17,6 +17,7 @@ from torch import Tensor
 from amal_hf import (
     Convex,
     ConvexOrNone,
+    Delayed,
     ExampleTable,
     FixedWeights,
     GatedConvex,
@@ -26,6 +27,7 @@ from amal_hf import (
     PerLossNetwork,
     Policy,
     RandomWeights,
+    StateNetwork,
     clamp,
     convex,
 )
@@ -496,3 +498,67 @@ def test_as_mixture_refuses_what_is_no_mixture(bad):
     """The message names how many numbers are wanted and what came."""
     with pytest.raises(ValueError, match="must hold 2 finite numbers.*got"):
         as_mixture(bad, 2)
+
+
+# ---- what only some policies have ----
+
+
+def test_label_smoothing_is_not_taken_for_a_bad_fit():
+    """The network is shown the probability of the label, whatever the student's loss makes of it."""
+    seen = []
+    for smoothing in (0.0, 0.3):
+        policy = LossNetwork()
+        policy.reset(Sizes(1, 0, None, 3), torch.ones(1))
+        batch, logits = {"labels": torch.tensor([0])}, torch.tensor([[2.0, 0.0, 0.0]])
+        seen.append(policy.observe(Signals(torch.ones(1, 1), logits, (), batch, Task(label_smoothing=smoothing))))
+    assert torch.equal(*seen)
+
+
+def test_the_rate_of_a_delayed_policy_is_that_of_the_policy():
+    """`meta_learning_rate` would else be asked for in vain."""
+    policy = Delayed(ExampleTable(0.1), 0.5)
+    policy.learning_rate = 0.4
+    policy.reset(Sizes(1, 0, 4), torch.ones(1))
+    assert policy.policy.learning_rate == 0.4
+
+
+def test_a_delayed_policy_takes_back_what_did_not_count():
+    """A step that the gradient scaler skips must leave nothing, in the policy that learns as in the rows."""
+    policy = Delayed(ExampleTable(0.1), 0.5)
+    policy.reset(Sizes(1, 0, 4), torch.ones(1))
+    ids = torch.tensor([1, 2])
+    restore = policy.restorer(ids)
+    policy.update(Observation(ids, torch.zeros(2, 0), 0.0), torch.ones(2, 1))
+    assert (policy.policy.store.table[1:3] > 1).all() and (policy.store.table[1:3] > 1).all()
+    restore()
+    assert (policy.policy.store.table == 1).all() and (policy.store.table == 1).all()
+
+
+def test_an_example_that_comes_twice_moves_twice():
+    """As in a trajectory of several steps."""
+    policy = ExampleTable(0.1)
+    policy.reset(Sizes(1, 0, 4), torch.ones(1))
+    observation = Observation(torch.tensor([2, 2]), torch.zeros(2, 0), 0.0)
+    policy.update(observation, torch.tensor([[1.0], [3.0]]))
+    torch.testing.assert_close(policy.store.table[:, 0], torch.tensor([1.0, 1.0, 1.4, 1.0]))
+
+
+def test_factors_of_losses_stay_within_twice_the_mixture():
+    """Of a loss that helps at every step too."""
+    policy = SharedWeights(learning_rate=0.5)
+    policy.reset(Sizes(2, 0, None), torch.tensor([0.5, 0.5]))
+    observation = Observation(torch.arange(3), torch.zeros(3, 0), 0.0)
+    for _ in range(20):
+        policy.update(observation, torch.tensor([[1.0, -1.0]] * 3))
+    torch.testing.assert_close(policy.weights(observation), torch.tensor([[1.0, 0.0]] * 3))
+
+
+def test_losses_are_compared_with_their_running_means():
+    """A tenth of the way in every update."""
+    policy = StateNetwork(())
+    policy.reset(Sizes(1, 0, None, 3), torch.ones(1))
+    batch = {"labels": torch.tensor([0, 1])}
+    losses = torch.tensor([[1.0], [3.0]])
+    features = policy.observe(Signals(losses, torch.zeros(2, 3), (), batch, Task()))
+    policy.update(Observation(torch.arange(2), features, 0.0), torch.ones(2, 1))
+    torch.testing.assert_close(policy.running_losses, 0.1 * losses.log1p().mean(0))

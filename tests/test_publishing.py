@@ -34,9 +34,11 @@ from amal_hf import (
     ExampleTable,
     FixedWeights,
     Frozen,
+    LossNetwork,
     Method,
     amal,
     checkpoint_from_hub,
+    save_policy,
 )
 from amal_hf.card_check import check_card
 from amal_hf.run_figures import TRAINING_TEXTS
@@ -180,7 +182,8 @@ def test_weights_are_published_on_request_only(hub, tmp_path):
     """The policy and a dataset of every example's weights, keyed by id, come back as they were; by default neither
     goes out.
     """
-    trainer = new_trainer(tmp_path, push_to_hub=True, hub_include_weights=True, hub_private_repo=True)
+    method = amal(LossNetwork(probe=False))
+    trainer = new_trainer(tmp_path, method, push_to_hub=True, hub_include_weights=True, hub_private_repo=True)
     trainer.train()
     trainer.push_to_hub()
     assert set(student_of(hub)) == PUBLISHED | {"weights/policy.safetensors"}
@@ -193,8 +196,18 @@ def test_weights_are_published_on_request_only(hub, tmp_path):
         assert torch.equal(kept.nan_to_num(-1), read.nan_to_num(-1))
     file = tmp_path / "policy.safetensors"
     file.write_bytes(student_of(hub)["weights/policy.safetensors"])
-    frozen = Method("reused", Frozen(amal().policy, file))
+    frozen = Method("reused", Frozen(LossNetwork(probe=False), file))
     new_trainer(tmp_path / "again", frozen).train()
+
+
+def test_a_policy_that_reads_clean_rows_is_not_offered_for_use_again(hub, tmp_path):
+    """A new student has none, and would be weighed by a network that is told a constant in their place."""
+    trainer = new_trainer(tmp_path, push_to_hub=True, hub_include_weights=True)
+    trainer.push_to_hub()
+    assert set(student_of(hub)) == PUBLISHED
+    for use in (lambda: save_policy(trainer.mixture.policy, tmp_path / "x"), lambda: Frozen(LossNetwork(), {})):
+        with pytest.raises(ValueError, match=r"Learn it without: LossNetwork\(probe=False\)"):
+            use()
 
 
 # ---- strategies ----
@@ -319,6 +332,24 @@ def test_a_wrong_token_is_refused_at_once(hub, tmp_path):
     with pytest.raises(OSError, match="401") as failed:
         new_trainer(tmp_path, push_to_hub=True, hub_token="hf_wrong")
     assert "Invalid credentials" in str(failed.value) and "hf_wrong" not in str(failed.value)
+
+
+def test_what_cannot_be_pushed_is_on_disk(hub, tmp_path):
+    """A run that was never saved is not lost to a missing token; and nothing is created for a card with a slip."""
+    trainer = new_trainer(tmp_path / "out")
+    with pytest.raises(TypeError, match="langauge"):
+        trainer.push_to_hub(langauge="en")
+    assert not hub.repositories
+    trainer.args.hub_token = "wrong"
+    with pytest.raises(Exception, match="401") as refused:
+        trainer.push_to_hub(language="en")
+    assert "The student is saved in" in refused.value.__notes__[0] and not hub.repositories
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in trainer.model.state_dict().items())
+    assert "language:\n- en" in (tmp_path / "out" / "README.md").read_text()
+    trainer.args.hub_token = TOKEN
+    trainer.push_to_hub()
+    assert "language:\n- en" in student_of(hub)["README.md"].decode()
 
 
 def test_private_repositories(hub, monkeypatch, tmp_path):

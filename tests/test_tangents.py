@@ -4,9 +4,11 @@ import pytest
 import torch
 from conftest import tiny_bert, toy_rows
 from reference import slopes_by_unrolling
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from amal_hf import AdamDirection, DoubleBackward, FiniteDifference, ForwardMode, LastLayer, SGDDirection
 from amal_hf.directions import adam_denominators
+from amal_hf.last_layer import frozen_body, output_layer
 from amal_hf.meta import meta_gradient
 from amal_hf.shapes import Evaluation
 from amal_hf.tangents import movable, movable_parameters
@@ -133,6 +135,22 @@ def test_a_radius_that_is_not_a_length_is_refused(radius):
     """A zero radius would divide zero by zero in every slope."""
     with pytest.raises(ValueError, match="radius must be positive"):
         FiniteDifference(radius)
+
+
+def test_logits_that_are_not_those_of_the_last_layer_are_refused():
+    """Its slopes would be those of other losses; and there may be a narrower linear layer after it, or none."""
+    model = tiny_bert()
+    batch = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
+    frozen_body(model, output_layer(model), batch)
+    model.other = torch.nn.Linear(16, 7)
+    assert output_layer(model) is model.classifier
+    forward = model.forward
+    model.forward = lambda **given: SequenceClassifierOutput(logits=2 * forward(**given).logits)
+    with pytest.raises(ValueError, match="are not the output of its last linear layer"):
+        frozen_body(model, output_layer(model), batch)
+    model.classifier = torch.nn.Identity()
+    with pytest.raises(ValueError, match="has no nn.Linear with 3 outputs"):
+        output_layer(model)
 
 
 def test_embedding_tables_stay_where_they_are():

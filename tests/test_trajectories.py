@@ -10,11 +10,16 @@ from amal_hf.meta import meta_gradient
 from amal_hf.policies.policy import Observation
 from amal_hf.rewinds import Reversal, Snapshots
 from amal_hf.shapes import Evaluation
-from amal_hf.steps import Step, put, snapshot
+from amal_hf.steps import Step, joined, put, snapshot
 from amal_hf.trajectories import ExactProduct, FiniteProduct, Trajectory, check_optimizer, walk_back
 
 
 EXAMPLES, RATE = 4, 0.05
+
+
+def rate(number):
+    """Falling from step to step, as `Trainer`'s does."""
+    return RATE * (1 - number / 30)
 
 
 class Setting:
@@ -42,7 +47,7 @@ class Setting:
                 lambda number=number: Evaluation(self.losses(self.params, number), torch.zeros(EXAMPLES, 0)),
                 weights,
                 Observation(torch.arange(EXAMPLES) + number * EXAMPLES, torch.zeros(EXAMPLES, 0), number / 10),
-                [RATE],
+                [rate(number)],
                 EXAMPLES,
             )
             for number, weights in enumerate(self.weights)
@@ -53,6 +58,7 @@ class Setting:
         steps = self.steps()
         check_optimizer(optimizer, trajectory)
         for number, step in enumerate(steps):
+            optimizer.param_groups[0]["lr"] = rate(number)
             trajectory.rewind.record(optimizer, number, len(steps))
             optimizer.zero_grad()
             step.total()[0].backward()
@@ -73,13 +79,13 @@ def sgd(momentum=0.0, nesterov=False, decay=0.0):
         for name, p in params.items():
             g = gradients[name] + decay * p
             buffers[name] = momentum * state[name] + g if name in state else g
-            moved[name] = p - RATE * (g + momentum * buffers[name] if nesterov else buffers[name])
+            moved[name] = p - rate(number) * (g + momentum * buffers[name] if nesterov else buffers[name])
         return moved, buffers
 
     return step
 
 
-def adam(decay=0.0, decoupled=True, frozen=False):
+def adam(decay=0.0, decoupled=True, frozen=False, amsgrad=False):
     """One step of Adam or AdamW; `frozen` treats the second moment as a constant."""
 
     def step(params, gradients, state, number):
@@ -91,8 +97,11 @@ def adam(decay=0.0, decoupled=True, frozen=False):
             square = (g.detach() if frozen else g).square()
             second = 0.999 * state.get("v" + name, zero) + 0.001 * square
             after |= {"m" + name: first, "v" + name: second}
+            if amsgrad:
+                second = torch.maximum(second, state.get("most" + name, zero))
+                after["most" + name] = second
             update = first / (1 - 0.9 ** (number + 1)) / ((second / (1 - 0.999 ** (number + 1))).sqrt() + 1e-8)
-            moved[name] = p * (1 - RATE * decay if decoupled else 1) - RATE * update
+            moved[name] = p * (1 - rate(number) * decay if decoupled else 1) - rate(number) * update
         return moved, after
 
     return step
@@ -104,6 +113,11 @@ OPTIMIZERS = {
     "momentum": (lambda p: SGD(p, lr=RATE, momentum=0.9, weight_decay=0.1), sgd(0.9, decay=0.1), True),
     "nesterov": (lambda p: SGD(p, lr=RATE, momentum=0.9, nesterov=True), sgd(0.9, True), True),
     "adamw": (lambda p: AdamW(p, lr=RATE, weight_decay=0.1), adam(0.1, frozen=True), True),
+    "amsgrad": (
+        lambda p: AdamW(p, lr=RATE, weight_decay=0.1, amsgrad=True),
+        adam(0.1, frozen=True, amsgrad=True),
+        True,
+    ),
     "adam": (lambda p: Adam(p, lr=RATE, weight_decay=0.1), adam(0.1, False, frozen=True), True),
     "adamw, exact": (lambda p: AdamW(p, lr=RATE, weight_decay=0.1), adam(0.1), False),
     "adam, exact": (lambda p: Adam(p, lr=RATE, weight_decay=0.1), adam(0.1, False), False),
@@ -138,14 +152,15 @@ def test_finite_products_are_close(make, rule, frozen):
     assert error(slopes, expected) < 1e-3
 
 
+@pytest.mark.parametrize("clip", [0.0, 0.05])
 @pytest.mark.parametrize("every", [1, 3, 20])
-def test_ways_back_agree(every):
-    """Running SGD backwards, and copies at any distance, find the same steps."""
+def test_ways_back_agree(every, clip):
+    """Running SGD backwards, and copies at any distance, find the same steps; of clipped gradients too."""
     results = []
     for rewind in (Reversal(), Snapshots(every)):
         setting = Setting(20)
         optimizer = SGD(setting.student.parameters(), lr=RATE, momentum=0.9, weight_decay=0.01)
-        results.append(setting.train(optimizer, Trajectory(20, ExactProduct(), rewind)))
+        results.append(setting.train(optimizer, Trajectory(20, ExactProduct(), rewind), clip))
     (_, reversed_), (_, copied) = results
     assert error(reversed_, copied) < 1e-6
 
@@ -169,7 +184,7 @@ def test_the_student_does_not_notice(rewind):
         strict=True,
     ):
         assert torch.equal(ours, theirs)
-    assert optimizer.param_groups[0]["lr"] == RATE
+    assert optimizer.param_groups[0]["lr"] == rate(4)
     assert torch.equal(setting.student[0].weight.grad, torch.ones_like(setting.student[0].weight))
 
 
@@ -206,6 +221,10 @@ def test_what_cannot_be_walked_back_is_refused():
             Trajectory(rewind=Reversal()),
             "fp32 or fp64",
         ),
+        *(
+            (SGD(student.parameters(), lr=RATE, momentum=0.9, **other), Trajectory(rewind=Reversal()), "not Nesterov")
+            for other in ({"nesterov": True}, {"dampening": 0.1})
+        ),
         (torch.optim.LBFGS(student.parameters()), Trajectory(), "LBFGS cannot be differentiated"),
     ]
     for optimizer, trajectory, message in cases:
@@ -215,3 +234,12 @@ def test_what_cannot_be_walked_back_is_refused():
         Trajectory(0)
     with pytest.raises(ValueError, match="got 0"):
         Snapshots(0)
+    with pytest.raises(ValueError, match="FiniteProduct: radius must be positive and finite, got -1"):
+        FiniteProduct(-1.0)
+
+
+def test_steps_of_which_examples_lack_losses_are_joined():
+    """What is missing stays missing, example by example."""
+    masks = [torch.tensor([[True, False], [True, True]]), torch.tensor([[False, True]])]
+    steps = [Observation(torch.arange(len(mask)), torch.zeros(len(mask), 0), 0.5, mask) for mask in masks]
+    assert torch.equal(joined(steps).present, torch.cat(masks))

@@ -61,6 +61,16 @@ def test_the_share_of_wrong_labels_is_found(share):
     assert float(noted(share, a_probe()).share) == pytest.approx(share, abs=0.05)
 
 
+def test_what_was_true_of_early_examples_fades():
+    """A student's states change, and what the probe makes of labels with them."""
+    probe, found = a_probe(), WrongLabels()
+    classes, counts = torch.zeros(8), torch.ones(CLASSES)
+    for belief in (0.9, 0.1):
+        for _ in range(40):
+            found.note(probe, torch.full((8,), belief), classes, counts)
+    assert float(found.beliefs[0]) == pytest.approx(0.1, abs=0.03)
+
+
 def test_common_classes_may_be_easy_or_hard():
     """A training set in which one class is far more common than in the clean set: what is expected goes by class."""
     probe = a_probe()

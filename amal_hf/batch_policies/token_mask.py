@@ -62,13 +62,13 @@ class TokenMask(BatchPolicy):
         super().__init__(learning_rate)
         if vectors.ndim != 2 or not bool(torch.isfinite(vectors).all()):
             raise ValueError(
-                f"TokenMask: vectors must be a finite matrix (V, d), one row a token; got shape "
+                f"{type(self).__name__}: vectors must be a finite matrix (V, d), one row a token; got shape "
                 f"{tuple(vectors.shape)}. Take those of an encoder: encoder.get_input_embeddings().weight."
             )
         if not 0 < budget <= 1 or hidden < 1 or patience < 1:
             raise ValueError(
-                f"TokenMask: budget must be in (0, 1], hidden and patience at least 1; got {budget}, {hidden} and "
-                f"{patience}."
+                f"{type(self).__name__}: budget must be in (0, 1], hidden and patience at least 1; got {budget}, "
+                f"{hidden} and {patience}."
             )
         self.special_ids = list(special_ids)
         self.budget = budget

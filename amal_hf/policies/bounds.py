@@ -172,7 +172,7 @@ class MeanOne(Normalisation):
     def __init__(self, momentum: float = 0.1) -> None:
         super().__init__()
         if not 0 < momentum <= 1:
-            raise ValueError(f"MeanOne: momentum must lie in (0, 1], got {momentum}.")
+            raise ValueError(f"{type(self).__name__}: momentum must lie in (0, 1], got {momentum}.")
         self.momentum = momentum
         self.register_buffer("mean", torch.ones(()))
         self.register_buffer("shares", torch.ones(()), persistent=False)

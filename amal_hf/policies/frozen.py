@@ -15,9 +15,14 @@ from amal_hf.shapes import Features, LossTable
 def save_policy(policy: Policy, file: str | Path) -> None:
     """Write what a policy has learned as safetensors, without the state of its own optimizer.
 
+    Args:
+        policy: that of a run, `trainer.mixture.policy`.
+        file: `.safetensors`; folders that it lies in are made.
+
     Raises:
-        ValueError: a table that is a file.
+        ValueError: a table that is a file, or a policy that reads clean rows.
     """
+    _check_reusable(policy)
     rows = policy.rows()
     if rows is not None and not rows.in_memory:
         raise ValueError(
@@ -35,6 +40,9 @@ class Frozen(Policy):
         saved: the file that `save_policy` wrote, or the tensors themselves.
         losses: names of the losses that it was learned with, in their order; not compared by default.
 
+    Raises:
+        ValueError: a policy that reads clean rows: a new run has none, and what it would read instead says nothing.
+
     Example:
         >>> save_policy(trainer.mixture.policy, "states.safetensors")            # doctest: +SKIP
         >>> Method("reused", Frozen(StateNetwork(), "states.safetensors"))       # doctest: +SKIP
@@ -46,6 +54,7 @@ class Frozen(Policy):
         self, policy: Policy, saved: str | Path | Mapping[str, Tensor], losses: Sequence[str] | None = None
     ) -> None:
         super().__init__()
+        _check_reusable(policy)
         self.losses = None if losses is None else tuple(losses)
         self.policy = policy
         self.saved = saved if isinstance(saved, Mapping) else Path(saved)
@@ -115,6 +124,15 @@ class Frozen(Policy):
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
         """Nothing to learn any more."""
+
+
+def _check_reusable(policy: Policy) -> None:
+    if policy.reads_clean_states:
+        kind = type(policy).__name__
+        raise ValueError(
+            f"{kind}: it reads what the clean rows of its own run say of an example, and cannot be used again without "
+            f"them. Learn it without: {kind}(probe=False)."
+        )
 
 
 def _tensors(policy: Policy) -> dict[str, Tensor]:

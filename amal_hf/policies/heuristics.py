@@ -89,8 +89,8 @@ class ClassProportional(Heuristic):
 
     def observe(self, signals: Signals) -> Features:
         """The label, `(B, 1)`."""
-        labels: Tensor = signals.batch["labels"]
-        return labels.float()[:, None]
+        labels = signals.batch.get("labels")
+        return signals.losses.new_full((len(signals.losses), 1), -1) if labels is None else labels.float()[:, None]
 
     def importance(self, observation: Observation) -> PerExample:
         """By the label; 1 without one."""

@@ -67,7 +67,8 @@ class LossNetwork(Policy):
         super().__init__()
         if hidden < 1 or not 0 < learning_rate < float("inf"):
             raise ValueError(
-                f"LossNetwork: hidden and learning_rate must be positive and finite, got {hidden} and {learning_rate}."
+                f"{type(self).__name__}: hidden and learning_rate must be positive and finite, got {hidden} and "
+                f"{learning_rate}."
             )
         if not 0 <= balance <= 1:
             raise ValueError(f"LossNetwork: balance must lie in [0, 1], got {balance}.")
