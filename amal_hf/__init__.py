@@ -13,7 +13,7 @@ from amal_hf.distillation import Distillation
 from amal_hf.divergences import forward_kl, jensen_shannon, logit_mse, reverse_kl
 from amal_hf.last_layer import LastLayer
 from amal_hf.losses import CrossEntropy, CustomLoss, JointLoss, Loss
-from amal_hf.meta import Method
+from amal_hf.method import Method
 from amal_hf.methods import (
     amal,
     amal_as_published,

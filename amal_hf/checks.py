@@ -15,7 +15,7 @@ from amal_hf.arguments import AMALArguments
 from amal_hf.generators import answers_by_token, class_count, without_adapters
 from amal_hf.last_layer import LastLayer
 from amal_hf.losses import Loss
-from amal_hf.meta import Method
+from amal_hf.method import Method
 from amal_hf.tangents import DoubleBackward, FiniteDifference, ForwardMode
 
 

@@ -27,7 +27,7 @@ from amal_hf.batch_policies.batch_policy import BatchPolicy
 from amal_hf.batch_policies.label_blend import LabelBlend
 from amal_hf.batch_policies.token_mask import AttentionMask, TokenMask
 from amal_hf.data import dataset_fingerprint, find_text_columns
-from amal_hf.meta import Method
+from amal_hf.method import Method
 from amal_hf.policies.commentary_network import CommentaryNetwork
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.policies.frozen import Frozen

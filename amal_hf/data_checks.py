@@ -13,8 +13,8 @@ from amal_hf.collator import is_stream, is_transformed, rows_of
 from amal_hf.generators import class_count, is_causal, is_encoder_decoder
 from amal_hf.last_layer import LastLayer
 from amal_hf.losses import IGNORED, CrossEntropy, Loss, Task
-from amal_hf.meta import Method
 from amal_hf.meta_set import own_random_numbers
+from amal_hf.method import Method
 from amal_hf.shapes import EXAMPLE_ID, Batch
 
 

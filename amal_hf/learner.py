@@ -11,20 +11,9 @@ from torch.optim import Optimizer
 
 from amal_hf.clean_probe import MOST_ROWS
 from amal_hf.last_layer import frozen_body
-from amal_hf.meta import (
-    MetaLoss,
-    MetaReport,
-    Method,
-    Problem,
-    differentiable_checkpointing,
-    judge,
-    kept_buffers,
-    meta_gradient,
-    meta_step,
-    scaled,
-    undisturbed,
-)
+from amal_hf.meta import MetaLoss, MetaReport, Problem, judge, meta_gradient, meta_step, scaled
 from amal_hf.meta_set import MetaSet
+from amal_hf.method import Method
 from amal_hf.mixture import Mixture, ids_of, kept
 from amal_hf.policies.policy import restorer
 from amal_hf.precision import quick_backward
@@ -35,6 +24,7 @@ from amal_hf.sharded import cut_again, differentiation, placed
 from amal_hf.student_inputs import StudentInputs
 from amal_hf.tangents import movable_parameters
 from amal_hf.trajectories import Trajectory, walk_back
+from amal_hf.undisturbed import differentiable_checkpointing, kept_buffers, undisturbed
 
 
 logger = logging.getLogger(__name__)

@@ -13,135 +13,21 @@ The student must not notice: parameters come back bit for bit, no `.grad` is tou
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import cache, partial
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from amal_hf.batch_policies.batch_policy import BatchPolicy, batch_gradient
-from amal_hf.directions import AdamDirection, Direction, NeumannDirection, Product
-from amal_hf.losses import CrossEntropy
+from amal_hf.directions import Product
+from amal_hf.method import Method
 from amal_hf.policies.policy import Observation, Policy, of_unit_magnitude, weights_of
 from amal_hf.processes import summed_gradients, total, totals
 from amal_hf.shapes import Evaluate, Evaluation, ExampleIds, Features, LossTable, Params
-from amal_hf.sharded import Differentiate, cut_again
-from amal_hf.tangents import FiniteDifference, Tangent, global_norm, movable, movable_parameters, radius_for
-from amal_hf.trajectories import Trajectory
-
-
-@dataclass(frozen=True)
-class Method:
-    """How weights are learned: one of each family, and the timing.
-
-    Attributes:
-        name: for logs, checkpoints and cards.
-        policy: where the weights come from.
-        batch_policy: what changes the examples themselves, if anything does.
-        direction: which way the meta loss improves.
-        tangent: how slopes are measured.
-        repeats: updates from one and the same meta batch (AMAL: 5). More than one only makes sense with `lookahead`.
-        lookahead: measure the meta gradient one student step ahead, with the present weights, as AMAL does; otherwise
-            where the student stands, as in Learning to Reweight.
-        phase_epochs: learn in a separate pass over the training set at the start of every so many epochs (AMAL: 10)
-            rather than while training; 0 is off.
-        interval: optimizer steps from one meta gradient to the next; `None` takes the policy's own times the window,
-            or the trajectory's length.
-        trajectory: learn through the last B student steps, in place of `direction`, `tangent`, `repeats` and
-            `lookahead`. After every B steps as in the paper, or at a longer interval, which costs less.
-        window: optimizer steps whose examples are judged along one and the same direction, each just before its step:
-            that of the meta gradient and the next ones. Many examples then share one meta gradient, which costs less
-            or can be taken over more clean ones; the direction, as large as the student, is kept meanwhile. All steps
-            where the interval is shorter.
-        objective: what weights are to lower on clean rows: the task loss by default, or `GeneralizedCrossEntropy(q)`,
-            at q = 1 the share that the student would get wrong if it drew its answers. No label is smoothed: clean
-            ones are meant as they stand.
-        per_token: weigh tokens instead of whole examples, where students label or generate them.
-        restart_every: optimizer steps after which the student and its optimizer begin again where they began (Teaching
-            with Commentaries: whole short runs); 0 is off. The trajectory then covers a whole short run.
-        citation: BibTeX of the source.
-
-    Raises:
-        TypeError: a class in the place of an object.
-        ValueError: parts that do not go together, with what to do instead.
-    """
-
-    name: str
-    policy: Policy
-    direction: Direction = field(default_factory=AdamDirection)
-    tangent: Tangent = field(default_factory=FiniteDifference)
-    repeats: int = 1
-    lookahead: bool = False
-    phase_epochs: int = 0
-    interval: int | None = None
-    trajectory: Trajectory | None = None
-    restart_every: int = 0
-    batch_policy: BatchPolicy | None = None
-    window: int = 1
-    objective: CrossEntropy = field(default_factory=CrossEntropy)
-    per_token: bool = False
-    citation: str = ""
-
-    @property
-    def learns(self) -> bool:
-        """Whether anything is learned, so that a meta set is needed."""
-        return self.policy.learns or (self.batch_policy is not None and self.batch_policy.learns)
-
-    @property
-    def usual_interval(self) -> int:
-        """Optimizer steps from one meta gradient to the next, where the run's arguments do not say otherwise."""
-        if self.trajectory is not None:
-            return self.interval or self.trajectory.steps
-        return self.interval or self.window * self.policy.interval
-
-    def learns_at(self, progress: float) -> bool:
-        """Whether anything is still learned when this share of training is done."""
-        return self.policy.learns_at(progress) or (self.batch_policy is not None and self.batch_policy.learns)
-
-    def __post_init__(self) -> None:
-        for part in (self.policy, self.direction, self.tangent, self.objective):
-            if isinstance(part, type):
-                raise TypeError(f"Method '{self.name}': {part.__name__} is a class. Write {part.__name__}().")
-        if self.per_token and (self.policy.needs_ids or self.batch_policy is not None):
-            raise ValueError(
-                f"Method '{self.name}': per_token=True is for weights that are computed from what a token looks like; "
-                f"{type(self.batch_policy or self.policy).__name__} goes by example. Use LossNetwork or StateNetwork."
-            )
-        if self.window < 1 or (self.window > 1 and self.trajectory is not None):
-            raise ValueError(
-                f"Method '{self.name}': window must be a whole number from 1, and 1 beside a trajectory, which has "
-                f"steps of its own; got {self.window}."
-            )
-        if self.policy.holds_for_one_step and (self.lookahead or isinstance(self.direction, NeumannDirection)):
-            raise ValueError(
-                f"Method '{self.name}': the weights of {type(self.policy).__name__} are those of one step and are not "
-                f"known before its slopes, which lookahead and NeumannDirection() need. Use AdamDirection() or "
-                f"SGDDirection() without lookahead."
-            )
-        if self.batch_policy is not None and (self.trajectory is not None or self.phase_epochs):
-            raise ValueError(
-                f"Method '{self.name}': {type(self.batch_policy).__name__} learns from the step that its batch is "
-                f"trained on, by a direction, and neither through a trajectory nor in phases. Leave these out; "
-                f"NeumannDirection() looks further than one step."
-            )
-        if self.trajectory is not None and (self.policy.holds_for_one_step or self.phase_epochs):
-            raise ValueError(
-                f"Method '{self.name}': a trajectory teaches the weights of later steps, which neither weights that "
-                f"hold for one step ({type(self.policy).__name__}) nor phases between epochs can use. Leave it out."
-            )
-        if self.window > 1 and (self.phase_epochs or self.repeats > 1):
-            raise ValueError(
-                f"Method '{self.name}': a window of {self.window} steps is judged while training and each step once; "
-                f"with phase_epochs={self.phase_epochs} and repeats={self.repeats} leave it at 1."
-            )
-        if self.restart_every and (self.trajectory is None or self.trajectory.steps != self.restart_every):
-            steps = None if self.trajectory is None else self.trajectory.steps
-            raise ValueError(
-                f"Method '{self.name}': with restart_every={self.restart_every} the trajectory must cover the whole "
-                f"short run, Trajectory(steps={self.restart_every}); it has {steps} steps."
-            )
+from amal_hf.sharded import Differentiate
+from amal_hf.tangents import global_norm, movable, movable_parameters, radius_for
 
 
 @dataclass(frozen=True)
@@ -258,61 +144,6 @@ def scaled(slopes: LossTable) -> tuple[LossTable, Tensor]:
     """Slopes `of_unit_magnitude`, and which examples are finite, `(B,)`; the others get 0."""
     finite = torch.isfinite(slopes).all(1)
     return of_unit_magnitude(torch.where(finite[:, None], slopes, 0.0)), finite
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Within the block the student runs without dropout; afterwards modes and random generators are as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng(), differentiable_checkpointing(model):
-        cut_again(model)
-        model.eval()
-        for module, training in modes:
-            # Activation checkpointing only acts on a layer in training mode. The flag of the layer itself switches no
-            # dropout; its parts hold those.
-            if getattr(module, "gradient_checkpointing", False):
-                module.training = training
-        try:
-            yield
-        finally:
-            cut_again(model)
-            for module, training in modes:
-                module.training = training
-
-
-@contextmanager
-def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Within the block the student may run in training mode; running statistics are as before afterwards."""
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
-
-
-@contextmanager
-def differentiable_checkpointing(model: nn.Module) -> Iterator[None]:
-    """Within the block no layer uses reentrant activation checkpointing, which refuses `torch.autograd.grad`.
-
-    The other kind recomputes the same numbers.
-    """
-    layers: list[Any] = [module for module in model.modules() if hasattr(module, "_gradient_checkpointing_func")]
-    given = [layer._gradient_checkpointing_func for layer in layers]
-    for layer, function in zip(layers, given, strict=True):
-        layer._gradient_checkpointing_func = _not_reentrant(function)
-    try:
-        yield
-    finally:
-        for layer, function in zip(layers, given, strict=True):
-            layer._gradient_checkpointing_func = function
-
-
-@cache
-def _not_reentrant(function: Any) -> Any:
-    """One and the same for one function: compiled layers would be compiled anew for another."""
-    return partial(function, use_reentrant=False)
 
 
 def hessian_product(policy: Policy, params: Params, problem: Problem) -> Product:

@@ -3,7 +3,7 @@
 from amal_hf.batch_policies.batch_policy import BatchPolicy
 from amal_hf.directions import AdamDirection, Direction, NeumannDirection, SGDDirection
 from amal_hf.last_layer import LastLayer
-from amal_hf.meta import Method
+from amal_hf.method import Method
 from amal_hf.policies.commentary_network import CommentaryNetwork
 from amal_hf.policies.example_table import ExampleTable
 from amal_hf.policies.fixed_weights import FixedWeights, RandomWeights

@@ -32,7 +32,7 @@ from amal_hf.card_check import check_card
 from amal_hf.card_facts import CardDetails
 from amal_hf.cards import names_of, render_card
 from amal_hf.checkpoints import FILES_NAME
-from amal_hf.meta import Method
+from amal_hf.method import Method
 from amal_hf.mixture import Mixture
 from amal_hf.policies.frozen import save_policy
 from amal_hf.policies.row_log import SEGMENTS

@@ -12,7 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from amal_hf.checkpoints import checkpoint_to_resume, named_failure, seal, unseal
 from amal_hf.learner import WeightLearner
 from amal_hf.lost_process import lost_process_advice
-from amal_hf.meta import Method
+from amal_hf.method import Method
 from amal_hf.mixture import Mixture
 from amal_hf.state import STATE_NAME, load_state, save_state
 

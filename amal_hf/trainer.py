@@ -40,8 +40,9 @@ from amal_hf.learner import Student, WeightLearner
 from amal_hf.logs import MixtureStatistics
 from amal_hf.losses import CrossEntropy, Loss, Task
 from amal_hf.memory import memory_advice
-from amal_hf.meta import MetaReport, Method
+from amal_hf.meta import MetaReport
 from amal_hf.meta_set import MetaSet
+from amal_hf.method import Method
 from amal_hf.mixture import Mixture, ids_of
 from amal_hf.open_teachers import distillations, open_teachers
 from amal_hf.policies.fixed_weights import FixedWeights

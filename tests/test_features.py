@@ -21,7 +21,7 @@ from amal_hf import (
     LastLayer,
     amal,
 )
-from amal_hf.meta import undisturbed
+from amal_hf.undisturbed import undisturbed
 
 
 def trained(folder, model=None, method=amal, **options):

@@ -90,6 +90,7 @@ LEVELS = [
         "cage",
         "dawid_skene",
         "compiled",
+        "undisturbed",
         "lost_process",
         "rule_losses",
         "rule_summary",
@@ -102,6 +103,7 @@ LEVELS = [
     },
     {"plots", "rewinds", "adjoints", "spear", "weak_splits", "open_teachers"},
     {"trajectories", "run_record", "collator"},
+    {"method"},
     {
         "mixture",
         "meta",

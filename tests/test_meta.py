@@ -6,9 +6,10 @@ from conftest import tiny_bert
 from torch import nn
 
 from amal_hf import ExampleTable, LossNetwork, Method, SGDDirection
-from amal_hf.meta import Problem, meta_gradient, meta_step, scaled, undisturbed
+from amal_hf.meta import Problem, meta_gradient, meta_step, scaled
 from amal_hf.policies.policy import Sizes
 from amal_hf.shapes import Evaluation
+from amal_hf.undisturbed import undisturbed
 
 
 def linear_problem(**changes):
