@@ -106,7 +106,11 @@ class Distillation(Loss):
         return {self.logits_key: logits}
 
     def __call__(self, outputs: Any, batch: Batch) -> PerExample:
-        """`(B,)`: the divergence between teacher and student."""
+        """`(B,)`: the divergence between teacher and student.
+
+        Raises:
+            ValueError: logits of other shapes than the student's.
+        """
         student, teacher = outputs.logits, batch[self.logits_key]
         if isinstance(teacher, TopLogits):
             return self._of_top_logits(student, teacher, batch)

@@ -21,7 +21,15 @@ from amal_hf.tangents import Slopes, Tangent
 
 
 class LastLayer(Tangent):
-    """The closed form above. Exact for the output layer; blind to everything below it."""
+    """The closed form above. Exact for the output layer; blind to everything below it.
+
+    Raises:
+        ValueError: at construction of the trainer, no linear layer as wide as the labels, or a frozen one; in a run,
+            logits that are not its output.
+
+    References:
+        AMAL, arXiv:2202.03250, whose code takes the gradients of the last layer alone.
+    """
 
     def scope(self, model: nn.Module) -> nn.Linear:
         """The student's output layer."""

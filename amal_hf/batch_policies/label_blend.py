@@ -24,7 +24,7 @@ class LabelBlend(BatchPolicy):
         seed: of the partners, together with the step; no global random number is drawn.
 
     Raises:
-        ValueError: fewer than two labels.
+        ValueError: fewer than two labels, or a learning rate that is not positive and finite.
 
     References:
         Teaching with Commentaries, arXiv:2011.03037, label-dependent augmentation.

@@ -38,7 +38,7 @@ class TokenMask(BatchPolicy):
         seed: of its first weights.
 
     Raises:
-        ValueError: vectors that are not a finite matrix, or a budget, width or patience out of range.
+        ValueError: vectors that are not a finite matrix, or a budget, width, rate or patience out of range.
 
     References:
         Teaching with Commentaries, arXiv:2011.03037, attention masks. The projection is that of sparsemax
@@ -163,7 +163,7 @@ class AttentionMask(TokenMask):
     """The same mask, added as `log m` to the scores of attention: every layer looks at a token m times as much.
 
     For encoders that take a mask of shape `(B, 1, T, T)`. Embeddings stay as they are, and with them the order of
-    words.
+    words. Arguments and errors are those of `TokenMask`.
     """
 
     def apply_mask(self, embeddings: Tensor, attention_mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:

@@ -227,6 +227,9 @@ class AboveAverage(MeanOne):
 
     Args:
         momentum: share of the new mean in the running one.
+
+    Raises:
+        ValueError: a momentum outside (0, 1].
     """
 
     def of_step(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:

@@ -35,6 +35,9 @@ class AnnealedWeights(FixedWeights):
     Args:
         final: `(K,)` the mixture at the end of training.
 
+    Raises:
+        ValueError: when a run begins, not one number for each loss.
+
     References:
         Teacher annealing (Clark et al. 2019, "BAM! Born-Again Multi-Task Networks", arXiv:1907.04829).
     """

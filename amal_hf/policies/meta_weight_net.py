@@ -16,8 +16,11 @@ class MetaWeightNet(LossNetwork):
 
     Args:
         hidden: width of the hidden layer; 100 in the official code.
-        learning_rate: of its own Adam. 1e-3.
+        learning_rate: of its own Adam; 1e-3, not tuned.
         seed: of its first weights.
+
+    Raises:
+        ValueError: a number out of its range.
 
     References:
         Shu et al. 2019, "Meta-Weight-Net: Learning an Explicit Mapping For Sample Weighting", arXiv:1902.07379.

@@ -26,6 +26,9 @@ class PerLossNetwork(LossNetwork):
             one loss can say how much the whole example counts.
         seed: of its first weights.
 
+    Raises:
+        ValueError: a number out of its range, or a normalisation that asks for a score of the whole example.
+
     References: AMAL's objective (arXiv:2202.03250) with a network in the place of free weights.
     """
 

@@ -29,8 +29,8 @@ class StateNetwork(LossNetwork):
     Args:
         layers: which hidden states: `None` all, `(-1,)` the last, `()` none of them (surface alone): the paper's
             ablation.
-        hidden: width of the one hidden layer. 128.
-        learning_rate: of its own Adam. 3e-3.
+        hidden: width of the one hidden layer; 128, not tuned.
+        learning_rate: of its own Adam; 3e-3.
         normalisation: `TwiceSigmoid()` (w = 1 for one loss at the start), or another of `bounds.py`. `MeanOne()` rules
             out that all weights rise or fall together, which is a learning rate in disguise.
         memory: read the mean of an example's own slopes so far as well, and take all slopes for those of likelihoods,
@@ -40,6 +40,9 @@ class StateNetwork(LossNetwork):
         labels: read the label. Where labels are words, thousands of them, a network that did learned more slowly from
             recorded slopes of translations (`benchmarks/LOG.md`).
         seed: of its first weights.
+
+    Raises:
+        ValueError: a number out of its range, or layers that the student does not have.
 
     References:
         Fan et al. 2021, "Learning to Reweight with Deep Interactions", arXiv:2007.04649. The paper's network is not
