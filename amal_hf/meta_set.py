@@ -42,9 +42,8 @@ class MetaSet:
 
     def batch(self, number: int) -> Batch:
         """Batch `number`, counted from 0."""
-        rows = rows_of(self.rows, self.numbers(number))
         with own_random_numbers(self.seed * 1_000_003 + number):
-            return self.collate(rows)
+            return self.collate(rows_of(self.rows, self.numbers(number)))
 
     def numbers(self, number: int) -> list[int]:
         """Which rows batch `number` has."""
@@ -61,7 +60,7 @@ class MetaSet:
 
 @contextmanager
 def own_random_numbers(seed: int) -> Iterator[None]:
-    """A collator may draw (for masking, say); afterwards the global generators stand where they stood."""
+    """A collator or a transform may draw (for masking, say); afterwards the generators stand where they stood."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):

@@ -20,7 +20,6 @@ OVERLAP_LIMIT = 1_000_000
 """Rows of a training set that are compared with the meta set; more would take longer than it is worth."""
 
 _BLOCK = 50_000
-_ODD = np.uint64(0x9E3779B97F4A7C15)  # spreads small numbers over 64 bits
 
 
 def warn_of_shared_sets(meta_dataset: Any, train_dataset: Any, eval_dataset: Any) -> None:
@@ -81,7 +80,7 @@ def _hash(column: pa.Array) -> NDArray[np.uint64]:
         return hash_array(column.to_numpy(zero_copy_only=False))
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
     ends = lengths.cumsum()
-    values = pc.list_flatten(column).to_numpy(zero_copy_only=False).astype(np.uint64)
+    values = _hash(pc.list_flatten(column))
     places = (np.arange(len(values)) - (ends - lengths).repeat(lengths)).astype(np.uint64)
-    sums = np.concatenate([np.zeros(1, np.uint64), ((values + 1) * (2 * places + 1) * _ODD).cumsum(dtype=np.uint64)])
+    sums = np.concatenate([np.zeros(1, np.uint64), ((values + 1) * (2 * places + 1)).cumsum(dtype=np.uint64)])
     return sums[ends] - sums[ends - lengths]

@@ -59,6 +59,21 @@ def test_a_collator_that_draws_leaves_all_generators_as_they_were():
     assert generator_states() == before
 
 
+def test_rows_that_draw_leave_all_generators_as_they_were():
+    """As a dataset with a transform that augments does."""
+
+    class Drawn(list):
+        def __getitem__(self, row):
+            return three_draws([])
+
+    drawn = [MetaSet(Drawn(range(6)), list, 2, seed=0) for _ in range(2)]
+    before = generator_states()
+    first = drawn[0].batch(1)
+    assert generator_states() == before
+    three_draws([])
+    assert drawn[1].batch(1) == first
+
+
 def test_a_collator_that_draws_gives_the_same_batch_again():
     """The batch is a function of seed and number also where the collator masks at random."""
     first = meta_set(collate=three_draws).batch(3)

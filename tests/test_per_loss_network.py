@@ -126,7 +126,7 @@ def test_signals_without_losses_cannot_be_asked():
 
 def test_bad_input():
     """As for every network."""
-    with pytest.raises(ValueError, match="PerLossNetwork|LossNetwork"):
+    with pytest.raises(ValueError, match="PerLossNetwork:"):
         PerLossNetwork(hidden=0)
 
 

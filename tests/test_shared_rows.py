@@ -20,6 +20,7 @@ def sets(seed, width):
     table = {
         "input_ids": rows,
         "text": [" ".join(map(str, row)) for row in rows],
+        "choices": [[row, row[::-1]] for row in rows],
         "other": [str(len(row) % 2) for row in rows],
         "example_id": rng.integers(0, 300, 200).tolist(),
     }
@@ -35,7 +36,7 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("columns", [["input_ids"], ["text"], ["other", "text"], ["example_id"]], ids=str)
+@pytest.mark.parametrize("columns", [["input_ids"], ["choices"], ["text"], ["other", "text"], ["example_id"]], ids=str)
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
 def test_as_many_rows_are_shared_as_comparing_each_with_each_gives(columns, view):
     """Neither more, where hashes meet by chance or words are in another order, nor less."""

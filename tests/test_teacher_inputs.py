@@ -99,8 +99,8 @@ def test_sizes_are_compared_without_a_tokenizer(known: PreTrainedTokenizerFast |
     [
         (ROWS.to_iterable_dataset(), ["text"], "IterableDataset does not allow"),
         (None, ["text"], "NoneType does not allow"),
-        (ROWS, ["words"], r"text_columns is \['words'\].*input_ids"),
-        (ROWS, [], r"text_columns is \[\]"),
+        (ROWS, ["words"], r"text columns \['words'\].*input_ids"),
+        (ROWS, [], r"text columns \[\]"),
         (ROWS, ["text", "more", "label"], "one text or a pair"),
     ],
 )

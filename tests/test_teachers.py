@@ -250,7 +250,7 @@ class TestOwnTokenizer:
 
     def test_unknown_text_is_refused(self) -> None:
         """Without text columns such a teacher would read the wrong words."""
-        with pytest.raises(ValueError, match=r"text_columns is \[\]"):
+        with pytest.raises(ValueError, match=r"text columns \[\]"):
             open_teacher(model(1, words=7), student=model(0), inputs=inputs(), tokenizer=tokenizer(self.OTHER))
 
     def test_sizes_of_models_in_memory(self) -> None:
