@@ -303,7 +303,7 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
             learner.direction = None
         elif learner.begin_phase(int(self.state.epoch or 0)):
             for batches in self._whole_training_set():
-                self._meta_step(learner, batches, measures=True)
+                self._meta_step(learner, batches, True)
         elif learner.is_due(step - warmup):
             # Kept for the training step, so that teachers run once.
             self._window.prepared = self._meta_step(learner, self._window.batches, learner.measures(step - warmup))
