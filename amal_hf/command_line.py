@@ -28,13 +28,13 @@ def parse_arguments(classes: Sequence[type], command_line: Sequence[str]) -> tup
         ValueError: the file holds no settings, or one that is unknown.
         SystemExit: a value that its flag would not take, or help was asked for.
     """
-    given = list(command_line)
+    given, epilog = list(command_line), None
     if given in (["-h"], ["--help"]) and len(classes) > 1:
         # The script's own flags would be lost among those of `Trainer`.
-        given, classes = ["--help"], classes[:1]
+        given, classes, epilog = ["--help"], classes[:1], _ALL
     elif given == [_HELP_ALL]:
         given = ["--help"]
-    parser = HfArgumentParser(list(classes), epilog=_ALL)  # type: ignore[arg-type]  # its own alias is too narrow
+    parser = HfArgumentParser(list(classes), epilog=epilog)  # type: ignore[arg-type]  # its own alias is too narrow
     if len(given) == 1 and given[0].endswith(ENDINGS):
         given = _as_flags(Path(given[0]))
     return tuple(parser.parse_args_into_dataclasses(given))

@@ -207,7 +207,7 @@ class PublishingTrainer(Trainer):
     def _open_repository(self, token: str | None, private: bool | None) -> None:
         try:
             self.init_hf_repo(token, private)
-        except Exception as error:
+        except OSError as error:  # the Hub refused, or was not reached
             error.add_note(
                 f"The student is saved in {self.args.output_dir}, with its card. Once `hf auth login` or `hub_token` "
                 f"gives a token that may write, push_to_hub() sends it."

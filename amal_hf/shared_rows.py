@@ -52,7 +52,7 @@ def warn_of_shared_sets(meta_dataset: Any, train_dataset: Any, eval_dataset: Any
 def count_shared(rows: datasets.Dataset, others: datasets.Dataset, columns: Sequence[str]) -> int:
     """How many of `rows` are, in these columns, the same as any of `others`.
 
-    Rows are looked at in full only where their hashes meet: a million take seconds.
+    Rows are looked at in full only where their hashes meet.
     """
     rows, others = (part.select_columns(list(columns)) for part in (rows, others))
     like = np.flatnonzero(np.isin(_hashes(rows), _hashes(others)))

@@ -84,7 +84,7 @@ class LiveTeacher:
         self._order = order
         self._encoding = encoding
         self._autocast = autocast
-        self._sound = False
+        self._looked_at = False
         # of the class: libraries that wrap `model.forward` hide its parameters, as PEFT and torch.compile do
         plain = without_adapters(getattr(model, "_orig_mod", model))
         self._accepted = set(inspect.signature(type(plain).forward).parameters) - {"labels"}
@@ -105,8 +105,9 @@ class LiveTeacher:
         with torch.no_grad(), self._autocast():
             logits: Logits = self.model(**inputs).logits
         logits = logits.float()
-        if not self._sound:
-            self._sound = _checked(logits)
+        if not self._looked_at:
+            _check_numbers(logits)  # waits for the device, once
+            self._looked_at = True
         return logits if self._order is None else logits[..., self._order]
 
     @staticmethod
@@ -115,13 +116,12 @@ class LiveTeacher:
         return {name: value.to(device) for name, value in encoding(numbers).items()}
 
 
-def _checked(logits: Logits) -> bool:
+def _check_numbers(logits: Logits) -> None:
     if bool(torch.isnan(logits).any()):
         raise ValueError(
             "The teacher's logits are NaN on the first batch, and would make the student's weights NaN at its first "
             "step. Look at the teacher: its weights, or its precision (load it with dtype=torch.float32)."
         )
-    return True
 
 
 def open_teacher(

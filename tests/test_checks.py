@@ -97,8 +97,11 @@ BAD = {
     "no configuration": ({"model": Plain()}, "Plain has no `config`"),
     "tuples": ({"model": tiny_bert(return_dict=False)}, "has return_dict=False"),
     "phases over a stream": (
-        {"train_dataset": toy_rows(6).to_iterable_dataset(), "method": amal_as_published()},
-        "'amal_as_published' (keeps weights by example|learns in passes)",
+        {
+            "train_dataset": toy_rows(6).add_column("example_id", range(6)).to_iterable_dataset(),
+            "method": amal_as_published(),
+        },
+        "'amal_as_published' learns in passes over the whole training set",
     ),
     "labels that are text": (
         {"train_dataset": with_labels(["good", "bad"])},
