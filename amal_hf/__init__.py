@@ -41,6 +41,7 @@ from amal_hf.policies.frozen import Frozen, save_policy
 from amal_hf.policies.heuristics import ClassProportional, HardMining, RandomRectified, SmallLoss
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.meta_weight_net import MetaWeightNet
+from amal_hf.policies.network_policy import NetworkPolicy
 from amal_hf.policies.per_loss_network import PerLossNetwork
 from amal_hf.policies.policy import Policy
 from amal_hf.policies.rectified_slopes import RectifiedSlopes
@@ -102,6 +103,7 @@ __all__ = [
     "MeanOne",
     "MetaWeightNet",
     "Method",
+    "NetworkPolicy",
     "NeumannDirection",
     "PerLossNetwork",
     "Policy",

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from settings import Bench
 from torch import Tensor
 
-from amal_hf import Convex, LossNetwork, Policy
+from amal_hf import Convex, NetworkPolicy, Policy
 from amal_hf.losses import IGNORED
 from amal_hf.policies.bounds import Normalisation
 from amal_hf.policies.policy import Observation, Signals, Sizes
@@ -14,12 +14,17 @@ from amal_hf.shapes import VOTES
 from amal_hf.weak_splits import TRUTH
 
 
-class Geometry(LossNetwork):
+class Geometry(NetworkPolicy):
     """Weights from the triangle of an example: what student and teacher predict, and the label.
 
     The network reads the three edges as vectors and their lengths. After TGeo-KD (Hu et al. 2023, arXiv:2312.15112),
     without its edges to a prediction for the whole class.
     """
+
+    interval = 4
+
+    def __init__(self, learning_rate: float) -> None:
+        super().__init__(hidden=32, learning_rate=learning_rate, normalisation=None, seed=0)
 
     def usual_normalisation(self, sizes: Sizes) -> Normalisation:
         """A ratio of label and teacher for each example, as in the paper."""

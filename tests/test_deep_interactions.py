@@ -77,7 +77,7 @@ def test_labels_may_be_left_out():
     policy = StateNetwork((), labels=False)
     policy.reset(SIZES, torch.ones(1))
     seen = policy.observe(signals())
-    assert seen.shape[1] + 1 == policy.width(SIZES) == StateNetwork(()).surface_width(SIZES)
+    assert seen.shape[1] + 1 == policy.width(SIZES) == StateNetwork(()).rest_width(SIZES)
     assert not [name for name, _ in policy.network.named_parameters() if "embedding" in name]
 
 

@@ -20,6 +20,7 @@ from amal_hf import (
     LastLayer,
     LossNetwork,
     MeanOne,
+    NetworkPolicy,
     StateNetwork,
     TokenMask,
     Trajectory,
@@ -136,8 +137,8 @@ def test_gradients_do_not_depend_on_how_a_batch_is_cut(tmp_path, monkeypatch, me
 
     In fp64, networks of weights too, since rounding is what is left otherwise.
     """
-    new_network = LossNetwork.new_network
-    monkeypatch.setattr(LossNetwork, "new_network", lambda *args: new_network(*args).double())
+    new_network = NetworkPolicy.new_network
+    monkeypatch.setattr(NetworkPolicy, "new_network", lambda *args: new_network(*args).double())
     runs = []
     for size, accumulation in ((12, 1), (4, 3), (2, 6), (3, 4)):
         seen = Gradients()

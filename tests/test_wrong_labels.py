@@ -133,7 +133,7 @@ def found(share):
 
 def features_of(policy, sizes, rows=8):
     """Rows that differ in what student and probe make of their label."""
-    features = torch.rand(rows, policy.surface_width(sizes), generator=torch.Generator().manual_seed(0))
+    features = torch.rand(rows, policy.width(sizes) - 1, generator=torch.Generator().manual_seed(0))
     features[:, -1] = torch.arange(rows) % CLASSES
     return Observation(torch.arange(rows), features, 0.5)
 
@@ -155,11 +155,11 @@ def test_weights_are_used_as_far_as_labels_are_wrong(normalisation):
     in between, in between.
     """
     policy, rows = learned(normalisation())
-    alike, balance = policy.weights(rows), policy._counts_for(rows)
+    alike, balance = policy.weights(rows), policy.counts_for(rows)
     torch.testing.assert_close(alike, balance)
     policy.wrong_labels.beliefs = found(ENOUGH + 0.01)
     full = policy.weights(rows)
-    assert torch.equal(full, policy.normalisation(policy._scores(rows), None, balance))
+    assert torch.equal(full, policy.normalisation(policy.scores(rows), None, balance))
     assert full.std() > 2 * alike.std()
     policy.wrong_labels.beliefs = found(ENOUGH / 4)
     torch.testing.assert_close(policy.weights(rows), 0.75 * alike + 0.25 * full)
@@ -201,7 +201,7 @@ def test_other_losses_are_weighed_as_learned():
     not the labels that may be wrong.
     """
     policy, rows = learned(sizes=Sizes(2, 1, None, classes=CLASSES))
-    mixture = policy.normalisation(policy._scores(rows), None, policy._counts_for(rows))
+    mixture = policy.normalisation(policy.scores(rows), None, policy.counts_for(rows))
     assert torch.equal(policy.weights(rows), mixture)
 
 

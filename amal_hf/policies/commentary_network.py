@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amal_hf.policies.bounds import MeanOne
-from amal_hf.policies.loss_network import LossNetwork
+from amal_hf.policies.network_policy import NetworkPolicy
 from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.shapes import Features
 from amal_hf.text_limit import text_limit
 
 
-class CommentaryNetwork(LossNetwork):
+class CommentaryNetwork(NetworkPolicy):
     """Weights `w(x, y, t)` of an example, its label and the training progress; nothing of the student is looked at.
 
     Every label has an output of its own: whether a label suits a text is a product of both, which a layer over their
@@ -43,7 +43,6 @@ class CommentaryNetwork(LossNetwork):
         one more input channel for the step.
     """
 
-    interval = 1
     needs_ids = True
     embeddings: Tensor
 
@@ -82,13 +81,16 @@ class CommentaryNetwork(LossNetwork):
                 f"CommentaryNetwork: expected one embedding for each training row, got {len(self.embeddings)} for "
                 f"{sizes.examples} rows. Embed the texts of this training set: embed_texts()."
             )
-        start = self.normalisation.start(initial)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)
-            self.network = _Reader(
-                self.embeddings.shape[1], 2 * self.frequencies, self.hidden, start.repeat(self.labels)
-            )
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.learning_rate)
+        super().reset(sizes, initial)
+
+    def new_network(self, sizes: Sizes, start: Tensor) -> nn.Module:
+        """Outputs for every label."""
+        return _Reader(self.embeddings.shape[1], self.width(sizes), self.hidden, start.repeat(self.labels))
+
+    def width(self, sizes: Sizes) -> int:
+        """Text and waves."""
+        del sizes
+        return self.embeddings.shape[1] + 2 * self.frequencies
 
     def arguments(self) -> dict[str, Any]:
         """What one like it is made with, beside the embeddings."""
@@ -100,15 +102,19 @@ class CommentaryNetwork(LossNetwork):
         labels = signals.batch["labels"]
         return (labels[:, None] == torch.arange(self.labels, device=labels.device)).float()
 
-    def _scores(self, observation: Observation) -> Tensor:
-        labels = observation.features.float()
-        if labels.device != self.embeddings.device:
-            self._move(labels.device)
-        progress = torch.as_tensor(observation.progress, device=labels.device, dtype=labels.dtype)
-        waves = fourier(progress.expand(len(labels)), self.frequencies)
+    def inputs(self, observation: Observation) -> Tensor:
+        """`(B, d + 2 · frequencies)`: the text and the waves of progress."""
+        device = observation.features.device
+        self.follow_to(device)
         texts = self.embeddings[observation.ids]
-        normed = F.layer_norm(texts, texts.shape[1:])
-        by_label = self.network(normed, waves).unflatten(1, (self.labels, -1))
+        progress = torch.as_tensor(observation.progress, device=device, dtype=texts.dtype)
+        waves = fourier(progress.expand(len(texts)), self.frequencies)
+        return torch.cat([F.layer_norm(texts, texts.shape[1:]), waves], 1)
+
+    def scores(self, observation: Observation) -> Tensor:
+        """Those of each example's label."""
+        labels = observation.features.float()
+        by_label = super().scores(observation).unflatten(1, (self.labels, -1))
         # A row without a label gets what all labels would get on average.
         shares = torch.where(labels.any(1, keepdim=True), labels, 1 / self.labels)
         return (by_label * shares[..., None]).sum(1)
@@ -117,19 +123,19 @@ class CommentaryNetwork(LossNetwork):
 class _Reader(nn.Module):
     """Scores of all labels; at first `start` for every text."""
 
-    def __init__(self, text: int, waves: int, hidden: int, start: Tensor) -> None:
+    def __init__(self, text: int, width: int, hidden: int, start: Tensor) -> None:
         super().__init__()
         self.linear = nn.Linear(text, len(start))
-        self.hidden = nn.Linear(text + waves, hidden)
+        self.hidden = nn.Linear(width, hidden)
         self.last = nn.Linear(hidden, len(start), bias=False)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.last.weight)
         self.linear.bias.data.copy_(start)
 
-    def forward(self, texts: Tensor, waves: Tensor) -> Tensor:
-        """`(B, d)` and `(B, 2 · frequencies)` to `(B, outputs)`."""
-        changing: Tensor = self.last(self.hidden(torch.cat([texts, waves], 1)).tanh())
-        scores: Tensor = self.linear(texts) + changing
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Text and waves, `(B, width)`, to `(B, outputs)`."""
+        changing: Tensor = self.last(self.hidden(inputs).tanh())
+        scores: Tensor = self.linear(inputs[:, : self.linear.in_features]) + changing
         return scores
 
 

@@ -3,12 +3,12 @@
 from torch import Tensor
 
 from amal_hf.policies.bounds import TwiceSigmoid
-from amal_hf.policies.loss_network import LossNetwork
+from amal_hf.policies.network_policy import NetworkPolicy
 from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.shapes import Features
 
 
-class MetaWeightNet(LossNetwork):
+class MetaWeightNet(NetworkPolicy):
     """`w = 2·sigmoid(MLP(losses))`, one hidden layer of 100, a meta step at every training step.
 
     It is there to be compared with. `LossNetwork` sees more, and is normalised: unnormalised weights drift together to
@@ -25,8 +25,6 @@ class MetaWeightNet(LossNetwork):
     References:
         Shu et al. 2019, "Meta-Weight-Net: Learning an Explicit Mapping For Sample Weighting", arXiv:1902.07379.
     """
-
-    interval = 1
 
     def __init__(self, hidden: int = 100, learning_rate: float = 1e-3, seed: int = 0) -> None:
         super().__init__(hidden, learning_rate, TwiceSigmoid(), seed)

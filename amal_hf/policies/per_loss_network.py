@@ -5,12 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amal_hf.policies.bounds import Convex, GatedConvex, MeanOne, Normalisation
-from amal_hf.policies.loss_network import LossNetwork, fit_and_entropy
+from amal_hf.policies.network_policy import NetworkPolicy
 from amal_hf.policies.policy import Observation, Signals, Sizes
+from amal_hf.policies.surface import fit_and_entropy
 from amal_hf.shapes import Features
 
 
-class PerLossNetwork(LossNetwork):
+class PerLossNetwork(NetworkPolicy):
     """Weights from a network that reads one loss of an example at a time, and a score of each loss's own.
 
     `LossNetwork` learns an output for each loss, from the examples that have it. A rule that fires on one example in a
@@ -31,6 +32,8 @@ class PerLossNetwork(LossNetwork):
 
     References: AMAL's objective (arXiv:2202.03250) with a network in the place of free weights.
     """
+
+    interval = 4
 
     def __init__(
         self, hidden: int = 32, learning_rate: float = 3e-3, normalisation: Normalisation | None = None, seed: int = 0

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from amal_hf.losses import IGNORED, at_least_fp32
 from amal_hf.policies.bounds import Normalisation, TwiceSigmoid
-from amal_hf.policies.loss_network import LossNetwork
+from amal_hf.policies.network_policy import NetworkPolicy
 from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.policies.slope_memory import SlopeMemory, of_likelihoods
+from amal_hf.policies.surface import surface, surface_width
 from amal_hf.processes import total, total_count
 from amal_hf.shapes import Batch, Features, Logits, LossTable
 from amal_hf.tokens import token_means
@@ -19,7 +20,7 @@ LABEL_WIDTH, MOST_LABELS = 16, 512
 """Width of a label's embedding, and how many are told apart; a larger vocabulary is hashed."""
 
 
-class StateNetwork(LossNetwork):
+class StateNetwork(NetworkPolicy):
     """Weights from hidden states, label and surface statistics of an example.
 
     It reads hidden states of chosen layers, averaged over the attended tokens and without a gradient; an embedding of
@@ -49,7 +50,6 @@ class StateNetwork(LossNetwork):
         described in what we could read; widths and activation are ours.
     """
 
-    interval = 1
     needs_hidden_states = True
     running_losses: Tensor
 
@@ -90,15 +90,15 @@ class StateNetwork(LossNetwork):
 
     def body(self, sizes: Sizes) -> nn.Module:
         """From features to the hidden layer."""
-        return _Reader(self.widths, self.label_count, self.surface_width(sizes), self.hidden)
+        return _Reader(self.widths, self.label_count, self.rest_width(sizes), self.hidden)
 
-    def surface_width(self, sizes: Sizes) -> int:
-        """Columns of surface statistics, progress included."""
-        return super().surface_width(sizes) + 1 + sizes.losses * (1 + self.memory)
+    def rest_width(self, sizes: Sizes) -> int:
+        """Columns beside states and label: surface, margin, losses against their mean, progress, and the memory."""
+        return surface_width(sizes) + 2 + sizes.losses * (1 + self.memory)
 
     def width(self, sizes: Sizes) -> int:
         """Columns of `inputs`."""
-        return sum(self.widths) + self.label_count + self.surface_width(sizes)
+        return sum(self.widths) + self.label_count + self.rest_width(sizes)
 
     def observe(self, signals: Signals) -> Features:
         """`(B, F)`: states, label, then the surface."""
@@ -111,12 +111,12 @@ class StateNetwork(LossNetwork):
                 f"StateNetwork(layers=()), which reads none."
             )
         labels = label_shares(signals.batch, signals.logits, self.label_count)
-        surface = self.surface(signals)
-        against_mean = surface[:, : len(self.running_losses)] - self.running_losses.to(surface)
-        return torch.cat([*pooled, labels, surface, margin(signals)[:, None], against_mean], 1).detach()
+        shown = surface(signals)
+        against_mean = shown[:, : len(self.running_losses)] - self.running_losses.to(shown)
+        return torch.cat([*pooled, labels, shown, margin(signals)[:, None], against_mean], 1).detach()
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
-        """As `LossNetwork`; takes note of the losses for their running mean."""
+        """Learns, and takes note of the losses for their running mean."""
         first = sum(self.widths) + self.label_count
         losses = observation.features[:, first : first + len(self.running_losses)]
         if self.memory:
@@ -128,7 +128,7 @@ class StateNetwork(LossNetwork):
         self.running_losses = self.running_losses.to(losses.device).lerp(mean, 0.1)
 
     def inputs(self, observation: Observation) -> Tensor:
-        """As `LossNetwork`, and with a memory the mean slopes of these very examples so far."""
+        """Features and progress, and with a memory the mean slopes of these very examples so far."""
         inputs = super().inputs(observation)
         return torch.cat([inputs, self.slopes.read(observation.ids).to(inputs)], 1) if self.memory else inputs
 
