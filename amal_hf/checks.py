@@ -13,10 +13,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPIN
 
 from amal_hf.arguments import AMALArguments
 from amal_hf.generators import answers_by_token, class_count, without_adapters
-from amal_hf.last_layer import LastLayer
 from amal_hf.losses import Loss
 from amal_hf.method import Method
-from amal_hf.tangents import DoubleBackward, FiniteDifference, ForwardMode
 
 
 logger = logging.getLogger(__name__)
@@ -110,7 +108,7 @@ def _check_tokens(trainer: Any) -> None:
             f"AMALTrainer: '{trainer.method.name}' weighs tokens, and {kind} gives one answer for an example. Leave "
             f"per_token out."
         )
-    if isinstance(trainer.method.tangent, LastLayer):
+    if trainer.method.tangent.head_alone:
         raise ValueError("AMALTrainer: per_token=True does not go with LastLayer(). Use FiniteDifference().")
 
 
@@ -128,7 +126,7 @@ def _check_changes(trainer: Any) -> None:
             f"ends: it would answer at the padding. Use a student that reads both ways (BERT and the like), or one "
             f"that reads forward with a tokenizer that pads on the left, as processing_class."
         )
-    if isinstance(trainer.method.tangent, LastLayer):
+    if trainer.method.tangent.head_alone:
         raise ValueError(
             f"AMALTrainer: {name} acts below the output layer, which is all that LastLayer() moves. Use "
             f"FiniteDifference()."
@@ -168,7 +166,7 @@ def _check_meta_step(trainer: Any) -> None:
     args = trainer.args
     _check_processes(trainer)
     attention = getattr(trainer.model.config, "_attn_implementation", None) or "eager"
-    if isinstance(trainer.method.tangent, ForwardMode | DoubleBackward) and attention != "eager":
+    if trainer.method.tangent.needs_eager_attention and attention != "eager":
         raise ValueError(
             f"AMALTrainer: {type(trainer.method.tangent).__name__}() differentiates attention in a way that "
             f"'{attention}' cannot be. Load the student with attn_implementation='eager', or use FiniteDifference()."
@@ -227,7 +225,7 @@ def _check_sharding(trainer: Any, works: str) -> None:
         raise ValueError(f"AMALTrainer: learned weights do not run under FSDP1, whose parameters cannot move. {works}")
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
         raise ValueError("AMALTrainer: learned weights need parameters on the GPU. Leave cpu_offload out.")
-    if not isinstance(method.tangent, FiniteDifference) or method.batch_policy or method.trajectory:
+    if not method.tangent.forward_only or method.batch_policy or method.trajectory:
         raise ValueError(
             f"AMALTrainer: '{method.name}' needs all parameters in one place, and FSDP2 cuts them over processes. "
             f"Under FSDP2 use a policy of weights with FiniteDifference() and no trajectory: amal()."

@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin, is_compiled_module
 from torch import nn
 
-from amal_hf.tangents import FiniteDifference, Tangent
+from amal_hf.tangents import Tangent
 
 
 def meta_forward(model: nn.Module, tangent: Tangent, plugin: TorchDynamoPlugin) -> Callable[..., Any]:
@@ -20,6 +20,6 @@ def meta_forward(model: nn.Module, tangent: Tangent, plugin: TorchDynamoPlugin) 
         tangent: how slopes are measured.
         plugin: Accelerate's, with the settings of the run.
     """
-    if plugin.backend == DynamoBackend.NO or is_compiled_module(model) or not isinstance(tangent, FiniteDifference):
+    if plugin.backend == DynamoBackend.NO or is_compiled_module(model) or not tangent.forward_only:
         return model
     return torch.compile(model, **plugin.to_kwargs())

@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 from amal_hf.clean_probe import FEWEST_ROWS
 from amal_hf.collator import is_stream, is_transformed, rows_of
 from amal_hf.generators import class_count, is_causal, is_encoder_decoder
-from amal_hf.last_layer import LastLayer
 from amal_hf.losses import IGNORED, CrossEntropy, Loss, Task
 from amal_hf.meta_set import own_random_numbers
 from amal_hf.method import Method
@@ -44,7 +43,7 @@ def check_generator(model: Any, losses: list[Any], method: Method, sets: dict[st
                 "classes. Leave it out."
             )
         return
-    if isinstance(method.tangent, LastLayer):
+    if method.tangent.head_alone:
         raise ValueError(
             f"LastLayer: the output layer of {type(model).__name__} is as wide as its vocabulary, and often tied to "
             "the embeddings. Use FiniteDifference(), which works with any student."

@@ -1,9 +1,8 @@
 """Directions: which way the parameters should move so that the loss on the clean meta set falls.
 
 A direction turns the meta gradient `∇V(θ)` into the vector `v` along which the slopes of the training losses are
-measured. It has to be the metric in which the student
-really moves: what one step of the student's optimizer does to `V` is `−lr ⟨P ∇V, ∇ℓ⟩` with the optimizer's own
-    preconditioner `P`.
+measured. It has to be the metric in which the student really moves: what one step of the student's optimizer does to
+`V` is `−lr ⟨P ∇V, ∇ℓ⟩` with the optimizer's own preconditioner `P`.
 """
 
 import functools
@@ -21,7 +20,7 @@ from amal_hf.shapes import Params
 
 logger = logging.getLogger(__name__)
 
-Product: TypeAlias = Callable[[Params], Params]
+HessianProduct: TypeAlias = Callable[[Params], Params]
 """`u -> H u` for the Hessian `H` of the weighed training loss of the present optimizer step."""
 
 
@@ -29,7 +28,7 @@ class Direction(ABC):
     """Meta gradient in, direction out; both shaped like the parameters."""
 
     @abstractmethod
-    def __call__(self, gradient: Params, params: Params, optimizer: Optimizer, product: Product) -> Params:
+    def __call__(self, gradient: Params, params: Params, optimizer: Optimizer, product: HessianProduct) -> Params:
         """The direction `v`.
 
         Args:
@@ -43,7 +42,7 @@ class Direction(ABC):
 class SGDDirection(Direction):
     """`v = ∇V`: exact for a student trained by plain gradient descent (Ren et al. 2018, arXiv:1803.09050)."""
 
-    def __call__(self, gradient: Params, params: Params, optimizer: Optimizer, product: Product) -> Params:
+    def __call__(self, gradient: Params, params: Params, optimizer: Optimizer, product: HessianProduct) -> Params:
         """The gradient as it is."""
         del params, optimizer, product
         return gradient
@@ -59,7 +58,7 @@ class AdamDirection(Direction):
     `SGDDirection`; that is said once in the log where the optimizer divides by one all the same.
     """
 
-    def __call__(self, gradient: Params, params: Params, optimizer: Optimizer, product: Product) -> Params:
+    def __call__(self, gradient: Params, params: Params, optimizer: Optimizer, product: HessianProduct) -> Params:
         """The gradient divided by what AdamW would divide it by.
 
         Zero where the optimizer has never moved a parameter.
@@ -101,7 +100,7 @@ class NeumannDirection(Direction):
         self.terms = terms
         self.scale = scale
 
-    def __call__(self, gradient: Params, params: Params, optimizer: Optimizer, product: Product) -> Params:
+    def __call__(self, gradient: Params, params: Params, optimizer: Optimizer, product: HessianProduct) -> Params:
         """The truncated series; the gradient itself where the learning rate is zero, as in a warm-up's first step."""
         del params
         scale = optimizer.param_groups[0]["lr"] if self.scale is None else self.scale

@@ -31,6 +31,8 @@ class LastLayer(Tangent):
         AMAL, arXiv:2202.03250, whose code takes the gradients of the last layer alone.
     """
 
+    head_alone = True
+
     def scope(self, model: nn.Module) -> nn.Linear:
         """The student's output layer."""
         return output_layer(model)

@@ -8,7 +8,7 @@
    not depend on the learning rate or the batch size.
 
 The student must not notice: parameters come back bit for bit, no `.grad` is touched, no global random number is drawn,
-    every module's mode is put back.
+every module's mode is put back.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from amal_hf.batch_policies.batch_policy import BatchPolicy, batch_gradient
-from amal_hf.directions import Product
+from amal_hf.central_differences import both_sides, movable
+from amal_hf.directions import HessianProduct
 from amal_hf.method import Method
 from amal_hf.policies.policy import Observation, Policy, of_unit_magnitude, weights_of
 from amal_hf.processes import summed_gradients, total, totals
 from amal_hf.shapes import Evaluate, Evaluation, ExampleIds, Features, LossTable, Params
 from amal_hf.sharded import Differentiate
-from amal_hf.tangents import global_norm, movable, movable_parameters, radius_for
+from amal_hf.tangents import movable_parameters
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def scaled(slopes: LossTable) -> tuple[LossTable, Tensor]:
     return of_unit_magnitude(torch.where(finite[:, None], slopes, 0.0)), finite
 
 
-def hessian_product(policy: Policy, params: Params, problem: Problem) -> Product:
+def hessian_product(policy: Policy, params: Params, problem: Problem) -> HessianProduct:
     """Hessian-vector products of the weighed training loss, by central differences of its gradient.
 
     Two backward passes a product. Nothing is differentiated twice, so fused attention stays on. The weights are those
@@ -158,13 +159,10 @@ def hessian_product(policy: Policy, params: Params, problem: Problem) -> Product
         if not weights:
             with torch.no_grad():
                 weights.append(_present_weights(policy, problem, problem.evaluate()))
-        step = radius_for(problem.dtype) / global_norm(vector).clamp(min=torch.finfo(torch.float32).tiny)
-        with movable(params, vector) as move:
-            move(step)
-            plus = _training_gradient(params, problem, weights[0])
-            move(-step)
-            minus = _training_gradient(params, problem, weights[0])
-        return {name: (plus[name] - minus[name]) / (2 * step) for name in vector}
+        plus, minus, distance = both_sides(
+            params, vector, lambda: _training_gradient(params, problem, weights[0]), problem.dtype
+        )
+        return {name: (plus[name] - minus[name]) / distance for name in vector}
 
     return product
 

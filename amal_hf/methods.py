@@ -80,7 +80,7 @@ def amal(
         tangent: `FiniteDifference()` by default: all layers, two forward passes, nothing switched off. `LastLayer()`
             is cheapest: with it the default policy learns at every 16th step, which keeps the cost below 5 %.
     """
-    cheapest = policy is None and isinstance(tangent, LastLayer)
+    cheapest = policy is None and tangent is not None and tangent.head_alone
     policy = LossNetwork() if policy is None else policy
     return Method(
         name="amal",

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from amal_hf.central_differences import global_norm
 from amal_hf.policies.policy import Observation
 from amal_hf.processes import summed_gradients
 from amal_hf.shapes import Evaluate, LossTable, Params
-from amal_hf.tangents import global_norm
 
 
 class Step(NamedTuple):

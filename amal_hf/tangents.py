@@ -13,16 +13,14 @@ A fourth, `last_layer.LastLayer`, is the closed form for the student's output la
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from amal_hf.processes import shard, whole
+from amal_hf.central_differences import both_sides, check_radius
 from amal_hf.shapes import Evaluate, Evaluation, Features, LossTable, Params
 
 
@@ -35,7 +33,18 @@ class Slopes(NamedTuple):
 
 
 class Tangent(ABC):
-    """A way of computing slopes."""
+    """A way of computing slopes.
+
+    Attributes:
+        forward_only: whether all it asks of the student are forward passes without a graph, which may be compiled and
+            whose parameters may be cut over processes.
+        needs_eager_attention: whether it differentiates attention in a way that fused attention cannot be.
+        head_alone: whether nothing below the student's output layer moves.
+    """
+
+    forward_only: bool = False
+    needs_eager_attention: bool = False
+    head_alone: bool = False
 
     def scope(self, model: nn.Module) -> nn.Module:
         """The part of the student whose parameters move; the rest counts as fixed."""
@@ -56,16 +65,15 @@ class Tangent(ABC):
 class FiniteDifference(Tangent):
     """Central differences: `[ℓ(θ + εv) − ℓ(θ − εv)] / 2ε` with `ε‖v‖` = the radius.
 
-    The parameters are moved in place and put back from kept copies, bit for bit.
-
     Args:
-        radius: length of the step `ε‖v‖` in parameter space. `None` chooses by precision: 0.01 in fp32 and 0.1 in
-            bf16 or fp16, which on a MiniLM-L6 gave relative errors of 9e-5 and about 1e-2 (too small a radius drowns
-            in rounding, too large a one in curvature; `benchmarks/precision.py`); 1e-4 in fp64.
+        radius: length of the step `ε‖v‖` in parameter space. `None` chooses by precision: 0.01 in fp32, 0.1 in bf16 or
+            fp16 and 1e-4 in fp64 (`central_differences.radius_for`).
 
     Raises:
         ValueError: a radius that is not positive and finite.
     """
+
+    forward_only = True
 
     def __init__(self, radius: float | None = None) -> None:
         check_radius(self, radius)
@@ -73,30 +81,12 @@ class FiniteDifference(Tangent):
 
     def __call__(self, model: nn.Module, direction: Params, evaluate: Evaluate, dtype: torch.dtype) -> Slopes:
         """Two forward passes; losses and features are those at the middle."""
-        radius = radius_for(dtype) if self.radius is None else self.radius
-        step = radius / global_norm(direction).clamp(min=torch.finfo(torch.float32).tiny)
-        params = dict(model.named_parameters())
-        with torch.no_grad(), movable(params, direction) as move:
-            move(step)
-            plus = evaluate()
-            move(-step)
-            minus = evaluate()
+        with torch.no_grad():
+            plus, minus, distance = both_sides(dict(model.named_parameters()), direction, evaluate, dtype, self.radius)
         return Slopes(
-            slopes=(plus.losses - minus.losses) / (2 * step),
+            slopes=(plus.losses - minus.losses) / distance,
             losses=(plus.losses + minus.losses) / 2,
             features=(plus.features + minus.features) / 2,
-        )
-
-
-def check_radius(owner: object, radius: float | None) -> None:
-    """Refuse a step that does not move, or not to anywhere.
-
-    Raises:
-        ValueError: a radius that is not positive and finite.
-    """
-    if radius is not None and not 0 < radius < float("inf"):
-        raise ValueError(
-            f"{type(owner).__name__}: radius must be positive and finite, got {radius}. None chooses by precision."
         )
 
 
@@ -105,6 +95,8 @@ class ForwardMode(Tangent):
 
     Fused attention has no forward-mode rule: load the student with `attn_implementation="eager"`.
     """
+
+    needs_eager_attention = True
 
     def __call__(self, model: nn.Module, direction: Params, evaluate: Evaluate, dtype: torch.dtype) -> Slopes:
         """One forward pass that carries the tangents along."""
@@ -124,6 +116,8 @@ class DoubleBackward(Tangent):
     `s_ik = ∂/∂u_ik ⟨v, ∇θ Σ u ℓ⟩`. The graph is kept twice, and fused attention must be off as for `ForwardMode`.
     """
 
+    needs_eager_attention = True
+
     def __call__(self, model: nn.Module, direction: Params, evaluate: Evaluate, dtype: torch.dtype) -> Slopes:
         """One forward and two backward passes."""
         del dtype
@@ -137,62 +131,6 @@ class DoubleBackward(Tangent):
             along = torch.stack(products).sum()
             (slopes,) = torch.autograd.grad(along, probe)
         return Slopes(slopes, result.losses.detach(), result.features.detach())
-
-
-def radius_for(dtype: torch.dtype) -> float:
-    """Length of a finite-difference step in parameter space, by the precision of the forward pass."""
-    return _RADIUS.get(dtype, 0.1)
-
-
-def global_norm(vector: Params) -> Tensor:
-    """Euclidean norm over all parameters, a scalar in fp32 or wider."""
-    norms = [torch.linalg.vector_norm(v, dtype=torch.promote_types(v.dtype, torch.float32)) for v in vector.values()]
-    return whole(torch.linalg.vector_norm(torch.stack(norms)))
-
-
-@contextmanager
-def movable(params: Params, direction: Params) -> Iterator[Callable[[Tensor], None]]:
-    """Within the block, a function that puts the parameters at `θ + step · v`; afterwards they hold their old bits.
-
-    They are put back from copies, whatever happened in between: subtracting what was added would not give the same
-    bits. Parameters in half precision are moved from points between what they can be; see `_dithered`.
-
-    Raises:
-        KeyError: a direction for a parameter that is not there.
-    """
-    kept = {name: shard(params[name].detach()).clone() for name in direction}
-    bases = {name: _dithered(old) for name, old in kept.items()}
-
-    @torch.no_grad()
-    def move(step: Tensor) -> None:
-        for name, v in direction.items():
-            target, base, local = shard(params[name]), bases[name], shard(v)
-            if base.dtype == local.dtype:
-                torch.addcmul(base, local, step, out=target)
-            else:
-                target.copy_(torch.addcmul(base, local.to(base), step))
-
-    try:
-        yield move
-    finally:
-        with torch.no_grad():
-            for name, old in kept.items():
-                shard(params[name]).copy_(old)
-
-
-def _dithered(values: Tensor) -> Tensor:
-    """Half-precision numbers as fp32, each moved at random within the range that is rounded to it; others as they are.
-
-    A step shorter than that range would be rounded away, for all numbers alike. From a random point it is rounded up
-    for as many numbers as its length says. It is what happens under autocast, where fp32 parameters are rounded.
-    """
-    if values.dtype not in (torch.bfloat16, torch.float16):
-        return values
-    wide = values.float()
-    spacing = torch.ldexp(torch.full_like(wide, torch.finfo(values.dtype).eps), torch.frexp(wide).exponent - 1)
-    generator = torch.Generator(values.device).manual_seed(3250)  # the global one is not to be drawn from
-    places = torch.rand(values.shape, generator=generator, device=values.device) - 0.5
-    return wide + torch.where(wide == 0, 0.0, places * spacing)  # around zero there is no such range
 
 
 def movable_parameters(module: nn.Module) -> Params:
@@ -222,6 +160,3 @@ def _evaluate_with(model: nn.Module, params: Params, evaluate: Evaluate) -> Eval
     swapped = {f"model.{name}": p for name, p in params.items()}
     result: Evaluation = functional_call(_Swapped(model, evaluate), swapped, ())
     return result
-
-
-_RADIUS = {torch.float64: 1e-4, torch.float32: 1e-2}

@@ -24,12 +24,12 @@ import torch
 from torch.optim import Optimizer
 
 from amal_hf.adjoints import Adjoints, clip_adjoint, step_adjoint
+from amal_hf.central_differences import both_sides, check_radius, global_norm
 from amal_hf.policies.policy import Observation
 from amal_hf.processes import summed_gradients, totals
 from amal_hf.rewinds import Rewind, Snapshots
 from amal_hf.shapes import LossTable, Params
 from amal_hf.steps import Step, clip_share, gradients_of, joined, put, raw, snapshot, trained_parameters
-from amal_hf.tangents import check_radius, global_norm, movable, radius_for
 
 
 # ---- slopes and Hessian products ----
@@ -66,18 +66,17 @@ class FiniteProduct(Product):
 
     def __call__(self, step: Step, params: Params, vector: Params, dtype: torch.dtype) -> tuple[LossTable, Params]:
         """Losses and gradients on both sides."""
-        radius = radius_for(dtype) if self.radius is None else self.radius
-        size = radius / global_norm(vector).clamp(min=torch.finfo(torch.float32).tiny)
-        sides = []
-        with movable(params, vector) as move:
-            for side in (size, -size):
-                move(side)
-                with torch.enable_grad():
-                    total, losses = step.total()
-                    sides.append((losses.detach(), summed_gradients(total, params)))
-        (plus, plus_gradients), (minus, minus_gradients) = sides
-        product = {name: (plus_gradients[name] - minus_gradients[name]) / (2 * size) for name in params}
-        return (plus - minus) / (2 * size), product
+
+        def look() -> tuple[LossTable, Params]:
+            with torch.enable_grad():
+                total, losses = step.total()
+                return losses.detach(), summed_gradients(total, params)
+
+        (plus, plus_gradients), (minus, minus_gradients), distance = both_sides(
+            params, vector, look, dtype, self.radius
+        )
+        product = {name: (plus_gradients[name] - minus_gradients[name]) / distance for name in params}
+        return (plus - minus) / distance, product
 
 
 class ExactProduct(Product):

@@ -30,10 +30,11 @@ from torch.nn.functional import cross_entropy
 from transformers import set_seed
 
 from amal_hf import AdamDirection, FiniteDifference, LossNetwork
+from amal_hf.central_differences import movable
 from amal_hf.meta import meta_gradient, scaled
 from amal_hf.policies.policy import Observation, Sizes
 from amal_hf.shapes import Evaluation
-from amal_hf.tangents import movable, movable_parameters
+from amal_hf.tangents import movable_parameters
 
 
 RESULTS = Path(__file__).parent / "results" / "parts.json"

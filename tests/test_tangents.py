@@ -7,11 +7,12 @@ from reference import slopes_by_unrolling
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from amal_hf import AdamDirection, DoubleBackward, FiniteDifference, ForwardMode, LastLayer, SGDDirection
+from amal_hf.central_differences import movable
 from amal_hf.directions import adam_denominators
 from amal_hf.last_layer import frozen_body, output_layer
 from amal_hf.meta import meta_gradient
 from amal_hf.shapes import Evaluation
-from amal_hf.tangents import movable, movable_parameters
+from amal_hf.tangents import movable_parameters
 
 
 TANGENTS = [FiniteDifference(), ForwardMode(), DoubleBackward(), LastLayer()]

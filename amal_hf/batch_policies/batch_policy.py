@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from amal_hf.central_differences import both_sides
 from amal_hf.shapes import Batch, Params, Targets
-from amal_hf.tangents import global_norm, movable, radius_for
 
 
 class Changed(NamedTuple):
@@ -131,13 +131,8 @@ def batch_gradient(
             have when it is called.
         dtype: precision of the student's forward pass.
     """
-    step = radius_for(dtype) / global_norm(direction).clamp(min=torch.finfo(torch.float32).tiny)
-    with movable(params, direction) as move:
-        move(step)
-        plus = _gradient(policy, loss)
-        move(-step)
-        minus = _gradient(policy, loss)
-    return [(m - p) / (2 * step).to(p) for p, m in zip(plus, minus, strict=True)]
+    plus, minus, distance = both_sides(params, direction, lambda: _gradient(policy, loss), dtype)
+    return [(m - p) / distance.to(p) for p, m in zip(plus, minus, strict=True)]
 
 
 def _gradient(policy: BatchPolicy, loss: Callable[[], Tensor]) -> tuple[Tensor, ...]:
