@@ -12,9 +12,8 @@ from datasets import Dataset, List, Value
 from numpy.typing import NDArray
 
 from amal_hf.data import replace_column
-from amal_hf.losses import IGNORED
 from amal_hf.rules import check_votes
-from amal_hf.shapes import ABSTAIN, VOTES
+from amal_hf.shapes import ABSTAIN, IGNORED, VOTES
 
 
 Aggregate: TypeAlias = Callable[[NDArray[np.integer], int, int], NDArray[Any]]

@@ -8,8 +8,7 @@ import datasets
 import torch
 from torch.utils.data import Dataset
 
-from amal_hf.losses import IGNORED
-from amal_hf.shapes import ABSTAIN, EXAMPLE_ID, KEPT, REPEATED
+from amal_hf.shapes import ABSTAIN, EXAMPLE_ID, IGNORED, KEPT, REPEATED
 
 
 class ExampleCollator:

@@ -15,12 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amal_hf.shapes import Batch, Logits, LossTable, PerExample
+from amal_hf.shapes import IGNORED, Batch, Logits, LossTable, PerExample
 from amal_hf.tokens import token_means
-
-
-IGNORED = -100
-"""The label that `transformers` uses for "no label here"."""
 
 
 @dataclass(frozen=True)

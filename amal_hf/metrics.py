@@ -8,10 +8,7 @@ from numpy.typing import NDArray
 from transformers.trainer_utils import EvalPrediction
 
 from amal_hf.scores import Score
-
-
-IGNORED = -100
-"""The label of positions that do not count, as in the losses of PyTorch."""
+from amal_hf.shapes import IGNORED
 
 
 class Accuracy(Score):

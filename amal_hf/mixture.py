@@ -17,11 +17,22 @@ from torch import Tensor
 from amal_hf.clean_probe import CleanRows
 from amal_hf.distillation import Distillation
 from amal_hf.example_notes import ExampleNotes
-from amal_hf.losses import IGNORED, CrossEntropy, CustomLoss, JointLoss, Loss, Task
+from amal_hf.losses import CrossEntropy, CustomLoss, JointLoss, Loss, Task
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, as_mixture, weights_of
 from amal_hf.policies.store import RowStore
 from amal_hf.processes import rows_of_all
-from amal_hf.shapes import EXAMPLE_ID, KEPT, META_ROW, Batch, Evaluation, ExampleIds, Logits, LossTable, Targets
+from amal_hf.shapes import (
+    EXAMPLE_ID,
+    IGNORED,
+    KEPT,
+    META_ROW,
+    Batch,
+    Evaluation,
+    ExampleIds,
+    Logits,
+    LossTable,
+    Targets,
+)
 from amal_hf.top_logits import TopLogits
 
 

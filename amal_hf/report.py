@@ -17,10 +17,10 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from amal_hf.losses import IGNORED
 from amal_hf.rule_summary import RuleSummary
 from amal_hf.run_figures import Picture, can_draw, pictures
 from amal_hf.run_record import Rules, RunRecord
+from amal_hf.shapes import IGNORED
 
 
 DECIMALS = 4

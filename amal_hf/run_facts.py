@@ -14,10 +14,10 @@ from amal_hf.card_check import is_repository
 from amal_hf.card_facts import CardDetails, RunFacts
 from amal_hf.generators import without_adapters
 from amal_hf.latency import hardware_name
-from amal_hf.losses import IGNORED, Loss
+from amal_hf.losses import Loss
 from amal_hf.method import Method
 from amal_hf.run_record import texts_of
-from amal_hf.shapes import EXAMPLE_ID
+from amal_hf.shapes import EXAMPLE_ID, IGNORED
 
 
 TASKS = {

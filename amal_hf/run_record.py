@@ -13,10 +13,10 @@ from amal_hf.batch_policies.label_blend import LabelBlend
 from amal_hf.batch_policies.token_mask import TokenMask
 from amal_hf.data import find_text_columns
 from amal_hf.example_notes import GUESS, STUDENT, group_means
-from amal_hf.losses import IGNORED
 from amal_hf.noise import TRUE_LABEL
 from amal_hf.rule_losses import RuleLosses
 from amal_hf.rule_summary import RuleSummary, summarise_rules
+from amal_hf.shapes import IGNORED
 
 
 SHOWN_TEXTS = 8

@@ -50,6 +50,9 @@ class Evaluation(NamedTuple):
 Evaluate: TypeAlias = Callable[[], Evaluation]
 """Runs the student at its present parameters over a fixed batch."""
 
+IGNORED = -100
+"""The label of a row, or of a token, that has none, as `transformers` marks it."""
+
 ABSTAIN = -1
 """The vote of a rule that says nothing."""
 

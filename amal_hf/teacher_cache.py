@@ -30,7 +30,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 from torch import Tensor, nn
 
-from amal_hf.shapes import EXAMPLE_ID, Batch, Logits, Teacher
+from amal_hf.shapes import EXAMPLE_ID, IGNORED, Batch, Logits, Teacher
 from amal_hf.teacher_inputs import PROBED, Encoding, row_numbers
 from amal_hf.top_logits import TopK, TopLogits
 
@@ -44,7 +44,6 @@ _ROUNDING = 0.05
 """Of the largest logit: half precision stays well below, other positions are far above."""
 
 _ARROW, _MANIFEST, _COLUMN, _CLASSES = "logits.arrow", "manifest.json", "logits", "classes"
-_UNLABELLED = -100  # as `transformers` marks it
 _BATCHES_IN_A_WINDOW = 32  # rows are sorted by length within a window only, so memory stays bounded
 
 
@@ -150,7 +149,7 @@ def token_mask(batch: Batch) -> Tensor:
     """`(B, T)`, True where logits are kept: at a token and not padding; for a decoder at a labelled one."""
     if "decoder_input_ids" in batch:
         labels: Tensor = batch["labels"]
-        return labels != _UNLABELLED
+        return labels != IGNORED
     if "attention_mask" in batch:
         mask: Tensor = batch["attention_mask"]
         return mask.bool()

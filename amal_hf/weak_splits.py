@@ -14,8 +14,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets
 
 from amal_hf.data import find_text_columns, normalise_text, replace_column, split_dataset
-from amal_hf.losses import IGNORED
-from amal_hf.shapes import ABSTAIN, VOTES
+from amal_hf.shapes import ABSTAIN, IGNORED, VOTES
 
 
 logger = logging.getLogger(__name__)

@@ -7,10 +7,9 @@ from settings import Bench
 from torch import Tensor
 
 from amal_hf import Convex, NetworkPolicy, Policy
-from amal_hf.losses import IGNORED
 from amal_hf.policies.bounds import Normalisation
 from amal_hf.policies.policy import Observation, Signals, Sizes
-from amal_hf.shapes import VOTES
+from amal_hf.shapes import IGNORED, VOTES
 from amal_hf.weak_splits import TRUTH
 
 

@@ -51,9 +51,8 @@ from amal_hf import (
 from amal_hf.aggregation import majority_vote
 from amal_hf.data import read_dataset, replace_column
 from amal_hf.demo import demo_teacher_path
-from amal_hf.losses import IGNORED
 from amal_hf.precision import has_fast_bf16
-from amal_hf.shapes import ABSTAIN, VOTES
+from amal_hf.shapes import ABSTAIN, IGNORED, VOTES
 from amal_hf.weak_splits import weak_splits
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from amal_hf.class_counts import MOST_CLASSES, ClassCounts, class_of
-from amal_hf.losses import IGNORED
+from amal_hf.shapes import IGNORED
 
 
 def test_commonness_is_the_log_of_a_count_over_the_mean():

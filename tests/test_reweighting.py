@@ -25,8 +25,9 @@ from amal_hf import (
     learning_to_reweight,
     meta_weight_net,
 )
-from amal_hf.losses import IGNORED, Task
+from amal_hf.losses import Task
 from amal_hf.policies.policy import Observation, Signals, Sizes
+from amal_hf.shapes import IGNORED
 
 
 def observation(count, columns=1):
