@@ -13,10 +13,9 @@ Evaluation is the plain task loss of `Trainer`. Without losses and method, every
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import datasets
@@ -26,16 +25,15 @@ from transformers.trainer_utils import IntervalStrategy
 
 from amal_hf.arguments import AMALArguments
 from amal_hf.checks import check_arguments, check_trainer, shows_states, state_widths, use_one_gpu
-from amal_hf.collator import ExampleCollator, is_stream, is_transformed, numbered, rows_of
+from amal_hf.collator import is_stream
 from amal_hf.compiled import meta_forward
 from amal_hf.data_checks import (
     check_data,
-    check_first_rows,
     check_generator,
     problem_type,
     warn_of_large_meta_batch,
 )
-from amal_hf.generators import class_count, is_causal, with_decoder_inputs
+from amal_hf.generators import class_count, is_causal
 from amal_hf.learner import Student, WeightLearner
 from amal_hf.logs import MixtureStatistics
 from amal_hf.losses import CrossEntropy, Loss, Task
@@ -44,16 +42,17 @@ from amal_hf.meta import MetaReport
 from amal_hf.meta_set import MetaSet
 from amal_hf.method import Method
 from amal_hf.mixture import Mixture, ids_of
+from amal_hf.numbered_rows import NumberedRowsTrainer
 from amal_hf.open_teachers import distillations, open_teachers
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.precision import compute_dtype
-from amal_hf.processes import process_count, total_count
+from amal_hf.processes import total_count
 from amal_hf.publishing import PublishingTrainer
-from amal_hf.ragged import filled, fills_up, own_part, without_repeats
+from amal_hf.ragged import fills_up, own_part
 from amal_hf.recorder import randomness
 from amal_hf.resumable import ResumableTrainer
 from amal_hf.run_outputs import write_outputs, write_page
-from amal_hf.shapes import EXAMPLE_ID, REPEATED, Batch
+from amal_hf.shapes import EXAMPLE_ID, Batch
 from amal_hf.shared_rows import warn_of_shared_sets
 from amal_hf.skipped_steps import SkippedSteps
 from amal_hf.student_inputs import StudentInputs
@@ -76,7 +75,7 @@ class _Window:
     prepared: list[Batch] = field(default_factory=list)
 
 
-class AMALTrainer(ResumableTrainer, PublishingTrainer):
+class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
     """A drop-in for `transformers.Trainer` that mixes losses for each example.
 
     Takes everything `Trainer` takes, and:
@@ -131,6 +130,24 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         losses += distillations(teacher_model)
         # A copy, since the policy inside holds what is learned: two trainers given one method must not share it.
         self.method = Method("fixed", FixedWeights()) if method is None else copy.deepcopy(method)
+        self._check(losses, meta_dataset)
+        kind = problem_type(self.model, self.train_dataset, meta_dataset)
+        task = Task(kind, self.args.label_smoothing_factor, is_causal(self.model))
+        self.mixes = True
+        self.mixture = (TokenMixture if self.method.per_token else Mixture)(losses, self.method.policy, task)
+        for loss in self.mixture.losses:
+            loss.check(self.train_dataset, class_count(self.model))
+        self.meta_dataset, given = meta_dataset, self.train_dataset
+        self._number_rows()
+        self._take_over_steps()
+        self._reset()
+        for callback in weight_histograms(self.callback_handler.callbacks, lambda: self._statistics.weights):
+            self.add_callback(callback)
+        # Last, as a cache may take an hour to fill: nothing else is refused after it.
+        self._open_teachers(given)
+
+    def _check(self, losses: list[Any], meta_dataset: Any) -> None:
+        """Refuse what could not be trained on, before rows are read and teachers opened."""
         check_trainer(self, self.method.learns)
         sets = {"train_dataset": self.train_dataset, "meta_dataset": meta_dataset}
         check_generator(self.model, losses, self.method, sets)
@@ -138,22 +155,9 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         if self.method.learns:
             self.method.tangent.scope(self.model)  # refuses an output layer that cannot be found, or moved
             warn_of_shared_sets(meta_dataset, self.train_dataset, self.eval_dataset)
-        kind = problem_type(self.model, *sets.values())
-        task = Task(kind, self.args.label_smoothing_factor, is_causal(self.model))
-        self.mixes = True
-        self.mixture = (TokenMixture if self.method.per_token else Mixture)(losses, self.method.policy, task)
-        for loss in self.mixture.losses:
-            loss.check(self.train_dataset, class_count(self.model))
-        self.meta_dataset = meta_dataset
-        self._collate = with_decoder_inputs(self.data_collator, self.model)
-        self._set_signature_columns_if_needed()
-        self.data_collator = ExampleCollator(self._collate, self._loss_columns)
-        self._check_first_rows(self.train_dataset, "train_dataset", self.mixture.losses)
-        if self.method.learns:
-            self._check_first_rows(meta_dataset, "meta_dataset", [self.method.objective])
-        given = self.train_dataset
-        self.train_dataset, self._given_ids = numbered(self.train_dataset)
-        self._numbered = self.train_dataset
+
+    def _take_over_steps(self) -> None:
+        """Tell `Trainer` what it must not do to a loss over whole optimizer steps, and be told of those it skips."""
         use_one_gpu(self.args)
         self._skipped_steps = SkippedSteps()
         self.add_callback(self._skipped_steps)
@@ -161,11 +165,6 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         # accumulation steps nor pass item counts on.
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = False
-        self._reset()
-        for callback in weight_histograms(self.callback_handler.callbacks, lambda: self._statistics.weights):
-            self.add_callback(callback)
-        # Last, as a cache may take an hour to fill: nothing else is refused after it.
-        self._open_teachers(given)
 
     # ---- training ----
 
@@ -186,11 +185,6 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
                 with memory_advice():
                     self._learn(self._learner)
         return batches, items
-
-    def get_train_dataloader(self) -> Any:
-        """`Trainer`'s; rows that are repeated to fill up a batch can be told from others."""
-        loader = super().get_train_dataloader()
-        return filled(loader) if self.mixes else loader
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """`Trainer`'s step; after the last micro-batch of an optimizer step, what ends with it."""
@@ -232,13 +226,6 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         # Gradients are averaged over processes, while the examples are those of all of them.
         loss = weighed.total * (self.accelerator.num_processes / window.examples)
         return (loss, outputs) if return_outputs else loss
-
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """`Trainer`'s, without the columns that only training losses read."""
-        if self.mixes:
-            own = {EXAMPLE_ID, *self._loss_columns}
-            inputs = {name: value for name, value in inputs.items() if name not in own}
-        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """`Trainer`'s, with the parts of the loss and the weights beside the training loss."""
@@ -323,9 +310,6 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
         if self.args.logging_strategy != IntervalStrategy.NO:
             self._statistics.add_meta(*report)
 
-    def _without_repeats(self, batch: Batch) -> Batch:
-        return without_repeats(batch, self.accelerator, self._train_batch_size, self.mixture.record.size)
-
     def _student(self) -> Student:
         norm = self.args.max_grad_norm or 0.0
         self._inputs.step = self.state.global_step
@@ -333,21 +317,6 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
             self._forward = meta_forward(self.model, self.method.tangent, self.accelerator.state.dynamo_plugin)
         dtype = compute_dtype(self.args, self.model)
         return Student(self.model, self._forward, self._inputs, self.optimizer, dtype, self._progress(), norm)
-
-    def _whole_training_set(self) -> Iterator[Sequence[Batch]]:
-        """In order, as the micro-batches of optimizer steps."""
-        rows, collate = self._rows_and_collator(self.train_dataset, "Training")
-        size = self._train_batch_size * process_count()
-        starts = range(0, len(rows), size)
-        batches = (own_part(collate(rows_of(rows, range(len(rows))[start : start + size]))) for start in starts)
-        while step := list(islice(batches, self.args.gradient_accumulation_steps)):
-            yield step
-
-    def _rows_and_collator(self, rows: Any, name: str) -> tuple[Any, Callable[[list[Any]], Batch]]:
-        """A dataset and what makes its batches, as `Trainer` would have them: without columns that nobody reads."""
-        if isinstance(rows, datasets.Dataset) and not is_transformed(rows):
-            return self._remove_unused_columns(rows, name), self.data_collator
-        return rows, self._get_collator_with_removed_columns(self.data_collator, name)
 
     # ---- set-up ----
 
@@ -363,11 +332,7 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
     def _reset(self) -> None:
         stream = is_stream(self.train_dataset) or self.train_dataset is None
         policy, changes = self.method.policy, self.method.batch_policy
-        if self.train_dataset is not self._numbered:
-            raise ValueError(
-                "AMALTrainer: train_dataset was replaced after the trainer had numbered its rows and opened its "
-                "teachers. Make a new AMALTrainer(model=trainer.model, train_dataset=...)."
-            )
+        self._check_replaced()
         if self.args.meta_learning_rate is not None:
             policy.learning_rate = self.args.meta_learning_rate
             if changes is not None:
@@ -398,12 +363,6 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
             warn_of_large_meta_batch(len(rows), meta_set.batch_size)
         return WeightLearner(self.method, self.mixture, meta_set, args.meta_interval or self.method.usual_interval)
 
-    def _check_first_rows(self, dataset: Any, name: str, losses: Sequence[Loss]) -> None:
-        """Make a batch of two rows, before teachers or training cost anything."""
-        if dataset is not None and not is_stream(dataset):
-            rows, collate = self._rows_and_collator(dataset, name)
-            check_first_rows(rows, collate, name, losses, self.mixture.task)
-
     def _open_teachers(self, dataset: Any) -> None:
         cache_dir = self.args.teacher_cache_dir
         # The first process fills a cache, the others find it.
@@ -420,16 +379,6 @@ class AMALTrainer(ResumableTrainer, PublishingTrainer):
                 autocast=lambda: self.accelerator.autocast(),
                 cut_over_processes=self.accelerator.is_fsdp2,
             )
-
-    def _set_signature_columns_if_needed(self) -> None:
-        """The student's inputs, and what losses and the objective read beside these."""
-        if self._signature_columns is None:
-            super()._set_signature_columns_if_needed()
-            known: list[str] = self._signature_columns or []
-            self._student_columns = set(known) - {"label", "label_ids", *self.label_names}
-            if self.mixes:
-                self._loss_columns = sorted({*self.mixture.columns, *self.method.objective.columns} - set(known))
-                self._signature_columns = [*known, EXAMPLE_ID, REPEATED, *self._loss_columns]
 
     def _progress(self) -> float:
         every = self.method.restart_every

@@ -1,0 +1,111 @@
+"""`Trainer` over rows that are known by their number, with columns that losses read beside the student's inputs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import datasets
+from torch import nn
+from transformers import Trainer
+
+from amal_hf.collator import ExampleCollator, is_stream, is_transformed, numbered, rows_of
+from amal_hf.data_checks import check_first_rows
+from amal_hf.generators import with_decoder_inputs
+from amal_hf.losses import Loss
+from amal_hf.method import Method
+from amal_hf.mixture import Mixture
+from amal_hf.processes import process_count
+from amal_hf.ragged import filled, own_part, without_repeats
+from amal_hf.shapes import EXAMPLE_ID, REPEATED, Batch
+
+
+class NumberedRowsTrainer(Trainer):
+    """`Trainer` whose batches say which rows they have.
+
+    With `mixes` off it is `Trainer`.
+    """
+
+    mixes: bool = False
+    mixture: Mixture
+    method: Method
+    meta_dataset: Any
+    model: Any
+    train_dataset: Any
+    _signature_columns: Any
+    _collate: Callable[[list[Any]], Batch]
+    _student_columns: set[str]
+    _loss_columns: list[str]
+    _given_ids: list[Any] | None
+
+    def _number_rows(self) -> None:
+        """Have the collator bring numbers and columns of losses, try it on two rows of each set, and number the rows.
+
+        Raises:
+            TypeError, ValueError: rows that make no batch to learn from; see `data_checks.check_first_rows`.
+        """
+        self._collate = with_decoder_inputs(self.data_collator, self.model)
+        self._set_signature_columns_if_needed()
+        self.data_collator = ExampleCollator(self._collate, self._loss_columns)
+        self._check_first_rows(self.train_dataset, "train_dataset", self.mixture.losses)
+        if self.method.learns:
+            self._check_first_rows(self.meta_dataset, "meta_dataset", [self.method.objective])
+        self.train_dataset, self._given_ids = numbered(self.train_dataset)
+        self._numbered = self.train_dataset
+
+    def _check_replaced(self) -> None:
+        """Refuse rows that came later.
+
+        Raises:
+            ValueError: says what to do instead.
+        """
+        if self.train_dataset is not self._numbered:
+            raise ValueError(
+                "AMALTrainer: train_dataset was replaced after the trainer had numbered its rows and opened its "
+                "teachers. Make a new AMALTrainer(model=trainer.model, train_dataset=...)."
+            )
+
+    def get_train_dataloader(self) -> Any:
+        """`Trainer`'s; rows that are repeated to fill up a batch can be told from others."""
+        loader = super().get_train_dataloader()
+        return filled(loader) if self.mixes else loader
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """`Trainer`'s, without the columns that only training losses read."""
+        if self.mixes:
+            own = {EXAMPLE_ID, *self._loss_columns}
+            inputs = {name: value for name, value in inputs.items() if name not in own}
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def _without_repeats(self, batch: Batch) -> Batch:
+        return without_repeats(batch, self.accelerator, self._train_batch_size, self.mixture.record.size)
+
+    def _whole_training_set(self) -> Iterator[Sequence[Batch]]:
+        """In order, as the micro-batches of optimizer steps."""
+        rows, collate = self._rows_and_collator(self.train_dataset, "Training")
+        size = self._train_batch_size * process_count()
+        starts = range(0, len(rows), size)
+        batches = (own_part(collate(rows_of(rows, range(len(rows))[start : start + size]))) for start in starts)
+        while step := list(islice(batches, self.args.gradient_accumulation_steps)):
+            yield step
+
+    def _rows_and_collator(self, rows: Any, name: str) -> tuple[Any, Callable[[list[Any]], Batch]]:
+        """A dataset and what makes its batches, as `Trainer` would have them: without columns that nobody reads."""
+        if isinstance(rows, datasets.Dataset) and not is_transformed(rows):
+            return self._remove_unused_columns(rows, name), self.data_collator
+        return rows, self._get_collator_with_removed_columns(self.data_collator, name)
+
+    def _check_first_rows(self, dataset: Any, name: str, losses: Sequence[Loss]) -> None:
+        """Make a batch of two rows, before teachers or training cost anything."""
+        if dataset is not None and not is_stream(dataset):
+            rows, collate = self._rows_and_collator(dataset, name)
+            check_first_rows(rows, collate, name, losses, self.mixture.task)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """The student's inputs, and what losses and the objective read beside these."""
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            known: list[str] = self._signature_columns or []
+            self._student_columns = set(known) - {"label", "label_ids", *self.label_names}
+            if self.mixes:
+                self._loss_columns = sorted({*self.mixture.columns, *self.method.objective.columns} - set(known))
+                self._signature_columns = [*known, EXAMPLE_ID, REPEATED, *self._loss_columns]
