@@ -10,14 +10,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from amal_hf.clean_probe import MOST_ROWS
+from amal_hf.collator import ids_of
 from amal_hf.last_layer import frozen_body
 from amal_hf.meta import MetaLoss, MetaReport, Problem, judge, meta_gradient, meta_step, scaled
 from amal_hf.meta_set import MetaSet
 from amal_hf.method import Method
-from amal_hf.mixture import Mixture, ids_of, kept
+from amal_hf.mixture import Mixture
 from amal_hf.policies.policy import restorer
 from amal_hf.precision import quick_backward
 from amal_hf.processes import total, total_count, whole
+from amal_hf.ragged import kept
 from amal_hf.recorder import Recorder
 from amal_hf.shapes import META_ROW, Batch, Evaluate, Evaluation, Params
 from amal_hf.sharded import cut_again, differentiation, placed

@@ -11,20 +11,19 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from amal_hf.clean_probe import CleanRows
+from amal_hf.collator import all_ids_of, ids_of
 from amal_hf.distillation import Distillation
 from amal_hf.example_notes import ExampleNotes
 from amal_hf.losses import CrossEntropy, CustomLoss, JointLoss, Loss, Task
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, as_mixture, weights_of
 from amal_hf.policies.store import RowStore
 from amal_hf.processes import rows_of_all
+from amal_hf.ragged import kept
 from amal_hf.shapes import (
     EXAMPLE_ID,
-    IGNORED,
-    KEPT,
     META_ROW,
     Batch,
     Evaluation,
@@ -33,6 +32,7 @@ from amal_hf.shapes import (
     LossTable,
     Targets,
 )
+from amal_hf.student_states import hidden_states
 from amal_hf.top_logits import TopLogits
 
 
@@ -269,40 +269,6 @@ def one_class_each(logits: Logits, labels: Tensor) -> bool:
     return logits.ndim == 2 and labels.ndim == 1 and not labels.is_floating_point() and logits.shape[1] > 1
 
 
-def hidden_states(outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
-    """The student's hidden states `(B, D)`, averaged over tokens and detached; empty if they were not asked for.
-
-    Those of an encoder-decoder one side after the other; on the decoder's side labelled tokens count.
-    """
-    mask, labels = batch.get("attention_mask"), batch.get("labels")
-    labelled = None if labels is None or labels.ndim != 2 else labels != IGNORED
-    sides = {"hidden_states": mask, "encoder_hidden_states": mask, "decoder_hidden_states": labelled}
-    return tuple(
-        token_mean(state.detach(), tokens)
-        for name, tokens in sides.items()
-        for state in getattr(outputs, name, None) or ()
-    )
-
-
-def token_states(outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
-    """The same for weights of tokens: `(B, T, D)` on the side of the logits, `(B, D)` of the source."""
-    source = getattr(outputs, "encoder_hidden_states", None) or ()
-    own = getattr(outputs, "hidden_states", None) or getattr(outputs, "decoder_hidden_states", None) or ()
-    pooled = tuple(token_mean(state.detach(), batch.get("attention_mask")) for state in source)
-    return (*pooled, *(state.detach() for state in own))
-
-
-def token_mean(states: Tensor, tokens: Tensor | None) -> Tensor:
-    """Mean of `(B, T, D)` over the tokens `(B, T)` that count, `(B, D)`.
-
-    Tokens that prompt tuning puts before a text count; over all where there is no mask, or tokens have been merged.
-    """
-    if tokens is None or tokens.ndim != 2 or len(tokens) != len(states) or tokens.shape[1] > states.shape[1]:
-        return states.mean(1)
-    counted = F.pad(tokens, (states.shape[1] - tokens.shape[1], 0), value=1).to(states)[..., None]
-    return (states * counted).sum(1) / counted.sum(1).clamp(min=1)
-
-
 def _as_loss(loss: Loss | Any) -> Loss:
     if isinstance(loss, Loss):
         return loss
@@ -313,22 +279,3 @@ def _as_loss(loss: Loss | Any) -> Loss:
             f"called, CrossEntropy(); what has no name is wrapped, CustomLoss(function, name)."
         )
     return CustomLoss(loss, name)
-
-
-def ids_of(batch: Batch) -> ExampleIds:
-    """The example ids of the rows of a batch that count."""
-    return kept(all_ids_of(batch), batch)
-
-
-def all_ids_of(batch: Batch) -> ExampleIds:
-    """The example ids of all rows of a batch; -1 in a stream that has none."""
-    if EXAMPLE_ID in batch:
-        ids: Tensor = batch[EXAMPLE_ID]
-        return ids
-    first = next(value for value in batch.values() if isinstance(value, Tensor))
-    return torch.full((len(first),), -1, device=first.device)
-
-
-def kept(values: Tensor, batch: Batch) -> Tensor:
-    """The rows that count, of values of all rows of a batch."""
-    return values[: batch.get(KEPT, len(values))]

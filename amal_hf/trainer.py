@@ -25,7 +25,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from amal_hf.arguments import AMALArguments
 from amal_hf.checks import check_arguments, check_trainer, shows_states, state_widths, use_one_gpu
-from amal_hf.collator import is_stream
+from amal_hf.collator import ids_of, is_stream
 from amal_hf.compiled import meta_forward
 from amal_hf.data_checks import (
     check_data,
@@ -41,7 +41,7 @@ from amal_hf.memory import memory_advice
 from amal_hf.meta import MetaReport
 from amal_hf.meta_set import MetaSet
 from amal_hf.method import Method
-from amal_hf.mixture import Mixture, ids_of
+from amal_hf.mixture import Mixture
 from amal_hf.numbered_rows import NumberedRowsTrainer
 from amal_hf.open_teachers import distillations, open_teachers
 from amal_hf.policies.fixed_weights import FixedWeights

@@ -22,10 +22,10 @@ from amal_hf import (
 )
 from amal_hf.learner import WeightLearner
 from amal_hf.losses import Task
-from amal_hf.mixture import hidden_states
 from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.policies.state_network import label_shares, margin
 from amal_hf.steps import put, raw
+from amal_hf.student_states import hidden_states
 
 
 SIZES = Sizes(losses=1, teachers=0, examples=None, classes=3, states=(16, 16, 16))
