@@ -12,9 +12,10 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, Seq2SeqTrainer
 
 from amal_hf.arguments import AMALArguments
-from amal_hf.generators import answers_by_token, class_count, without_adapters
+from amal_hf.generators import answers_by_token, without_adapters
 from amal_hf.losses import Loss
 from amal_hf.method import Method
+from amal_hf.model_labels import class_count
 
 
 logger = logging.getLogger(__name__)

@@ -28,6 +28,7 @@ from amal_hf.batch_policies.label_blend import LabelBlend
 from amal_hf.batch_policies.token_mask import AttentionMask, TokenMask
 from amal_hf.data import dataset_fingerprint, find_text_columns
 from amal_hf.method import Method
+from amal_hf.model_labels import label_names
 from amal_hf.policies.commentary_network import CommentaryNetwork
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.policies.frozen import Frozen
@@ -231,11 +232,6 @@ class Commentary:
                 columns,
                 found,
             )
-
-
-def label_names(config: Any) -> list[str]:
-    """The names of a model's classes, in their order."""
-    return [config.id2label[number] for number in sorted(config.id2label)]
 
 
 def _content_columns(dataset: Any) -> list[str]:

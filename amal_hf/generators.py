@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
@@ -19,13 +18,13 @@ DECODER_INPUTS = "decoder_input_ids"
 
 def is_encoder_decoder(model: Any) -> bool:
     """Whether the model translates: reads one text, writes another (T5, BART, Marian)."""
-    return _is_one_of(model, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+    return is_one_of(model, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
 
 
 def is_causal(model: Any) -> bool:
     """Whether the model continues a text, so that its labels stand one place after its logits (GPT-2, Llama)."""
     # What `transformers` calls the loss of a model decides for code that came with a model.
-    return _is_one_of(model, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) or (
+    return is_one_of(model, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) or (
         getattr(without_adapters(model), "loss_type", None) == "ForCausalLM" and not is_encoder_decoder(model)
     )
 
@@ -34,13 +33,6 @@ def answers_by_token(model: Any) -> bool:
     """Whether the model gives logits for every token."""
     kinds = [kind.__name__ for kind in type(without_adapters(model)).__mro__]
     return is_causal(model) or is_encoder_decoder(model) or any("TokenClassif" in k or "MaskedLM" in k for k in kinds)
-
-
-def class_count(model: Any) -> int:
-    """How many values a label may have: words of the vocabulary for a language model, classes for others."""
-    if is_encoder_decoder(model) or is_causal(model) or _is_one_of(model, MODEL_FOR_MASKED_LM_MAPPING_NAMES):
-        return int(model.config.get_text_config(decoder=True).vocab_size)
-    return int(model.config.num_labels)
 
 
 class DecoderInputs:
@@ -76,6 +68,6 @@ def without_adapters(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _is_one_of(model: Any, names: Mapping[str, Any]) -> bool:
+def is_one_of(model: Any, names: Mapping[str, Any]) -> bool:
     """Whether the model is of a class in an auto mapping of `transformers`, or of one derived from it."""
     return any(kind.__name__ in names.values() for kind in type(without_adapters(model)).__mro__)

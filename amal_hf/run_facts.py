@@ -16,6 +16,7 @@ from amal_hf.generators import without_adapters
 from amal_hf.latency import hardware_name
 from amal_hf.losses import Loss
 from amal_hf.method import Method
+from amal_hf.model_labels import label_names
 from amal_hf.run_record import texts_of
 from amal_hf.shapes import EXAMPLE_ID, IGNORED
 
@@ -134,7 +135,7 @@ def _no_path(name: str) -> str:
 def _labels(model: Any) -> list[str]:
     if model.can_generate() or model.config.num_labels < 2:
         return []
-    return [str(model.config.id2label[number]) for number in sorted(model.config.id2label)]
+    return label_names(model.config)
 
 
 def _rows(trainer: Any) -> dict[str, int]:

@@ -13,6 +13,7 @@ from amal_hf.batch_policies.label_blend import LabelBlend
 from amal_hf.batch_policies.token_mask import TokenMask
 from amal_hf.data import find_text_columns
 from amal_hf.example_notes import GUESS, STUDENT, group_means
+from amal_hf.model_labels import label_names
 from amal_hf.noise import TRUE_LABEL
 from amal_hf.rule_losses import RuleLosses
 from amal_hf.rule_summary import RuleSummary, summarise_rules
@@ -96,7 +97,7 @@ def record_of(trainer: Any) -> RunRecord:
     losses = {name: notes[f"loss/{name}"] for name in trainer.mixture.groups}
     rules = rules_of(trainer, columns, losses)
     changes = trainer.method.batch_policy
-    names = _class_names(trainer.model.config)
+    names = label_names(trainer.model.config) if getattr(trainer.model.config, "num_labels", 0) > 1 else []
     labels = _classes_in(trainer.train_dataset, ("labels", "label")) if names else None
     of_one_class = labels is not None or bool(np.isfinite(notes[GUESS]).any())
     return RunRecord(
@@ -227,11 +228,6 @@ def _classes_in(rows: Any, names: Sequence[str]) -> NDArray[np.int64] | None:
         return None
     values = np.asarray(rows.with_format("numpy")[column][:]).astype(np.int64)
     return np.where(values < 0, IGNORED, values)
-
-
-def _class_names(config: Any) -> list[str]:
-    count = getattr(config, "num_labels", 0)
-    return [str(config.id2label.get(number, number)) for number in range(count)] if count > 1 else []
 
 
 def _length(rows: Any) -> int | str:

@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from amal_hf.generators import without_adapters
+from amal_hf.model_labels import label_names
 from amal_hf.shapes import Batch, Logits
 from amal_hf.teacher_cache import CachedTeacher, CacheRecipe, digest_folder, digest_model, open_cache
 from amal_hf.teacher_inputs import (
@@ -182,7 +183,7 @@ def label_order(teacher_config: PreTrainedConfig, student_config: PreTrainedConf
     Raises:
         ValueError: the number of classes or their names differ.
     """
-    theirs, ours = _label_names(teacher_config), _label_names(student_config)
+    theirs, ours = label_names(teacher_config), label_names(student_config)
     if len(theirs) == len(ours) and (theirs == ours or _generic(theirs) or _generic(ours)):
         return None
     if sorted(theirs) != sorted(ours):
@@ -315,17 +316,12 @@ def _recipe(
     return CacheRecipe(
         encoding=encoding,
         teacher={"teacher": teacher.digest(), "precision": precision},
-        label2id={name: place for place, name in enumerate(_label_names(teacher.config))},
+        label2id={name: place for place, name in enumerate(label_names(teacher.config))},
         load=lambda: LiveTeacher(teacher.load(), autocast=autocast),
         batch_size=batch_size,
         device=device,
         top=top,
     )
-
-
-def _label_names(config: PreTrainedConfig) -> list[str]:
-    named = {int(place): name for place, name in (config.id2label or {}).items()}
-    return [named[place] for place in sorted(named)]
 
 
 def _generic(names: list[str]) -> bool:

@@ -33,7 +33,7 @@ from amal_hf.data_checks import (
     problem_type,
     warn_of_large_meta_batch,
 )
-from amal_hf.generators import class_count, is_causal
+from amal_hf.generators import is_causal
 from amal_hf.learner import Student, WeightLearner
 from amal_hf.logs import MixtureStatistics
 from amal_hf.losses import CrossEntropy, Loss, Task
@@ -42,6 +42,7 @@ from amal_hf.meta import MetaReport
 from amal_hf.meta_set import MetaSet
 from amal_hf.method import Method
 from amal_hf.mixture import Mixture
+from amal_hf.model_labels import class_count
 from amal_hf.numbered_rows import NumberedRowsTrainer
 from amal_hf.open_teachers import distillations, open_teachers
 from amal_hf.policies.fixed_weights import FixedWeights

@@ -40,8 +40,9 @@ from amal_hf import (
     learning_to_reweight,
     student_from_teacher,
 )
-from amal_hf.generators import answers_by_token, class_count, is_causal, is_encoder_decoder
+from amal_hf.generators import answers_by_token, is_causal, is_encoder_decoder
 from amal_hf.learner import WeightLearner
+from amal_hf.model_labels import class_count
 from amal_hf.tokens import token_means
 
 
