@@ -8,8 +8,7 @@ import datasets
 import torch
 from torch.utils.data import Dataset
 
-from amal_hf.ragged import kept
-from amal_hf.shapes import ABSTAIN, EXAMPLE_ID, IGNORED, KEPT, REPEATED, Batch, ExampleIds
+from amal_hf.shapes import ABSTAIN, EXAMPLE_ID, IGNORED, KEPT, REPEATED
 
 
 class ExampleCollator:
@@ -187,17 +186,3 @@ def _check_unique(ids: list[Any]) -> None:
         f"there more than once "
         f"({len(ids) - len(set(ids))} surplus rows). Remove the duplicates, or the column: rows are then numbered."
     )
-
-
-def ids_of(batch: Batch) -> ExampleIds:
-    """The example ids of the rows of a batch that count."""
-    return kept(all_ids_of(batch), batch)
-
-
-def all_ids_of(batch: Batch) -> ExampleIds:
-    """The example ids of all rows of a batch; -1 in a stream that has none."""
-    if EXAMPLE_ID in batch:
-        ids: torch.Tensor = batch[EXAMPLE_ID]
-        return ids
-    first = next(value for value in batch.values() if isinstance(value, torch.Tensor))
-    return torch.full((len(first),), -1, device=first.device)

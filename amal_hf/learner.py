@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from amal_hf.batch_rows import ids_of, kept
 from amal_hf.clean_probe import MOST_ROWS
-from amal_hf.collator import ids_of
 from amal_hf.last_layer import frozen_body
 from amal_hf.meta import MetaLoss, MetaReport, Problem, judge, meta_gradient, meta_step, scaled
 from amal_hf.meta_set import MetaSet
@@ -19,7 +19,6 @@ from amal_hf.mixture import Mixture
 from amal_hf.policies.policy import restorer
 from amal_hf.precision import quick_backward
 from amal_hf.processes import total, total_count, whole
-from amal_hf.ragged import kept
 from amal_hf.recorder import Recorder
 from amal_hf.shapes import META_ROW, Batch, Evaluate, Evaluation, Params
 from amal_hf.sharded import cut_again, differentiation, placed

@@ -13,15 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from amal_hf.batch_rows import all_ids_of, ids_of, kept
 from amal_hf.clean_probe import CleanRows
-from amal_hf.collator import all_ids_of, ids_of
 from amal_hf.distillation import Distillation
 from amal_hf.example_notes import ExampleNotes
 from amal_hf.losses import CrossEntropy, CustomLoss, JointLoss, Loss, Task
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, as_mixture, weights_of
 from amal_hf.policies.store import RowStore
 from amal_hf.processes import rows_of_all
-from amal_hf.ragged import kept
 from amal_hf.shapes import (
     EXAMPLE_ID,
     META_ROW,

@@ -10,7 +10,6 @@ from typing import Any
 
 from accelerate.data_loader import IterableDatasetShard
 from accelerate.utils import find_batch_size, slice_tensors
-from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from amal_hf.processes import process_count, process_rank
@@ -102,8 +101,3 @@ def filled(loader: Any) -> Any:
     if isinstance(part, IterableDatasetShard) and not part.drop_last:
         part.dataset = FilledStream(part.dataset, part.batch_size * (1 if part.split_batches else part.num_processes))
     return loader
-
-
-def kept(values: Tensor, batch: Batch) -> Tensor:
-    """The rows that count, of values of all rows of a batch."""
-    return values[: batch.get(KEPT, len(values))]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from amal_hf.collator import ids_of
+from amal_hf.batch_rows import ids_of
 from amal_hf.mixture import Mixture, Weighed
 from amal_hf.policies.policy import Observation
 from amal_hf.processes import process_count, process_rank, total_count, values_of_all

@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from amal_hf.collator import all_ids_of
+from amal_hf.batch_rows import all_ids_of, kept
 from amal_hf.losses import CrossEntropy, Task, distilled_tokens
 from amal_hf.mixture import Mixture, Weighed
 from amal_hf.policies.policy import Signals
-from amal_hf.ragged import kept
 from amal_hf.shapes import KEPT, Batch, Evaluation, ExampleIds, Logits, LossTable, PerExample, Targets
 from amal_hf.student_states import token_states
 

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from transformers.trainer_utils import IntervalStrategy
 
 from amal_hf.arguments import AMALArguments
+from amal_hf.batch_rows import ids_of
 from amal_hf.checks import check_arguments, check_trainer, shows_states, state_widths, use_one_gpu
-from amal_hf.collator import ids_of, is_stream
+from amal_hf.collator import is_stream
 from amal_hf.compiled import meta_forward
 from amal_hf.data_checks import (
     check_data,

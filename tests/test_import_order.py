@@ -13,6 +13,7 @@ PACKAGE = Path(amal_hf.__file__).parent
 
 LEVELS = [
     {"shapes"},
+    {"batch_rows", "student_states"},
     {
         "divergences",
         "tokens",
@@ -25,7 +26,7 @@ LEVELS = [
         "intervals",
         "checkpoints",
     },
-    {"scores", "class_counts", "clean_probe"},
+    {"scores", "class_counts", "clean_probe", "central_differences", "model_labels"},
     {"wrong_labels"},
     {
         "losses",
@@ -69,10 +70,12 @@ LEVELS = [
         "policies.heuristics",
         "policies.loss_network",
         "policies.meta_weight_net",
+        "policies.network_policy",
         "policies.per_loss_network",
         "policies.rectified_slopes",
         "policies.shared_weights",
         "policies.state_network",
+        "policies.surface",
         "policies.frozen",
     },
     {
@@ -113,6 +116,7 @@ LEVELS = [
     {"recorder", "run_figures", "student_inputs", "token_mixture"},
     {"learner", "methods", "report", "arguments", "commentary", "skipped_steps", "memory", "weights", "run_facts"},
     {"checks", "data_checks", "resumable", "run_outputs", "publishing"},
+    {"numbered_rows"},
     {"trainer"},
     {"seq2seq"},
 ]
@@ -141,6 +145,9 @@ NEVER = {("trainer", "methods")}
 
 MATHEMATICS = {
     "shapes",
+    "batch_rows",
+    "student_states",
+    "central_differences",
     "processes",
     "sharded",
     "divergences",
