@@ -11,18 +11,15 @@ import json
 import logging
 import os
 import shutil
-import time
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
-from huggingface_hub import CommitInfo, HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import CommitInfo
 from torch.distributed.fsdp import StateDictType
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
@@ -36,8 +33,9 @@ from amal_hf.method import Method
 from amal_hf.mixture import Mixture
 from amal_hf.policies.frozen import save_policy
 from amal_hf.policies.row_log import SEGMENTS
-from amal_hf.portable import SAVED, make_portable
-from amal_hf.run_facts import FIGURES, gather, weights_name
+from amal_hf.portable import SAVED
+from amal_hf.pushes import Push, Pushes
+from amal_hf.run_facts import FIGURES, gather
 from amal_hf.run_figures import TRAINING_TEXTS
 from amal_hf.state import STATE_NAME
 
@@ -46,31 +44,6 @@ logger = logging.getLogger(__name__)
 
 CARD_NAME, FACTS_NAME = "README.md", "card.json"
 """The card, and the facts that it can be rendered from again."""
-
-PICKLES = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.distcp", "*.metadata"]
-"""Never sent, wherever they come from."""
-
-PAUSES = (1.0, 5.0)
-"""Seconds before a commit that the server failed on is tried again. The client itself retries all but commits."""
-
-
-@dataclass(frozen=True)
-class Push:
-    """A folder on its way to the Hub, or what is left to be sent.
-
-    Attributes:
-        stage: the copy that is sent; removed afterwards.
-        path_in_repo: where to; empty for the root.
-        message: of the commit.
-        source: the checkpoint that it is a copy of.
-        weights: of every example, for a repository of their own.
-    """
-
-    stage: Path
-    path_in_repo: str
-    message: str
-    source: Path | None = None
-    weights: datasets.Dataset | None = None
 
 
 class PublishingTrainer(Trainer):
@@ -87,10 +60,7 @@ class PublishingTrainer(Trainer):
     mixes: bool = False
     mixture: Mixture
     method: Method
-    _api: HfApi
-    _private: bool | None
-    _under_way: list[tuple[Push, "Future[CommitInfo]"]]
-    _missing: dict[str, Push]
+    _pushes: Pushes
     _staged_folders: int = 0
     _student_files: frozenset[str] = frozenset()
 
@@ -139,9 +109,7 @@ class PublishingTrainer(Trainer):
         if private is not None:
             self.args.hub_private_repo = private  # where older transformers look for it
         super().init_hf_repo(token)
-        self._api = HfApi(library_name="amal_hf")
-        self._private = self.args.hub_private_repo
-        self._under_way, self._missing = [], {}
+        self._pushes = Pushes(self.hub_model_id, self.args.hub_private_repo, str(self.args.output_dir))
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -186,23 +154,19 @@ class PublishingTrainer(Trainer):
                 self._open_repository(token, private)
                 self.create_model_card()
             elif private is not None:
-                self._private = private
+                self._pushes.private = private
             self._finish_current_push()
             token, revision = token or self.args.hub_token, revision or self.args.hub_revision
             if not self.is_world_process_zero():
                 return None
             self._add_to_student(stage)
-            for missing in list(self._missing.values()):
+            for missing in list(self._pushes.missing.values()):
                 self._send_again(missing, token, revision)
         except BaseException:
             shutil.rmtree(stage, ignore_errors=True)
             raise
         push = Push(stage, "", commit_message, weights=self.example_weights() if self._shows_weights() else None)
-        if blocking:
-            return self._send(push, token, revision)
-        job = self._api.run_as_future(self._send, push, token, revision)
-        self._under_way.append((push, job))
-        return job
+        return (self._pushes.send if blocking else self._pushes.begin)(push, token, revision)
 
     def _open_repository(self, token: str | None, private: bool | None) -> None:
         try:
@@ -226,16 +190,15 @@ class PublishingTrainer(Trainer):
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else source.name
             pushes.append(Push(source, name, f"{message}, checkpoint", source))
-            self._missing[name] = pushes[-1]
-        if not self.args.hub_always_push and any(not job.done() for _, job in self._under_way):
+            self._pushes.missing[name] = pushes[-1]
+        if not self.args.hub_always_push and self._pushes.busy:
             return
-        self._collect()
+        self._pushes.collect()
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         for push in pushes:
             staged = replace(push, stage=self._staged(source, whole=push.path_in_repo != ""))
             # The token is taken now: while the next checkpoint is written, the arguments have none.
-            job = self._api.run_as_future(self._send, staged, self.args.hub_token, self.args.hub_revision)
-            self._under_way.append((staged, job))
+            self._pushes.begin(staged, self.args.hub_token, self.args.hub_revision)
 
     def _progress_message(self) -> str:
         by_epoch = self.args.save_strategy == SaveStrategy.EPOCH
@@ -245,66 +208,15 @@ class PublishingTrainer(Trainer):
     def _finish_current_push(self) -> None:
         """Wait for what is under way, and say what failed. `Trainer` calls this at the end of training."""
         if self.hub_model_id is not None:
-            wait([job for _, job in self._under_way])
-            self._collect()
-
-    def _collect(self) -> None:
-        """Note what has arrived, report what has not."""
-        for push, job in [pair for pair in self._under_way if pair[1].done()]:
-            self._under_way.remove((push, job))
-            error, kept = job.exception(), self._missing.get(push.path_in_repo)
-            if error is not None:
-                self._report(push, error)
-            elif kept is not None and kept.source == push.source:
-                del self._missing[push.path_in_repo]
-
-    def _report(self, push: Push, error: BaseException) -> None:
-        logger.error("'%s': %s: %s\n%s", push.message, type(error).__name__, error, self._consolation())
-
-    def _consolation(self) -> str:
-        return (
-            f"This did not get to {self.hub_model_id}. Nothing is lost: the files are in {self.args.output_dir}, and "
-            f"`trainer.push_to_hub()` sends what is missing."
-        )
+            self._pushes.finish()
 
     def _send_again(self, push: Push, token: str | None, revision: str | None) -> None:
         """A checkpoint that did not get there, if it still exists."""
         if push.source is None or not push.source.is_dir():
             logger.warning("%s is no longer here, so it is not sent to %s.", push.source, self.hub_model_id)
         else:
-            self._send(replace(push, stage=self._staged(push.source, whole=True)), token, revision)
-        del self._missing[push.path_in_repo]
-
-    def _send(self, push: Push, token: str | None, revision: str | None) -> CommitInfo:
-        """Upload a staged folder, and remove it."""
-        try:
-            make_portable(push.stage)
-            done = self._upload(push, token, revision)
-            if push.weights is not None:
-                self._send_weights(push.weights, token)
-        except Exception as error:
-            error.add_note(self._consolation())
-            raise
-        finally:
-            shutil.rmtree(push.stage, ignore_errors=True)
-        return done
-
-    def _send_weights(self, weights: datasets.Dataset, token: str | None) -> None:
-        """A dataset of their own, as private as the student; no column of an earlier one is left."""
-        name = weights_name(self.hub_model_id)
-        private = bool(self._private) or bool(self._api.model_info(self.hub_model_id, token=token).private)
-        self._api.create_repo(name, repo_type="dataset", private=private, exist_ok=True, token=token)
-        with TemporaryDirectory(dir=self.args.output_dir) as folder:
-            file = Path(folder, "data", "train-00000-of-00001.parquet")
-            file.parent.mkdir()
-            weights.to_parquet(file)
-            Path(folder, CARD_NAME).write_text(
-                f"---\ntags:\n- amal_hf\n---\n\nThe weight of every training example of {self.hub_model_id} for each "
-                f"loss, by `example_id`.\n"
-            )
-            self._api.upload_folder(
-                repo_id=name, repo_type="dataset", folder_path=folder, token=token, delete_patterns=["*"]
-            )
+            self._pushes.send(replace(push, stage=self._staged(push.source, whole=True)), token, revision)
+        del self._pushes.missing[push.path_in_repo]
 
     @contextmanager
     def _gathered(self) -> Iterator[None]:
@@ -319,31 +231,6 @@ class PublishingTrainer(Trainer):
             yield
         finally:
             plugin.set_state_dict_type(kind)
-
-    def _upload(self, push: Push, token: str | None, revision: str | None) -> CommitInfo:
-        """In one commit, which is tried again where the server failed: the client tries all else again by itself."""
-
-        def upload() -> CommitInfo:
-            return self._api.upload_folder(
-                repo_id=self.hub_model_id,
-                folder_path=push.stage,
-                path_in_repo=push.path_in_repo or None,
-                commit_message=push.message,
-                token=token,
-                revision=revision,
-                ignore_patterns=list(PICKLES),
-                # Nothing that an earlier checkpoint had besides is left beside this one.
-                delete_patterns=["*"] if push.path_in_repo else None,
-            )
-
-        for pause in PAUSES:
-            try:
-                return upload()
-            except HfHubHTTPError as error:
-                if error.response.status_code < 500 or "/commit/" not in str(error.response.url):
-                    raise
-                time.sleep(pause)
-        return upload()
 
     # ---- what is sent ----
 

@@ -115,6 +115,7 @@ LEVELS = [
     },
     {"recorder", "run_figures", "student_inputs", "token_mixture"},
     {"learner", "methods", "report", "arguments", "commentary", "skipped_steps", "memory", "weights", "run_facts"},
+    {"pushes"},
     {"checks", "data_checks", "resumable", "run_outputs", "publishing"},
     {"numbered_rows"},
     {"trainer"},

@@ -277,7 +277,9 @@ def test_the_token_is_there_while_checkpoints_are_written(hub, monkeypatch, tmp_
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     trainer = new_trainer(tmp_path, push_to_hub=True, hub_token=TOKEN, hub_strategy="every_save")
     trainer.save_model(str(tmp_path / "checkpoint-1"), _internal_call=True)
-    monkeypatch.setattr(trainer._api, "run_as_future", lambda send, *given: late.append((send, given)) or Future())
+    monkeypatch.setattr(
+        trainer._pushes.api, "run_as_future", lambda send, *given: late.append((send, given)) or Future()
+    )
     late = []
     trainer._push_from_checkpoint(str(tmp_path / "checkpoint-1"))
     trainer.args.hub_token = None
