@@ -12,7 +12,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, Seq2SeqTrainer
 
 from amal_hf.arguments import AMALArguments
-from amal_hf.generators import answers_by_token, without_adapters
+from amal_hf.generators import answers_by_token, takes_keywords, without_adapters
 from amal_hf.losses import Loss
 from amal_hf.method import Method
 from amal_hf.model_labels import class_count
@@ -75,8 +75,8 @@ def check_trainer(trainer: Any, learns: bool) -> None:
     if trainer.label_names != ["labels"]:
         raise ValueError(
             f"AMALTrainer: losses need a student whose labels are called 'labels'; {type(trainer.model).__name__} has "
-            f"{trainer.label_names}. "
-            "Sequence and token classification, regression and language modelling heads are supported."
+            f"{trainer.label_names}. Sequence and token classification, regression and language modelling heads are "
+            f"supported; set label_names=['labels'] where a forward takes them by **kwargs."
         )
     if not any(parameter.requires_grad for parameter in trainer.model.parameters()):
         raise ValueError("AMALTrainer: all parameters of the student are frozen, so there is nothing to train.")
@@ -150,8 +150,7 @@ def shows_states(model: Any) -> bool:
 
 
 def _takes_states(student: Any) -> bool:
-    parameters = inspect.signature(student.forward).parameters.values()
-    return any(p.name == "output_hidden_states" or p.kind is p.VAR_KEYWORD for p in parameters)
+    return "output_hidden_states" in inspect.signature(student.forward).parameters or takes_keywords(student)
 
 
 def _check_hidden_states(student: Any) -> None:

@@ -3,6 +3,7 @@
 A class derived from one of `transformers` is taken for it.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -61,6 +62,12 @@ def with_decoder_inputs(collate: Callable[[list[Any]], Any], model: Any) -> Call
     """The collator as the student needs it: as it is, unless the student is an encoder-decoder."""
     shift = getattr(without_adapters(model), "prepare_decoder_input_ids_from_labels", None)
     return DecoderInputs(collate, shift) if shift is not None and is_encoder_decoder(model) else collate
+
+
+def takes_keywords(model: Any) -> bool:
+    """Whether the model's forward takes inputs that it does not name."""
+    parameters = inspect.signature(without_adapters(model).forward).parameters.values()
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def without_adapters(model: Any) -> Any:

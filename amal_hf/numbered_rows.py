@@ -10,7 +10,7 @@ from transformers import Trainer
 
 from amal_hf.collator import ExampleCollator, is_stream, is_transformed, numbered, rows_of
 from amal_hf.data_checks import check_first_rows
-from amal_hf.generators import with_decoder_inputs
+from amal_hf.generators import takes_keywords, with_decoder_inputs
 from amal_hf.losses import Loss
 from amal_hf.method import Method
 from amal_hf.mixture import Mixture
@@ -101,10 +101,16 @@ class NumberedRowsTrainer(Trainer):
             check_first_rows(rows, collate, name, losses, self.mixture.task)
 
     def _set_signature_columns_if_needed(self) -> None:
-        """The student's inputs, and what losses and the objective read beside these."""
+        """The student's inputs, and what losses and the objective read beside these.
+
+        What a forward takes by `**kwargs` it gets as with `Trainer`, where columns are not removed: of inputs that
+        its tokenizer makes.
+        """
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
-            known: list[str] = self._signature_columns or []
+            known: list[str] = [*(self._signature_columns or [])]
+            if not self.args.remove_unused_columns and takes_keywords(self.model):
+                known += getattr(self.processing_class, "model_input_names", [])
             self._student_columns = set(known) - {"label", "label_ids", *self.label_names}
             if self.mixes:
                 self._loss_columns = sorted({*self.mixture.columns, *self.method.objective.columns} - set(known))

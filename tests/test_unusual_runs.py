@@ -157,6 +157,33 @@ class MyTagger(BertForTokenClassification):
     """A tagger of a user's own."""
 
 
+class Wrapped(type(tiny_bert())):
+    """A classifier of a user's own that hands on whatever it is given."""
+
+    def forward(self, **inputs):
+        return super().forward(**inputs)
+
+
+def test_inputs_that_a_forward_does_not_name(tmp_path):
+    """Where columns are kept it gets those of its tokenizer, as with `Trainer`, and trains as if it named them."""
+    weights = []
+    for kind in (type(tiny_bert()), Wrapped):
+        student = kind(tiny_bert().config)
+        student.load_state_dict(tiny_bert().state_dict())
+        trainer = AMALTrainer(
+            student,
+            toy_arguments(tmp_path, remove_unused_columns=False, label_names=["labels"]),
+            train_dataset=toy_rows(24),
+            meta_dataset=toy_rows(12, seed=1),
+            data_collator=default_data_collator,
+            processing_class=tokenizer(),
+            method=amal(),
+        )
+        trainer.train()
+        weights.append(trainer.example_weights()["labels"][:])
+    assert weights[0] == weights[1]
+
+
 def test_classes_derived_from_known_ones_are_known():
     """A subclass reads its labels as its parent does; code that came with a model says so by its loss."""
     writer, translator = MyWriter(tiny_generator("gpt2").config), MyTranslator(tiny_generator("bart").config)
