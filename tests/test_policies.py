@@ -24,6 +24,7 @@ from amal_hf import (
     LossNetwork,
     MeanOne,
     MetaWeightNet,
+    NetworkPolicy,
     PerLossNetwork,
     Policy,
     RandomWeights,
@@ -48,12 +49,23 @@ class Entry(NamedTuple):
     start: Callable[[Tensor], Tensor] | None
 
 
+class OwnNetwork(NetworkPolicy):
+    """A user's own, on all features as they are."""
+
+    def __init__(self):
+        super().__init__(hidden=16, learning_rate=1e-2, normalisation=None, seed=0)
+
+    def width(self, sizes):
+        return sizes.losses + FEATURES + 1
+
+
 def network(normalisation):
     return lambda: LossNetwork(normalisation=copy.deepcopy(normalisation))
 
 
 SAME, DIMMED = (lambda mixture: mixture), (lambda mixture: 0.9 * mixture)
 FREE = {"clamped table": Entry(ExampleTable, SAME), "mean-one network": Entry(network(MeanOne()), SAME)}
+OWN = {"one's own": Entry(OwnNetwork, SAME)}
 CONVEX = {
     "convex table": Entry(lambda: ExampleTable(bound=convex), SAME),
     "convex network": Entry(network(Convex()), SAME),
@@ -62,7 +74,7 @@ GATED = {
     "gated network": Entry(network(GatedConvex()), SAME),
     "convex-or-none network": Entry(network(ConvexOrNone()), DIMMED),
 }
-LEARNING = {**FREE, **CONVEX, **GATED}
+LEARNING = {**FREE, **CONVEX, **GATED, **OWN}
 ALIKE = {"fixed": Entry(FixedWeights, SAME), "shared": Entry(SharedWeights, SAME)}
 POLICIES = {**LEARNING, **ALIKE, "random": Entry(RandomWeights, None)}
 TABLES = ["clamped table", "convex table"]
