@@ -4,15 +4,18 @@ Soft labels are `(n, C)` and sum to one in every row; rows on which no rule vote
 with -100 for those rows, which costs a student nothing.
 """
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from datasets import Dataset, List, Value
 from numpy.typing import NDArray
 
 from amal_hf.data import replace_column
-from amal_hf.rules import check_votes
+from amal_hf.rules import check_some_vote, check_votes
 from amal_hf.shapes import ABSTAIN, IGNORED, VOTES
 
 
@@ -27,7 +30,7 @@ def add_aggregated(rows: Dataset, column: str, aggregate: Aggregate, classes: in
     anything.
 
     Args:
-        rows: with votes in `weak_labels` and labels in `label`, -100 where there is none; as `weak_splits` makes them.
+        rows: with votes in `weak_labels`, and labels in `label` if there are any; -100, -1 and `None` are none.
         column: to write.
         aggregate: `majority_vote`, `label_model`, `dawid_skene`, or any function of their kind.
         classes: C.
@@ -36,11 +39,18 @@ def add_aggregated(rows: Dataset, column: str, aggregate: Aggregate, classes: in
     Raises:
         ValueError: what `aggregate` does not take.
     """
-    votes, labels = np.array(rows[VOTES][:]), np.array(rows["label"][:])
+    votes = np.array(rows.with_format(None)[VOTES][:])
     found = aggregate(votes, classes, seed)
-    found[(labels != IGNORED) | ~(votes != ABSTAIN).any(1)] = IGNORED
+    found[_labelled(rows) | ~(votes != ABSTAIN).any(1)] = IGNORED
     feature = Value("int64") if found.ndim == 1 else List(Value("float64"))
     return replace_column(rows, column, found.tolist(), feature)
+
+
+def _labelled(rows: Dataset) -> NDArray[np.bool_]:
+    """`(n,)`: which rows have a label of their own."""
+    if "label" not in rows.column_names:
+        return np.zeros(len(rows), dtype=bool)
+    return np.array([label is not None and label >= 0 for label in rows.with_format(None)["label"][:]])
 
 
 def vote_shares(votes: NDArray[np.integer], classes: int) -> NDArray[np.float64]:
@@ -54,6 +64,7 @@ def vote_shares(votes: NDArray[np.integer], classes: int) -> NDArray[np.float64]
         ValueError: votes outside the classes, or none at all.
     """
     check_votes(votes, classes)
+    check_some_vote(votes)
     counts = (votes[:, :, None] == np.arange(classes)).sum(1).astype(np.float64)
     total = counts.sum(1, keepdims=True)
     return np.where(total > 0, counts / np.maximum(total, 1), 1 / classes)
@@ -90,10 +101,12 @@ def label_model(votes: NDArray[np.integer], classes: int, seed: int = 0, epochs:
         ValueError: as `vote_shares`; fewer than three rules; or all votes are for one class.
     """
     try:
-        from snorkel.labeling.model import LabelModel
+        with _generators_put_back():
+            from snorkel.labeling.model import LabelModel
     except ImportError as error:
         raise ImportError('label_model needs snorkel: pip install "amal_hf[snorkel]".') from error
     check_votes(votes, classes)
+    check_some_vote(votes)
     if votes.shape[1] < 3:
         raise ValueError(f"label_model needs at least 3 rules to compare, got {votes.shape[1]}. Use vote_shares.")
     voted = np.unique(votes[votes != ABSTAIN])
@@ -102,11 +115,24 @@ def label_model(votes: NDArray[np.integer], classes: int, seed: int = 0, epochs:
             f"label_model needs votes for at least two classes, but all are for class {int(voted[0])}. Add rules that "
             f"vote otherwise."
         )
-    model = LabelModel(cardinality=classes, verbose=False)
-    model.fit(np.asarray(votes), n_epochs=epochs, seed=seed, progress_bar=False)
-    soft: NDArray[np.float64] = np.array(model.predict_proba(np.asarray(votes)), dtype=np.float64)
+    with _generators_put_back():
+        model = LabelModel(cardinality=classes, verbose=False)
+        model.fit(np.asarray(votes), n_epochs=epochs, seed=seed, progress_bar=False)
+        soft: NDArray[np.float64] = np.array(model.predict_proba(np.asarray(votes)), dtype=np.float64)
     soft[~(votes != ABSTAIN).any(1)] = 1 / classes
     return soft
+
+
+@contextmanager
+def _generators_put_back() -> Iterator[None]:
+    """Snorkel draws from and seeds those of Python, NumPy and torch, from which students are drawn afterwards."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
 
 
 def hardened(soft: NDArray[np.floating], voted: NDArray[np.bool_], seed: int = 0) -> NDArray[np.int64]:

@@ -111,7 +111,14 @@ def split_rules(votes: Tensor) -> tuple[Tensor, list[int], list[int]]:
 
     Returns:
         Votes `(n, m')`, which rule each column was, and which class it votes for.
+
+    Raises:
+        ValueError: all rules abstain everywhere.
     """
+    if not bool((votes != ABSTAIN).any()):
+        raise ValueError(
+            f"split_rules: all {votes.shape[1]} rules abstain on all {len(votes)} rows. Look at what they read."
+        )
     pairs = [(j, int(k)) for j in range(votes.shape[1]) for k in votes[:, j].unique() if k != ABSTAIN]
     columns = [torch.where(votes[:, j] == k, k, ABSTAIN) for j, k in pairs]
     return torch.stack(columns, 1), [j for j, _ in pairs], [k for _, k in pairs]

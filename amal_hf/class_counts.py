@@ -59,6 +59,23 @@ def of_class(values: Tensor, classes: Tensor, otherwise: float) -> Tensor:
     return torch.where(classes >= 0, values.to(classes)[classes.clamp(min=0).long()], otherwise)
 
 
+def one_class_labels(batch: Batch, examples: int, reader: str) -> Tensor:
+    """`(B,)`, whole numbers: the class of every example, negative for none.
+
+    Raises:
+        ValueError: labels of another kind, which `reader` cannot read.
+    """
+    labels: Tensor | None = batch.get("labels")
+    if labels is None:
+        return torch.full((examples,), -1)
+    if labels.shape != (examples,) or labels.is_floating_point():
+        raise ValueError(
+            f"{reader} is for examples of one class each, and the labels of {examples} examples are {labels.dtype} of "
+            f"shape {tuple(labels.shape)}. Use another policy: amal()."
+        )
+    return labels
+
+
 def class_of(batch: Batch, examples: int, device: torch.device) -> PerExample:
     """`(B,)`, fp32: the number of an example's class; −1 for none, for numbers, for several labels at once."""
     labels = batch.get("labels")

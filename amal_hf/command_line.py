@@ -36,18 +36,25 @@ def parse_arguments(classes: Sequence[type], command_line: Sequence[str]) -> tup
         given = ["--help"]
     parser = HfArgumentParser(list(classes), epilog=epilog)  # type: ignore[arg-type]  # its own alias is too narrow
     if len(given) == 1 and given[0].endswith(ENDINGS):
-        given = _as_flags(Path(given[0]))
+        given = _as_flags(Path(given[0]), parser)
     return tuple(parser.parse_args_into_dataclasses(given))
 
 
-def _as_flags(file: Path) -> list[str]:
+def _as_flags(file: Path, parser: HfArgumentParser) -> list[str]:
+    """Settings as flags; a list that no flag could take, an empty one or one of an option of one value, as default."""
     settings = (json.loads if file.suffix == ".json" else yaml.safe_load)(file.read_text(encoding="utf-8"))
     if not isinstance(settings, dict):
         raise ValueError(f"{file} should hold settings, a name and a value each, but holds {type(settings).__name__}.")
     flags: list[str] = []
     for name, value in settings.items():
-        if isinstance(value, list):
+        if isinstance(value, list) and (not value or _takes_one(parser, name)):
+            parser.set_defaults(**{name: value})
+        elif isinstance(value, list):
             flags += [f"--{name}", *map(str, value)]
         elif value is not None:
             flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
     return flags
+
+
+def _takes_one(parser: HfArgumentParser, name: str) -> bool:
+    return any(action.dest == name and action.nargs is None for action in parser._actions)

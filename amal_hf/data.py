@@ -12,6 +12,7 @@ How `read_dataset` gets from a source to a `DatasetDict` that a trainer understa
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -53,7 +54,8 @@ def read_dataset(
             rows may also stand in `train`); a `.jsonl`, `.json`, `.csv` or `.tsv` file (one split, `train`); a folder
             of such files named train, valid/validation/val/dev, test or labeled; or a Hub id.
         text_columns: the columns that hold the text. Default: found by name, see `find_text_columns`.
-        label_column: the column to become `label`. Default: the first of the usual names (label, labels, intent...).
+        label_column: the column to become `label`; another one of that name is left out. Default: the first of the
+            usual names (label, labels, intent...).
         config: the configuration of a Hub dataset, such as `"sst2"` of GLUE.
 
     Returns:
@@ -115,7 +117,7 @@ def split_dataset(dataset: Dataset, sizes: Mapping[str, int | float], seed: int)
     keys = _text_keys(dataset, find_text_columns(dataset.column_names))
     first = {key: row for row, key in reversed(list(enumerate(keys)))}
     order = _stratified_order(dataset, np.array(sorted(first.values()), dtype=np.int64), seed)
-    counts = {name: _row_count(name, size, len(dataset)) for name, size in sizes.items()}
+    counts = _row_counts(sizes, len(dataset))
     if sum(counts.values()) > len(order):
         raise ValueError(
             f"The splits {counts} need {sum(counts.values())} rows, but the dataset has only {len(order)} different "
@@ -189,7 +191,7 @@ def _read_wrench_file(file: Path, names: list[str]) -> Dataset:
     rows = json.loads(file.read_text(encoding="utf-8"))
     if not rows or not all("text" in row["data"] for row in rows.values()):
         raise ValueError(f"{file} should be an object of rows with data.text, but has no row or a row without text.")
-    votes, label, text = List(Value("int8")), ClassLabel(names=names), Value("string")
+    votes, label, text = List(Value("int16")), ClassLabel(names=names), Value("string")
     if isinstance(next(iter(rows.values()))["label"], list):
         keys = ("id", "tokens", "labels", "weak_labels")
         features = (Value("string"), List(text), List(label), List(votes))
@@ -247,17 +249,37 @@ def _with_label(dataset: DatasetDict, column: str, names: list[str] | None) -> D
             f"{splits[0].column_names}. Several labels a text are not supported."
         )
     if column != target:
-        dataset = DatasetDict(
-            {
-                name: split.rename_column(column, target) if column in split.column_names else split
-                for name, split in dataset.items()
-            }
-        )
+        dataset = DatasetDict({name: _renamed(split, column, target) for name, split in dataset.items()})
     if isinstance(inner, ClassLabel):
-        return dataset
+        return DatasetDict({name: _without_nulls(split, target, feature) for name, split in dataset.items()})
     if not tokenwise and _are_numbers(dataset, target):
         return dataset.cast_column(target, Value("float32"))
     return _encode(dataset, target, tokenwise, names)
+
+
+def _renamed(split: Dataset, column: str, target: str) -> Dataset:
+    """With the column under the name that it is read by; another one of that name was not asked for."""
+    if column not in split.column_names:
+        return split
+    left = split.remove_columns(target) if target in split.column_names else split
+    return left.rename_column(column, target)
+
+
+def _without_nulls(split: Dataset, column: str, feature: Any) -> Dataset:
+    """Rows without a class say so by -1, each of their tokens by its own."""
+    values = _column(split, column)
+    if all(value is not None for value in values):
+        return split
+    missing = _unlabelled(split, isinstance(feature, List))
+    known = [none if value is None else value for value, none in zip(values, missing, strict=True)]
+    return replace_column(split, column, known, feature)
+
+
+def _unlabelled(split: Dataset, tokenwise: bool) -> list[Any]:
+    """The labels of a split that has none."""
+    if not tokenwise:
+        return [UNLABELLED] * len(split)
+    return [[UNLABELLED] * len(tokens) for tokens in split.with_format(None)["tokens"]]
 
 
 def _are_numbers(dataset: DatasetDict, column: str) -> bool:
@@ -311,7 +333,10 @@ def _encode(dataset: DatasetDict, column: str, tokenwise: bool, names: list[str]
     label = ClassLabel(names=names or [str(value) for value, code in codes.items() if code != UNLABELLED])
     encoded = DatasetDict()
     for name, split in dataset.items():
-        values = [[codes[v] for v in value] if tokenwise else codes[value] for value in plain[name]]
+        values = [
+            none if value is None else [codes[v] for v in value] if tokenwise else codes[value]
+            for value, none in zip(plain[name], _unlabelled(split, tokenwise), strict=True)
+        ]
         encoded[name] = replace_column(split, column, values, List(label) if tokenwise else label)
     return encoded
 
@@ -355,11 +380,21 @@ def _stratified_order(dataset: Dataset, rows: np.ndarray, seed: int) -> np.ndarr
     return rows[np.argsort(places, kind="stable")]
 
 
-def _row_count(name: str, size: int | float, total: int) -> int:
-    count = size if isinstance(size, int) else round(size * total)
-    if count < 1 or (isinstance(size, float) and size >= 1):
-        raise ValueError(f"Split {name!r} should be a positive number of rows or a share below 1, but came as {size}.")
-    return count
+def _row_counts(sizes: Mapping[str, int | float], total: int) -> dict[str, int]:
+    """Rows of every split. Shares are rounded where one ends and the next begins: those of a whole add up to it."""
+    counts, end = {}, 0.0
+    for name, size in sizes.items():
+        if isinstance(size, Integral):
+            counts[name] = int(size)
+        else:
+            counts[name] = round((end + size) * total) - round(end * total)
+            end += size
+        if counts[name] < 1 or not (isinstance(size, Integral) or size < 1):
+            raise ValueError(
+                f"Split {name!r} should be a positive number of rows or a share below 1, but came as {size} of "
+                f"{total} rows."
+            )
+    return counts
 
 
 def _require_columns(columns: Sequence[str], wanted: Sequence[str]) -> None:

@@ -89,8 +89,10 @@ class CalibrationError(Score):
     bins = 15
 
     def score(self, predictions: NDArray[Any], references: NDArray[Any]) -> float:
-        """In [0, 1], 0 being best."""
+        """In [0, 1], 0 being best; NaN for a student that has come to no finite numbers."""
         confidence = predictions.max(1)
+        if not np.isfinite(confidence).all():
+            return float("nan")
         right = predictions.argmax(1) == references
         bins = np.minimum((confidence * self.bins).astype(int), self.bins - 1)
         gaps = np.bincount(bins, confidence, self.bins) - np.bincount(bins, right, self.bins)
@@ -203,6 +205,7 @@ def _check_shapes(logits: NDArray[Any], labels: NDArray[Any], teacher_logits: ND
 
 
 def _softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    exponents = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # what is not finite becomes NaN
+        exponents = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     shares: NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
     return shares

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amal_hf.losses import Loss, Task, at_least_fp32
-from amal_hf.rules import check_votes
+from amal_hf.rules import check_some_vote, check_votes
 from amal_hf.shapes import ABSTAIN, VOTES, Batch, Logits, LossTable
 
 
@@ -118,4 +118,5 @@ def votes_of(rows: Any, column: str, rules: int, classes: int) -> NDArray[np.int
         raise ValueError(f"Column '{column}' holds votes of {widths} rules; the losses are made for {rules}.")
     votes: NDArray[np.int64] = np.concatenate([part.reshape(-1, rules) for part in parts])
     check_votes(votes, classes)
+    check_some_vote(votes)
     return votes

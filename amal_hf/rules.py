@@ -139,6 +139,8 @@ def add_votes(dataset: Dataset, votes: NDArray[Any] | str | Path, classes: int |
         )
     count = len(_class_names(dataset, None)) if classes is None else classes
     check_votes(matrix, count)
+    if not (matrix != ABSTAIN).any():
+        logger.warning("All %d rules abstain on all %d rows.", matrix.shape[1], len(matrix))
     return replace_column(dataset, VOTES, matrix.astype(np.int64).tolist(), List(Value("int16")))
 
 
@@ -168,7 +170,7 @@ def votes_of_table(rows: Iterable[tuple[Any, str, int]], ids: Sequence[Any]) -> 
 
 
 def check_votes(votes: NDArray[Any], classes: int) -> None:
-    """Refuse votes that are not class numbers, and rules that never say anything.
+    """Refuse votes that are not class numbers.
 
     Raises:
         ValueError: says which row and rule.
@@ -182,6 +184,14 @@ def check_votes(votes: NDArray[Any], classes: int) -> None:
             f"Votes should be classes from 0 to {classes - 1}, or {ABSTAIN} to abstain; row {place[0]} has "
             f"{int(votes[place])} by rule {place[-1]} ({len(wrong)} such votes)."
         )
+
+
+def check_some_vote(votes: NDArray[Any]) -> None:
+    """Refuse rules that never say anything.
+
+    Raises:
+        ValueError: all of them abstain everywhere.
+    """
     if not (votes != ABSTAIN).any():
         raise ValueError("All rules abstain on every row: there is nothing to learn from. Look at what they read.")
 
@@ -205,7 +215,7 @@ def _number(vote: Vote, classes: list[str], name: str) -> int:
     if isinstance(vote, str):
         if vote in classes:
             return classes.index(vote)
-    elif vote in range(ABSTAIN, len(classes)):  # 0.7 and NaN are no numbers of classes
+    elif not isinstance(vote, bool | np.bool_) and vote in range(ABSTAIN, len(classes)):  # nor are 0.7 and NaN
         return int(vote)
     raise ValueError(
         f"Rule '{name}' voted {vote!r}, which is not one of the classes {classes} (or their numbers). Return None to "

@@ -220,13 +220,11 @@ def _extremes(
     weights = np.array(table[loss][:], dtype=np.float64)
     order = np.argsort(weights)[: np.isfinite(weights).sum()]
     picked = [int(number) for number in (*order[:count], *order[::-1][:count])]
-    texts = texts_of(rows.select(picked), tokenizer)
+    texts, plain = texts_of(rows.select(picked), tokenizer), rows.with_format(None)
 
     def shown(place: int, number: int) -> dict[str, Any]:
-        row = rows[number]
         text = " / ".join(column[place] for column in texts.values())
-        label = row.get("label", row.get("labels"))
-        known = "" if label is None or label == IGNORED else _class(rows, label)
+        known = _class(plain, number)
         weight = float(weights[number])
         return {"id": str(table[number][EXAMPLE_ID]), "weight": weight, "label": known, "text": text[:_TEXT_SHOWN]}
 
@@ -234,9 +232,16 @@ def _extremes(
     return entries[: len(order[:count])], entries[len(order[:count]) :]
 
 
-def _class(rows: datasets.Dataset, label: Any) -> str:
-    feature = rows.features.get("label")
-    return feature.int2str(label) if isinstance(feature, datasets.ClassLabel) else str(label)
+def _class(rows: datasets.Dataset, number: int) -> str:
+    """The label of a row, by name where it has one; empty for none."""
+    column = next((name for name in ("label", "labels") if name in rows.column_names), None)
+    label = None if column is None else rows[number][column]
+    if column is None or label is None or label == IGNORED:
+        return ""
+    feature = rows.features[column]
+    if not isinstance(feature, datasets.ClassLabel):
+        return str(label)
+    return feature.int2str(label) if label >= 0 else ""
 
 
 def _versions() -> dict[str, str]:

@@ -77,7 +77,9 @@ def _texts(tokenizer: PreTrainedTokenizerBase, prediction: EvalPrediction) -> tu
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Any) -> list[str]:
-    padded = np.where(np.asarray(ids) < 0, tokenizer.pad_token_id, ids)
+    # Of some tokenizers that write no padding is made by their end of text.
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    padded = np.where(np.asarray(ids) < 0, padding, ids)
     return [text.strip() for text in tokenizer.batch_decode(padded, skip_special_tokens=True)]
 
 

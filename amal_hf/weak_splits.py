@@ -9,6 +9,7 @@ test
 """
 
 import logging
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets
@@ -126,15 +127,29 @@ def _training(labelled: Dataset, unlabelled: Dataset) -> Dataset:
     kind = Value("int64") if column == "label" else List(Value("int64"))
     if VOTES in unlabelled.column_names and VOTES not in labelled.column_names:
         # Labelled by hand: no rule has looked at these rows.
-        silent = [[ABSTAIN] * len(unlabelled[0][VOTES])] * len(labelled)
-        labelled = replace_column(labelled, VOTES, silent, unlabelled.features[VOTES])
+        feature = unlabelled.features[VOTES]
+        labelled = replace_column(labelled, VOTES, _silent(labelled, unlabelled[0][VOTES]), feature)
     parts = []
     for rows, given in ((labelled, True), (unlabelled, False)):
-        truth = [np.array(label, dtype=np.int64) for label in rows[column][:]]
+        truth = [np.array(label, dtype=np.int64) for label in _truth(rows, column)]
         labels = [np.where(label >= 0, label, IGNORED) if given else np.full_like(label, IGNORED) for label in truth]
         known = replace_column(rows, TRUTH, [label.tolist() for label in truth], kind)
         parts.append(replace_column(known, column, [label.tolist() for label in labels], kind))
     return concatenate_datasets(parts)
+
+
+def _silent(rows: Dataset, votes: list[Any]) -> list[list[Any]]:
+    """What rules that vote as in `votes`, on a row or on each of its tokens, have said of rows that they never saw."""
+    if votes and isinstance(votes[0], list):
+        return [[[ABSTAIN] * len(votes[0])] * len(tokens) for tokens in rows["tokens"]]
+    return [[ABSTAIN] * len(votes)] * len(rows)
+
+
+def _truth(rows: Dataset, column: str) -> list[Any]:
+    """Labels, and -1 where none is known."""
+    given = rows[column][:] if column in rows.column_names else [None] * len(rows)
+    unknown = [-1] * len(rows) if column == "label" else [[-1] * len(tokens) for tokens in rows["tokens"]]
+    return [none if label is None else label for label, none in zip(given, unknown, strict=True)]
 
 
 def _texts(rows: Dataset, columns: tuple[str, ...]) -> set[str]:

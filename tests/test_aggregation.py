@@ -1,10 +1,13 @@
 """Votes made into labels."""
 
+import random
 import sys
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
+from transformers import set_seed
 
 from amal_hf.aggregation import add_aggregated, label_model, majority_vote, vote_shares
 
@@ -38,6 +41,20 @@ def test_aggregated_votes_stand_beside_rows_without_a_label():
     assert soft["majority"][:] == hard["majority"][:]
 
 
+@pytest.mark.parametrize("labels", [[-100] * 4, [-1] * 4, [None] * 4, None])
+def test_rows_without_a_label_are_known_however_they_say_so(labels):
+    """-100, the -1 of `read_dataset`, nothing, or no column at all, as where only a crowd has voted."""
+    votes = {"weak_labels": [[0, 0], [2, -1], [-1, -1], [1, 1]]}
+    rows = Dataset.from_dict(votes if labels is None else {**votes, "label": labels})
+    assert add_aggregated(rows, "majority", majority_vote, 3)["majority"][:] == [0, 2, -100, 1]
+
+
+def test_rules_that_say_nothing_have_no_majority():
+    """There is nothing to be made into a label."""
+    with pytest.raises(ValueError, match="All rules abstain"):
+        majority_vote(np.full((4, 3), -1), 2)
+
+
 def test_votes_outside_the_classes_are_refused():
     """They would be counted for nothing."""
     with pytest.raises(ValueError, match="row 1 has 2 by rule 0"):
@@ -58,7 +75,11 @@ def test_label_model_trusts_rules_by_their_agreement():
     truth = rng.integers(0, 2, 2000)
     good = [np.where(rng.random(2000) < 0.9, truth, 1 - truth) for _ in range(3)]
     votes = np.stack([*good, rng.integers(0, 2, 2000), rng.integers(0, 2, 2000)], 1)
+    set_seed(1)
+    drawn = [random.random(), np.random.rand(), float(torch.rand(1))]
+    set_seed(1)
     assert (label_model(votes, 2).argmax(1) == truth).mean() > (majority_vote(votes, 2) == truth).mean()
+    assert [random.random(), np.random.rand(), float(torch.rand(1))] == drawn, "generators were left elsewhere"
     for bad, message in ((votes[:, :2], "at least 3 rules"), (votes * 0, "at least two classes")):
         with pytest.raises(ValueError, match=message):
             label_model(bad, 2)

@@ -148,6 +148,26 @@ def test_rows_without_a_label_are_not_blended(batch):
     torch.testing.assert_close(changed.embeddings[alone], embeddings[alone])
 
 
+@pytest.mark.parametrize("new_policy", POLICIES.values(), ids=POLICIES.keys())
+def test_rows_of_one_length_need_no_attention_mask(batch, new_policy):
+    """Without one every token counts."""
+    batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
+    embeddings = torch.randn(6, 10, 4)
+    with_mask, without = (
+        new_policy().change(embeddings, {name: batch[name] for name in names}, 0)
+        for names in (("input_ids", "labels", "attention_mask"), ("input_ids", "labels"))
+    )
+    assert torch.equal(with_mask.embeddings, without.embeddings)
+    assert torch.equal(with_mask.attention_mask, without.attention_mask)
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(6, 3), torch.zeros(6, 10, dtype=torch.long)])
+def test_blends_of_other_labels_are_refused(batch, labels):
+    """Several labels at once, and labels of tokens, are no rows of the matrix."""
+    with pytest.raises(ValueError, match="LabelBlend is for examples of one class each"):
+        LabelBlend(3).change(torch.randn(6, 10, 4), {**batch, "labels": labels}, 0)
+
+
 def test_masks_keep_special_tokens_and_the_budget(batch):
     """1 for special tokens and padding; over the others the mean of each row is the budget."""
     policy = stirred(TokenMask(VECTORS, [0, 5], budget=0.3))

@@ -96,6 +96,8 @@ def test_hundreds_of_rules_do_not_overflow():
 def test_rules_for_several_classes_are_split():
     """One column for each class that a rule votes for, so that every column has one class."""
     votes = torch.tensor([[0, 2], [1, -1], [-1, 2]])
+    with pytest.raises(ValueError, match="all 3 rules abstain on all 2 rows"):
+        split_rules(torch.full((2, 3), -1))
     columns, rules, classes = split_rules(votes)
     assert rules == [0, 0, 1] and classes == [0, 1, 2]
     assert columns.tolist() == [[0, -1, 2], [-1, 1, -1], [-1, -1, 2]]

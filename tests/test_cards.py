@@ -116,9 +116,10 @@ def test_a_full_card(tmp_path):
     assert "number 0" not in card.text  # training data
 
 
-def test_examples_are_shown_on_request(tmp_path):
+@pytest.mark.parametrize("form", [None, "torch"])
+def test_examples_are_shown_on_request(tmp_path, form):
     """The examples of extreme weight appear with id, label and text, and nothing in a text acts as markup."""
-    trained(tmp_path).create_model_card(shown_examples=2)
+    trained(tmp_path, train_dataset=texts(40).with_format(form)).create_model_card(shown_examples=2)
     card = card_of(tmp_path)
     facts = json.loads((tmp_path / "card.json").read_text())
     assert len(facts["lowest"]) == len(facts["highest"]) == 2

@@ -46,6 +46,16 @@ def test_a_file_is_read_as_flags_are(tmp_path, ending, write):
     assert (args.output_dir, args.learning_rate, args.lr_scheduler_kwargs) == ("out", 2e-5, {"min_lr": 0.5})
 
 
+def test_lists_of_options_that_take_one_value_or_several(tmp_path):
+    """A flag could not say so, and a file can: `report_to` is a name, or a list of names."""
+    for names in (["tensorboard", "none"], []):
+        (tmp_path / "settings.yaml").write_text(
+            yaml.safe_dump({"output_dir": "out", "report_to": names, "shares": []})
+        )
+        recipe, args = parse_arguments([Recipe, AMALArguments], [str(tmp_path / "settings.yaml")])
+        assert (recipe.shares, args.report_to, args.output_dir) == ([], names, "out")
+
+
 def test_help_shows_the_scripts_own_flags_and_where_the_others_are(capsys):
     """There are some two hundred of `Trainer`."""
     shown = []

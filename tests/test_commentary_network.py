@@ -2,13 +2,15 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_bert, toy_arguments, toy_rows
 
-from amal_hf import AMALTrainer, CommentaryNetwork, Method, NeumannDirection
+from amal_hf import AMALTrainer, CommentaryNetwork, Distillation, Method, NeumannDirection
+from amal_hf.losses import Task
 from amal_hf.policies.commentary_network import fourier
-from amal_hf.policies.policy import Observation, Sizes
+from amal_hf.policies.policy import Observation, Signals, Sizes
 
 
 def new_network(examples=4):
@@ -64,9 +66,30 @@ def test_trains_with_the_neumann_direction(tmp_path):
     assert torch.isfinite(weights).all() and weights.std() > 0
 
 
+def test_a_row_without_labels_gets_what_they_have_on_average(tmp_path):
+    """Where a teacher alone is followed; several labels at once are refused by name."""
+    rows = toy_rows(24).remove_columns("labels")
+    trainer = AMALTrainer(
+        model=tiny_bert(),
+        args=toy_arguments(tmp_path),
+        train_dataset=rows,
+        meta_dataset=toy_rows(10, 4),
+        losses=[Distillation(tiny_bert(1))],
+        method=Method("commentary", CommentaryNetwork(torch.randn(24, 8), 3)),
+    )
+    trainer.train()
+    assert np.isfinite(trainer.example_weights()["teacher"][:]).all()
+    network = new_network()
+    signals = Signals(torch.ones(4, 1), torch.zeros(4, 3), (), {"labels": torch.zeros(4, 3)}, Task())
+    with pytest.raises(ValueError, match="CommentaryNetwork is for examples of one class each"):
+        network.observe(signals)
+
+
 def test_bad_input():
     """Embeddings of another dataset are refused before training."""
     with pytest.raises(ValueError, match="got 4 for 5 rows"):
         CommentaryNetwork(torch.eye(4), 3).reset(Sizes(1, 0, 5), torch.tensor([1.0]))
     with pytest.raises(ValueError, match="finite matrix"):
         CommentaryNetwork(torch.full((2, 2), float("nan")), 3)
+    with pytest.raises(ValueError, match="made for 3 labels, and the student has 2 classes"):
+        CommentaryNetwork(torch.eye(4), 3).reset(Sizes(1, 0, 4, classes=2), torch.tensor([1.0]))

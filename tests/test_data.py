@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
@@ -44,7 +45,7 @@ def test_wrench_folder(tmp_path):
     assert list(dataset) == ["train", "validation", "test"]
     assert dataset["train"][0] == {"id": "7", "text": "buy now", "label": 1, "weak_labels": [-1, 1]}
     assert dataset["train"].features["label"].names == ["HAM", "SPAM"]
-    assert dataset["train"].features["weak_labels"] == List(Value("int8"))
+    assert dataset["train"].features["weak_labels"] == List(Value("int16"))
 
 
 def test_wrench_folder_of_labelled_tokens(tmp_path):
@@ -198,6 +199,14 @@ def test_split_refuses_impossible_sizes(sizes):
         split_dataset(labelled(60), sizes, seed=0)
 
 
+@pytest.mark.parametrize("count", [15, 35, 1015])
+def test_shares_of_a_whole_add_up_to_it(count):
+    """Each rounded by itself would ask for one row more than there are."""
+    splits = split_dataset(labelled(count), {"train": 0.8, "validation": 0.1, "test": 0.1}, seed=0)
+    assert sum(map(len, splits.values())) == count
+    assert len(split_dataset(labelled(60), {"meta": np.int64(3)}, seed=0)["meta"]) == 3
+
+
 def test_overlap_ignores_case_and_spaces():
     """Rows count as the same text when only case or white space differs, which is how copies usually differ."""
     a = Dataset.from_dict({"text": ["One  two", "three", "four"]})
@@ -247,6 +256,45 @@ def test_missing_labels_in_one_split(tmp_path, train, test, names, codes):
     data = read_dataset(tmp_path)
     assert data["test"]["label"][:] == codes
     assert data["train"].features["label"].names == names
+
+
+def test_classes_with_gaps(monkeypatch):
+    """Rows of a set that names its classes may have none, and splits no column, of sentences or of words."""
+    classes, words = ClassLabel(names=["a", "b"]), ["x", "y", "z"]
+    sentences = DatasetDict(
+        train=Dataset.from_dict(
+            {"text": words, "label": [0, None, 1]}, features=Features({"text": Value("string"), "label": classes})
+        ),
+        test=Dataset.from_dict({"text": words}),
+    )
+    tags = Features({"tokens": List(Value("string")), "ner_tags": List(classes)})
+    tokens = DatasetDict(
+        train=Dataset.from_dict({"tokens": [words, words[:1]], "ner_tags": [[0, 1, 1], None]}, features=tags),
+        test=Dataset.from_dict({"tokens": [words]}),
+    )
+    for given, column, train, test in (
+        (sentences, "label", [0, -1, 1], [-1] * 3),
+        (tokens, "labels", [[0, 1, 1], [-1]], [[-1] * 3]),
+    ):
+        monkeypatch.setattr("amal_hf.data.load_dataset", lambda *_, found=given: found)
+        data = read_dataset("someone/something")
+        assert (data["train"][column][:], data["test"][column][:]) == (train, test)
+        assert data["test"].features[column] == data["train"].features[column]
+
+
+def test_words_of_a_test_set_without_labels(tmp_path):
+    """Its file holds tokens alone; each has -1."""
+    lines = {"train": [{"tokens": ["x", "y"], "labels": ["A", "B"]}], "test": [{"tokens": ["z"]}]}
+    for name, rows in lines.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    assert read_dataset(tmp_path)["test"]["labels"][:] == [[-1]]
+
+
+def test_the_column_that_was_asked_for_is_the_label(tmp_path):
+    """Another one of that name is left out."""
+    (tmp_path / "train.csv").write_text("text,label,intent\na,9,buy\nb,9,sell\n")
+    data = read_dataset(tmp_path, label_column="intent")["train"]
+    assert data.features["label"].names == ["buy", "sell"] and data.column_names == ["text", "label"]
 
 
 def test_missing_numbers_are_refused(tmp_path):

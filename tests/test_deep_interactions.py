@@ -10,6 +10,7 @@ from torch import nn
 from amal_hf import (
     AMALTrainer,
     CrossEntropy,
+    ExampleTable,
     FixedWeights,
     Frozen,
     Method,
@@ -306,6 +307,10 @@ def test_a_network_for_another_student_is_refused(tmp_path):
     policy = StateNetwork()
     policy.reset(SIZES, torch.ones(1))
     save_policy(policy, tmp_path / "network.safetensors")
+    stream = ExampleTable()
+    stream.reset(Sizes(1, 0, None), torch.ones(1))
+    with pytest.raises(ValueError, match="go by the ids of a stream"):
+        save_policy(stream, tmp_path / "stream.safetensors")
     other = StateNetwork((0,))
     other.reset(SIZES, torch.ones(1))
     save_policy(other, tmp_path / "other.safetensors")

@@ -110,6 +110,15 @@ def test_calibration_error_by_hand():
     assert last == {"calibration_error": pytest.approx(0.475)}
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_student_that_has_diverged_is_still_scored(wrong):
+    """What cannot be said of it is NaN, and evaluation is not the end of the run."""
+    logits = np.random.default_rng(0).normal(size=(6, 3))
+    logits[2, 0] = wrong
+    scores = classification_metrics(EvalPrediction(logits, np.arange(6) % 3))
+    assert np.isnan(scores["calibration_error"]) and 0 <= scores["accuracy"] <= 1
+
+
 @pytest.mark.parametrize("metric", [Accuracy, MacroF1, MatthewsCorrelation, CalibrationError])
 def test_scores_carry_intervals(metric):
     """Asked for, every score brings the interval of its own bootstrap, which holds it, as plain floats."""

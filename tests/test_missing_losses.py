@@ -11,7 +11,9 @@ from amal_hf import (
     AnnealedWeights,
     ClassProportional,
     CrossEntropy,
+    Delayed,
     Distillation,
+    ExampleTable,
     FixedWeights,
     HardMining,
     LossNetwork,
@@ -31,6 +33,7 @@ BATCH = {"labels": torch.tensor([-100, 1, -100, -100, 0, -100])}
 
 POLICIES = {
     "fixed": FixedWeights,
+    "delayed, never judged": lambda: Delayed(ExampleTable(), 0.5),
     "annealed": lambda: AnnealedWeights([0.2, 0.8]),
     "random": RandomWeights,
     "shared": SharedWeights,

@@ -150,6 +150,15 @@ def test_every_checkpoint_is_complete_whichever_others_are_removed(tmp_path, sma
     assert (expected != bits(FILL)).any(1).sum() > 150
 
 
+def test_a_run_outlives_its_checkpoints(tmp_path, small_blocks):
+    """Who makes room while a run goes on removes the file that the next save would have merged: all is written."""
+    run = Checkpoints(tmp_path)
+    run.write(torch.tensor([1, 2]), torch.ones(2, 3))
+    shutil.rmtree(run.save())
+    run.write(torch.tensor([2, 5]), torch.full((2, 3), 7.0))
+    assert run.loaded(run.save()).contents().equal(run.contents())
+
+
 def test_a_checkpoint_costs_what_has_changed(tmp_path):
     """Where 200 rows are written, a save after 8 more writes a few of them; the rest are links, in few files."""
     run = Checkpoints(tmp_path, rows=100_000)

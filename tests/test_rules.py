@@ -12,6 +12,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from amal_hf.rules import (
+    Rule,
     add_votes,
     apply_rules,
     keyword_rule,
@@ -120,7 +121,6 @@ def test_bad_votes_are_refused(tmp_path):
         (good[:3], "4 rows of the dataset"),
         (np.where(good == 1, 2, good), "row 0 has 2 by rule 0"),
         (good * 0.5, "whole numbers"),
-        (np.full((4, 3), -1), "All rules abstain"),
         (tmp_path / "votes.pkl", "pickle could run any code"),
         (tmp_path / "objects.npy", "not a plain matrix"),
         (tmp_path / "two.npz", "holds 2"),
@@ -130,6 +130,19 @@ def test_bad_votes_are_refused(tmp_path):
             add_votes(rows(), votes)
     with pytest.raises(FileNotFoundError, match=re.escape("nothing.npy")):
         add_votes(rows(), tmp_path / "nothing.npy")
+
+
+def test_rules_may_be_silent_on_a_small_split(caplog):
+    """One set of rules is applied to all splits, of which a small one may hold nothing for them."""
+    voted = apply_rules(rows(), [Rule("nothing", lambda row: None)])
+    assert voted["weak_labels"][:] == [[-1]] * 4
+    assert "All 1 rules abstain on all 4 rows" in caplog.text
+
+
+def test_a_truth_is_no_vote():
+    """`False` would vote for the first class on every row that a rule has nothing to say of."""
+    with pytest.raises(ValueError, match="voted False, which is not one of the classes"):
+        apply_rules(rows(), [Rule("dollar", lambda row: "$" in row["text"])])
 
 
 def test_bad_rules_are_refused():

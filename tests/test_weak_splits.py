@@ -115,6 +115,35 @@ def test_rows_without_labels_are_not_drawn():
         weak_splits(none, labelled=6)
 
 
+def test_unlabelled_rows_need_no_column_of_labels():
+    """Beside rows that were labelled by hand; -1 says that the truth is not known, as it does of missing labels."""
+    plain, gaps = data(labeled=rows(300, 5)), data(labeled=rows(300, 5))
+    plain["train"] = plain["train"].remove_columns("label")
+    gaps["train"] = gaps["train"].map(lambda row: {"label": None}, features=gaps["train"].features)
+    for given in (plain, gaps):
+        train = weak_splits(given)["train"]
+        assert set(train["label"][5:]) == {-100} and set(train[TRUTH][5:]) == {-1}
+        assert min(train["label"][:5]) >= 0
+
+
+def test_sentences_labelled_by_hand_need_no_votes():
+    """Rules that vote on words have said nothing of any of theirs."""
+    features = {"tokens": List(Value("string")), "labels": List(ClassLabel(names=["O", "Dish"]))}
+    voted = {**features, "weak_labels": List(List(Value("int16")))}
+
+    def tagged(first, votes):
+        words = [[f"word {number}"] * (1 + number % 3) for number in range(first, first + 8)]
+        table = {"tokens": words, "labels": [[1] * len(row) for row in words]}
+        if votes:
+            table["weak_labels"] = [[[0, -1]] * len(row) for row in words]
+        return Dataset.from_dict(table, features=Features(voted if votes else features))
+
+    given = {name: tagged(10 * n, True) for n, name in enumerate(("train", "validation", "test"))}
+    train = weak_splits(DatasetDict(given, labeled=tagged(30, False)))["train"]
+    assert train["weak_labels"][:2] == [[[-1, -1]], [[-1, -1]] * 2]
+    assert train["weak_labels"][8] == [[0, -1]]
+
+
 def test_rows_labelled_by_hand_need_no_votes():
     """No rule has looked at them, which is as if all had abstained."""
     splits = weak_splits(data(labeled=rows(300, 5).remove_columns("weak_labels")))

@@ -118,6 +118,12 @@ class BatchPolicy(nn.Module, ABC):
             self.optimizer.load_state_dict(state)
 
 
+def attention_of(batch: Batch, embeddings: Tensor) -> Tensor:
+    """The attention mask `(B, T)` of a batch; all of it where it has none."""
+    mask: Tensor | None = batch.get("attention_mask")
+    return torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device) if mask is None else mask
+
+
 def batch_gradient(
     policy: BatchPolicy, params: Params, direction: Params, loss: Callable[[], Tensor], dtype: torch.dtype
 ) -> list[Tensor]:

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amal_hf.batch_policies.batch_policy import BatchPolicy, Changed
+from amal_hf.batch_policies.batch_policy import BatchPolicy, Changed, attention_of
+from amal_hf.class_counts import one_class_labels
 from amal_hf.shapes import Batch
 
 
@@ -64,13 +65,14 @@ class LabelBlend(BatchPolicy):
         """Every example blended with one partner."""
         partner = self._partners(len(embeddings), step).to(embeddings.device)
         other = {name: v[partner] if isinstance(v, Tensor) else v for name, v in batch.items()}
-        labels, labels_of_other = batch["labels"], other["labels"]
+        labels = one_class_labels(batch, len(embeddings), "LabelBlend").to(embeddings.device)
+        labels_of_other, attention = labels[partner], attention_of(batch, embeddings)
         learned = self.shares()[labels.clamp(min=0), labels_of_other.clamp(min=0)]
         share = torch.where((labels >= 0) & (labels_of_other >= 0), learned, 1.0)
         wide = share[:, None, None].to(embeddings)
         return Changed(
             embeddings=wide * embeddings + (1 - wide) * embeddings[partner],
-            attention_mask=torch.maximum(batch["attention_mask"], other["attention_mask"]),
+            attention_mask=torch.maximum(attention, attention[partner]),
             targets=((batch, share), (other, 1 - share)),
         )
 

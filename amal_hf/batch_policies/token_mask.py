@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amal_hf.batch_policies.batch_policy import BatchPolicy, Changed
+from amal_hf.batch_policies.batch_policy import BatchPolicy, Changed, attention_of
 from amal_hf.losses import at_least_fp32
 from amal_hf.shapes import Batch
 
@@ -111,8 +111,9 @@ class TokenMask(BatchPolicy):
     def change(self, embeddings: Tensor, batch: Batch, step: int) -> Changed:
         """The batch behind its mask."""
         del step
-        keep = self.keep(batch["input_ids"], batch["attention_mask"])
-        masked, attention = self.apply_mask(embeddings, batch["attention_mask"], keep)
+        attention = attention_of(batch, embeddings)
+        keep = self.keep(batch["input_ids"], attention)
+        masked, attention = self.apply_mask(embeddings, attention, keep)
         return Changed(masked, attention, ((batch, torch.ones(len(embeddings), device=embeddings.device)),))
 
     def apply_mask(self, embeddings: Tensor, attention_mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amal_hf.class_counts import one_class_labels
 from amal_hf.policies.bounds import MeanOne
 from amal_hf.policies.network_policy import NetworkPolicy
 from amal_hf.policies.policy import Observation, Signals, Sizes
@@ -74,8 +75,13 @@ class CommentaryNetwork(NetworkPolicy):
         """A new network whose output layer is zero.
 
         Raises:
-            ValueError: not one embedding for each training row.
+            ValueError: not one embedding for each training row, or other classes than the student has.
         """
+        if sizes.classes and sizes.classes != self.labels:
+            raise ValueError(
+                f"CommentaryNetwork: made for {self.labels} labels, and the student has {sizes.classes} classes. Make "
+                f"it with labels=model.config.num_labels."
+            )
         if sizes.examples != len(self.embeddings):
             raise ValueError(
                 f"CommentaryNetwork: expected one embedding for each training row, got {len(self.embeddings)} for "
@@ -99,8 +105,9 @@ class CommentaryNetwork(NetworkPolicy):
 
     def observe(self, signals: Signals) -> Features:
         """The label, one-hot, `(B, C)`; all zero for a row without a label."""
-        labels = signals.batch["labels"]
-        return (labels[:, None] == torch.arange(self.labels, device=labels.device)).float()
+        device = signals.losses.device
+        labels = one_class_labels(signals.batch, len(signals.losses), "CommentaryNetwork").to(device)
+        return (labels[:, None] == torch.arange(self.labels, device=device)).float()
 
     def inputs(self, observation: Observation) -> Tensor:
         """`(B, d + 2 · frequencies)`: the text and the waves of progress."""

@@ -79,11 +79,11 @@ class Delayed(Policy):
         return self.policy.observe(signals)
 
     def weights(self, observation: Observation) -> LossTable:
-        """The initial mixture, `(B, K)`, or the examples' rows."""
-        initial, progress = among_present(self.mixture, observation), observation.progress
-        if isinstance(progress, Tensor):
-            return torch.where(progress[:, None] < self.until, initial, self.store.read(observation.ids))
-        return initial if progress < self.until else self.store.read(observation.ids)
+        """The initial mixture, `(B, K)`, or the examples' rows; of one that was never judged the mixture all along."""
+        initial, held = among_present(self.mixture, observation), self.store.read(observation.ids)
+        progress = torch.as_tensor(observation.progress, device=held.device).reshape(-1, 1)
+        unlearned = (progress < self.until) | (held == self.mixture.to(held)).all(1, keepdim=True)
+        return torch.where(unlearned, initial.to(held), held)
 
     @torch.no_grad()
     def update(self, observation: Observation, slopes: LossTable) -> None:

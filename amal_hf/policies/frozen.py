@@ -20,10 +20,15 @@ def save_policy(policy: Policy, file: str | Path) -> None:
         file: `.safetensors`; folders that it lies in are made.
 
     Raises:
-        ValueError: a table that is a file, or a policy that reads clean rows.
+        ValueError: a table that is a file or of a stream, or a policy that reads clean rows.
     """
     _check_reusable(policy)
     rows = policy.rows()
+    if rows is not None and rows.size is None:
+        raise ValueError(
+            f"save_policy: the rows of {type(policy).__name__} go by the ids of a stream, which another run does not "
+            f"have. Save trainer.example_weights() instead."
+        )
     if rows is not None and not rows.in_memory:
         raise ValueError(
             f"save_policy: the rows of {type(policy).__name__} are a file. Save trainer.example_weights() instead."

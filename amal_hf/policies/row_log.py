@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -93,7 +93,8 @@ class RowLog:
         self._gather()
         kept, changed = list(self.segments), self._changed
         while changed is not None and kept and kept[-1].rows < 2 * len(changed):
-            changed = _few(_distinct(changed, _ids(kept.pop().path)), self._limit)
+            merged = _ids(kept.pop().path)
+            changed = None if merged is None else _few(_distinct(changed, merged), self._limit)
         return kept, changed
 
     def _gather(self) -> None:
@@ -123,9 +124,13 @@ def _few(rows: np.ndarray, limit: int) -> np.ndarray | None:
     return rows if len(rows) <= limit else None
 
 
-def _ids(path: Path) -> np.ndarray:
-    with safe_open(path, "np") as opened:
-        ids: np.ndarray = opened.get_tensor("ids")
+def _ids(path: Path) -> np.ndarray | None:
+    """The row numbers of a segment; `None` where its checkpoint was removed."""
+    try:
+        with safe_open(path, "np") as opened:
+            ids: np.ndarray = opened.get_tensor("ids")
+    except (OSError, SafetensorError):
+        return None
     return ids
 
 
