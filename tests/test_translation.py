@@ -29,6 +29,14 @@ def test_padding_is_no_mistake():
     assert exact_match(word_tokenizer())(EvalPrediction(WRITTEN, RIGHT)) == {"exact_match": 0.5}
 
 
+def test_a_tokenizer_without_padding():
+    """As GPT-2's: what does not count is then made into the end of the text, which is no word either."""
+    tokenizer = word_tokenizer()
+    tokenizer.pad_token = None
+    written = np.where(WRITTEN == 0, -100, WRITTEN)
+    assert exact_match(tokenizer)(EvalPrediction(written, RIGHT)) == {"exact_match": 0.5}
+
+
 def test_bleu_is_that_of_sacrebleu():
     """Perfect is 100; with one sentence of two in another order it is less."""
     sacrebleu = pytest.importorskip("sacrebleu")
