@@ -95,6 +95,9 @@ class AMALArguments(TrainingArguments):
         _require(interval is None or _is_count(interval), "meta_interval", interval, "a whole number from 1")
         _require(_is_count(batch), "meta_batch_size", batch, "a whole number from 1")
         _require(self.meta_warmup_steps >= 0, "meta_warmup_steps", self.meta_warmup_steps, "a number from 0")
+        shares = self.loss_weights
+        fine = shares is None or (isinstance(shares, list | tuple) and all(isinstance(x, int | float) for x in shares))
+        _require(fine, "loss_weights", shares, "a list of numbers, one for each loss in their order")
         rate = self.meta_learning_rate
         _require(rate is None or rate > 0, "meta_learning_rate", rate, "a positive number")
 

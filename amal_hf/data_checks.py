@@ -7,6 +7,8 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow.compute as pc
+import torch
+from torch import Tensor
 
 from amal_hf.clean_probe import FEWEST_ROWS
 from amal_hf.collator import is_stream, is_transformed, rows_of
@@ -93,7 +95,7 @@ def check_data(train_dataset: Any, meta_dataset: Any, method: Method, losses: li
             or labels that are NaN or outside the classes.
     """
     for name, rows in (("train_dataset", train_dataset), ("meta_dataset", meta_dataset)):
-        if isinstance(rows, datasets.DatasetDict):
+        if isinstance(rows, dict):
             raise ValueError(f"AMALTrainer: {name} holds several splits, {list(rows)}. Pass one: {name}[...].")
     check_labels(train_dataset, "train_dataset", num_labels)
     for loss in losses:
@@ -155,7 +157,7 @@ def problem_type(model: Any, *sets: Any) -> str | None:
         model: the student.
         sets: datasets that may have labels.
     """
-    said: str | None = model.config.problem_type
+    said: str | None = getattr(model.config, "problem_type", None)
     if said is not None:
         return said
     if class_count(model) == 1:
@@ -244,7 +246,12 @@ def _check_label_block(block: list[Any], start: int, where: str, num_labels: int
 
 
 def check_first_rows(
-    dataset: Any, collate: Callable[[list[Any]], Batch], name: str, losses: Sequence[Loss], task: Task
+    dataset: Any,
+    collate: Callable[[list[Any]], Batch],
+    name: str,
+    losses: Sequence[Loss],
+    task: Task,
+    by_token: bool,
 ) -> None:
     """Make a batch of the first two rows, and refuse one that losses cannot read.
 
@@ -254,9 +261,10 @@ def check_first_rows(
         name: for messages.
         losses: that are to be taken of it.
         task: how the student's logits are read.
+        by_token: whether the student answers for every token.
 
     Raises:
-        ValueError: no batch can be made, or it lacks what a loss reads, or its labels are no numbers for yes and no.
+        ValueError: no batch can be made, or it lacks what a loss reads, or its labels are of another kind.
     """
     with own_random_numbers(0):
         rows = rows_of(dataset, range(min(2, len(dataset))))
@@ -265,8 +273,8 @@ def check_first_rows(
         except Exception as error:
             raise ValueError(
                 f"AMALTrainer: the data collator makes no batch of the first rows of {name}, which hold "
-                f"{sorted(rows[0]) if isinstance(rows[0], Mapping) else type(rows[0]).__name__}: {error} Tokenise "
-                f"the rows, and make labels numbers (dataset.class_encode_column)."
+                f"{sorted(rows[0]) if isinstance(rows[0], Mapping) else type(rows[0]).__name__}: {error} "
+                f"{_collator_advice(rows[0])}"
             ) from error
     for loss in losses:
         read = (loss.column,) if isinstance(loss, CrossEntropy) else loss.columns
@@ -278,11 +286,33 @@ def check_first_rows(
                 f"and dataset.class_encode_column makes numbers of names), or leave the loss out."
             )
     labels = batch.get("labels")
+    if isinstance(labels, Tensor) and labels.dtype == torch.bool:
+        raise ValueError(f"AMALTrainer: {name} has True and False as labels. Cast the column to whole numbers.")
+    several = isinstance(labels, Tensor) and labels.ndim > 1 and not labels.is_floating_point()
+    if several and len(labels) == len(rows) and not by_token and task.problem_type is None:
+        raise ValueError(
+            f"AMALTrainer: {name} has several whole numbers as the labels of a row, and the student gives one answer "
+            f"for it. Where each says yes or no to a class cast the column to float, and load the student with "
+            f"problem_type='multi_label_classification'."
+        )
     if task.problem_type == "multi_label_classification" and labels is not None and not labels.is_floating_point():
         raise ValueError(
             f"AMALTrainer: {name} has whole numbers as labels, and a student with several yes/no labels wants 0.0 and "
             f"1.0: cast the column to float."
         )
+
+
+def _collator_advice(row: Any) -> str:
+    """What to do about a row that no batch can be made of."""
+    held = row if isinstance(row, Mapping) else {}
+    labels, texts = held.get("labels", held.get("label")), [n for n, value in held.items() if isinstance(value, str)]
+    if isinstance(labels, Sequence) and not isinstance(labels, str) and not texts:
+        return (
+            "Labels of tokens need a collator that fills them up: DataCollatorForTokenClassification, or "
+            "DataCollatorForSeq2Seq where the student writes."
+        )
+    shown = f" (texts stand in {texts})" if texts else ""
+    return f"Tokenise the rows, and make labels numbers (dataset.class_encode_column){shown}."
 
 
 def warn_of_large_meta_batch(rows: int, batch_size: int) -> None:

@@ -1,8 +1,11 @@
 """Knowledge distillation: how far the student is from a teacher's soft targets."""
 
+from collections.abc import Sequence
+from os import PathLike
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from amal_hf.divergences import Divergence, forward_kl, logit_mse
 from amal_hf.losses import Loss, Task, as_two_classes, at_least_fp32, distilled_tokens, squared_error
@@ -34,13 +37,15 @@ class Distillation(Loss):
         divergence: `forward_kl`, `reverse_kl`, `jensen_shannon`, `logit_mse`, or your own of the same signature.
         tokenizer: the teacher's own tokenizer, if it is not the student's. A teacher given by name brings its own.
         text_columns: the dataset columns with the raw text, read only when the teacher encodes text by itself.
+        columns: dataset columns that a function as teacher reads beyond what the student's forward takes, such as
+            logits that were computed elsewhere: `Distillation(lambda batch: batch["scores"], columns="scores")`.
         name: column name; give each of several teachers its own.
         top_k: for students that generate text: keep only the k largest of the teacher's logits of a token, and all
             others as one further class (`top_logits.py`). It makes a cache of 32,000 words 250 times smaller at
             k = 64. `None` keeps all; so does a k as large as the vocabulary.
 
     Raises:
-        TypeError: no teacher, a class in its place, or a divergence that is no function.
+        TypeError: no teacher, a class or a pipeline in its place, or a divergence that is no function.
         ValueError: a temperature that is not positive and finite, or a `top_k` below 1.
     """
 
@@ -53,7 +58,8 @@ class Distillation(Loss):
         divergence: Divergence | None = None,
         *,
         tokenizer: Any = None,
-        text_columns: tuple[str, ...] = ("text",),
+        text_columns: str | Sequence[str] = ("text",),
+        columns: str | Sequence[str] = (),
         name: str = "teacher",
         top_k: int | None = None,
     ) -> None:
@@ -61,9 +67,15 @@ class Distillation(Loss):
             raise ValueError(
                 f"Distillation: temperature must be positive and finite, got {temperature}. Usual values are 1 to 8."
             )
-        if teacher is None or isinstance(teacher, type):
+        if isinstance(teacher, type | nn.ModuleList) or not (callable(teacher) or isinstance(teacher, str | PathLike)):
             raise TypeError(
-                f"Distillation: teacher must be a model, a folder, a Hub id or a function, got {teacher!r}."
+                f"Distillation: teacher must be a model, a folder, a Hub id or a function, got {teacher!r}. Several "
+                f"are one loss each, or teacher_model=[...]."
+            )
+        if isinstance(getattr(teacher, "model", None), nn.Module) and hasattr(teacher, "tokenizer"):
+            raise TypeError(
+                f"Distillation: a {type(teacher).__name__} reads texts and answers in words. Pass its model and "
+                f"tokenizer: Distillation(pipeline.model, tokenizer=pipeline.tokenizer)."
             )
         if divergence is not None and not callable(divergence):
             raise TypeError(
@@ -74,7 +86,8 @@ class Distillation(Loss):
         self.temperature = temperature
         self.divergence = forward_kl if divergence is None else divergence
         self.tokenizer = tokenizer
-        self.text_columns = text_columns
+        self.text_columns = (text_columns,) if isinstance(text_columns, str) else tuple(text_columns)
+        self.columns = (columns,) if isinstance(columns, str) else tuple(columns)
         self.name = name
         self.top = None if top_k is None else TopK(top_k, temperature)
         self.task = Task()
@@ -99,8 +112,25 @@ class Distillation(Loss):
         self.pull = self.temperature if soft else 1.0
 
     def prepare(self, batch: Batch) -> dict[str, Any]:
-        """The teacher's logits, once a batch; the largest of each token with `top_k`."""
-        logits = self.teacher(batch)
+        """The teacher's logits, once a batch and without a graph; the largest of each token with `top_k`."""
+        try:
+            with torch.no_grad():
+                found = self.teacher(batch)
+        except KeyError as error:
+            error.add_note(
+                f"Distillation '{self.name}': the batch holds {sorted(batch)}. Name dataset columns that the teacher "
+                f"reads: Distillation(function, columns=(...,))."
+            )
+            raise
+        # A function may return what its model did.
+        logits = found if isinstance(found, Tensor | TopLogits) else getattr(found, "logits", found)
+        if not isinstance(logits, Tensor | TopLogits):
+            raise TypeError(
+                f"Distillation '{self.name}': the teacher must give logits, a tensor (B, C); it gave a "
+                f"{type(logits).__name__}."
+            )
+        if isinstance(logits, Tensor):
+            logits = logits.detach()
         if self.top is not None and isinstance(logits, Tensor):
             return {self.logits_key: self.top(logits)}
         return {self.logits_key: logits}

@@ -22,7 +22,7 @@ from amal_hf.processes import total, total_count, whole
 from amal_hf.recorder import Recorder
 from amal_hf.shapes import META_ROW, Batch, Evaluate, Evaluation, Params
 from amal_hf.sharded import cut_again, differentiation, placed
-from amal_hf.student_inputs import StudentInputs
+from amal_hf.student_inputs import StudentInputs, with_logits
 from amal_hf.tangents import movable_parameters
 from amal_hf.trajectories import Trajectory, walk_back
 from amal_hf.undisturbed import differentiable_checkpointing, kept_buffers, undisturbed
@@ -227,10 +227,10 @@ class WeightLearner:
         )
 
     def _meta_loss_on(self, student: Student, module: nn.Module, batch: Batch) -> MetaLoss:
-        run, device = _run(student, module, batch), next(module.parameters()).device
+        run = _run(student, module, batch)
 
         def meta_loss() -> Tensor:
-            with quick_backward(device, student.dtype):
+            with quick_backward(student.model, student.dtype):
                 return self._meta_loss(run(), batch)
 
         return meta_loss
@@ -301,7 +301,7 @@ def _run(student: Student, module: nn.Module, batch: Batch) -> Callable[[], Any]
 
 def _outputs(student: Student, inputs: dict[str, Any]) -> Any:
     cut_again(student.model)
-    return student.forward(**inputs)
+    return with_logits(student.forward(**inputs))
 
 
 def _joined(parts: list[Evaluation]) -> Evaluation:

@@ -1,7 +1,10 @@
 """What a model's labels may be: how many values, and the names of its classes."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
+from datasets import ClassLabel, List
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from amal_hf.generators import is_causal, is_encoder_decoder, is_one_of
@@ -15,6 +18,28 @@ def class_count(model: Any) -> int:
 
 
 def label_names(config: Any) -> list[str]:
-    """The names of the classes in their order, as a configuration has them; none where it has none."""
+    """The names of the classes in their order, as a configuration has them; none where it has none.
+
+    Those of `label2id` where only these were given.
+    """
     named = {int(place): str(name) for place, name in (getattr(config, "id2label", None) or {}).items()}
+    given = {int(place): str(name) for name, place in (getattr(config, "label2id", None) or {}).items()}
+    if are_generic(list(named.values())) and sorted(given) == sorted(named):
+        named = given
     return [named[place] for place in sorted(named)]
+
+
+def are_generic(names: Sequence[str]) -> bool:
+    """Whether the names are those that a configuration makes up (LABEL_0 ...), which tell nothing."""
+    return all(re.fullmatch(r"LABEL_\d+", name) for name in names)
+
+
+def class_names(rows: Any) -> list[str]:
+    """The names of the classes of a dataset's labels, of sentences or of tokens; none where it does not say."""
+    features = getattr(rows, "features", None) or {}
+    for column in ("label", "labels"):
+        feature = features.get(column)
+        inner = feature.feature if isinstance(feature, List) else feature
+        if isinstance(inner, ClassLabel):
+            return list(inner.names)
+    return []

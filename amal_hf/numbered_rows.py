@@ -10,13 +10,16 @@ from transformers import Trainer
 
 from amal_hf.collator import ExampleCollator, is_stream, is_transformed, numbered, rows_of
 from amal_hf.data_checks import check_first_rows
-from amal_hf.generators import takes_keywords, with_decoder_inputs
+from amal_hf.generators import answers_by_token, takes_keywords, with_decoder_inputs
 from amal_hf.losses import Loss
 from amal_hf.method import Method
 from amal_hf.mixture import Mixture
 from amal_hf.processes import process_count
 from amal_hf.ragged import filled, own_part, without_repeats
 from amal_hf.shapes import EXAMPLE_ID, REPEATED, Batch
+
+
+TOKEN_TYPES = "token_type_ids"
 
 
 class NumberedRowsTrainer(Trainer):
@@ -35,6 +38,7 @@ class NumberedRowsTrainer(Trainer):
     _collate: Callable[[list[Any]], Batch]
     _student_columns: set[str]
     _loss_columns: list[str]
+    _teacher_columns: set[str]
     _given_ids: list[Any] | None
 
     def _number_rows(self) -> None:
@@ -72,7 +76,7 @@ class NumberedRowsTrainer(Trainer):
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """`Trainer`'s, without the columns that only training losses read."""
         if self.mixes:
-            own = {EXAMPLE_ID, *self._loss_columns}
+            own = {EXAMPLE_ID, *self._loss_columns, *self._teacher_columns}
             inputs = {name: value for name, value in inputs.items() if name not in own}
         return super().prediction_step(model, inputs, *args, **kwargs)
 
@@ -98,7 +102,8 @@ class NumberedRowsTrainer(Trainer):
         """Make a batch of two rows, before teachers or training cost anything."""
         if dataset is not None and not is_stream(dataset):
             rows, collate = self._rows_and_collator(dataset, name)
-            check_first_rows(rows, collate, name, losses, self.mixture.task)
+            by_token = answers_by_token(self.model)
+            check_first_rows(rows, collate, name, losses, self.mixture.task, by_token)
 
     def _set_signature_columns_if_needed(self) -> None:
         """The student's inputs, and what losses and the objective read beside these.
@@ -114,4 +119,6 @@ class NumberedRowsTrainer(Trainer):
             self._student_columns = set(known) - {"label", "label_ids", *self.label_names}
             if self.mixes:
                 self._loss_columns = sorted({*self.mixture.columns, *self.method.objective.columns} - set(known))
-                self._signature_columns = [*known, EXAMPLE_ID, REPEATED, *self._loss_columns]
+                # What BERT reads of a pair of texts and DistilBERT does not: which of them a token is of.
+                self._teacher_columns = {TOKEN_TYPES} - set(known) if self.mixture.distillations else set()
+                self._signature_columns = [*known, EXAMPLE_ID, REPEATED, *self._loss_columns, *self._teacher_columns]

@@ -1,5 +1,6 @@
 """Opens the teachers that losses compare with, before training."""
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,12 +14,15 @@ from amal_hf.teachers import LiveTeacher, TeacherInputs, open_teacher
 
 
 def distillations(teachers: Any) -> list[Distillation]:
-    """`teacher_model=` as losses: `teacher`, `teacher_2` and so on."""
+    """`teacher_model=` as losses: `teacher`, `teacher_2` and so on; losses of this kind as they are."""
     if teachers is None:
         return []
     several = list(teachers) if isinstance(teachers, (list, tuple)) else [teachers]
     names = ["teacher", *(f"teacher_{number}" for number in range(2, len(several) + 1))]
-    return [Distillation(teacher, name=name) for teacher, name in zip(several, names, strict=False)]
+    return [
+        copy.copy(teacher) if isinstance(teacher, Distillation) else Distillation(teacher, name=name)
+        for teacher, name in zip(several, names, strict=False)
+    ]
 
 
 def open_teachers(
@@ -40,7 +44,7 @@ def open_teachers(
         student: whose labels the teachers must have.
         dataset: the training set.
         collator: makes its batches.
-        columns: what the student's forward takes.
+        columns: what the student's forward takes, and a teacher's may.
         tokenizer: the student's.
         cache_dir: where logits are kept; `None` for live teachers.
         autocast: the precision that the student computes in.

@@ -16,14 +16,15 @@ def has_fast_bf16() -> bool:
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
-def quick_backward(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Where a forward pass runs whose backward pass should not take longer than it must.
+def quick_backward(model: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Where a forward pass of a model runs whose backward pass should not take longer than it must.
 
     On a CPU in bfloat16 torch's fused attention without dropout goes back half as fast as plain attention does (torch
     2.13, `benchmarks/LOG.md`). Forward and back, plain attention is faster up to about 200 tokens, and takes a fifth
-    longer at 512.
+    longer at 512. Not under checkpointing, which runs layers again in the backward pass, outside of this.
     """
-    slow = device.type == "cpu" and dtype == torch.bfloat16
+    slow = next(model.parameters()).device.type == "cpu" and dtype == torch.bfloat16
+    slow = slow and not getattr(model, "is_gradient_checkpointing", False)
     context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
     return context
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 
 from amal_hf.data import replace_column
+from amal_hf.model_labels import class_names
 from amal_hf.shapes import ABSTAIN, VOTES
 
 
@@ -246,11 +247,8 @@ def _warn_of_failures(voted: Dataset, rules: list[Rule]) -> None:
 def _class_names(dataset: Dataset, classes: Sequence[str] | None) -> list[str]:
     if classes is not None:
         return list(classes)
-    for column in ("label", "labels"):
-        feature = dataset.features.get(column)
-        inner = feature.feature if isinstance(feature, List) else feature
-        if isinstance(inner, ClassLabel):
-            return list(inner.names)
+    if names := class_names(dataset):
+        return names
     raise ValueError(
         f"The classes that rules vote for are not known: the dataset has no column 'label' of classes (it has "
         f"{dataset.column_names}). Pass them as `classes`."

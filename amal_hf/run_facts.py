@@ -16,7 +16,7 @@ from amal_hf.generators import without_adapters
 from amal_hf.latency import hardware_name
 from amal_hf.losses import Loss
 from amal_hf.method import Method
-from amal_hf.model_labels import label_names
+from amal_hf.model_labels import class_count, label_names
 from amal_hf.run_record import texts_of
 from amal_hf.shapes import EXAMPLE_ID, IGNORED
 
@@ -77,8 +77,8 @@ def gather(trainer: Any, details: CardDetails) -> RunFacts:
         "architecture": architecture,
         "task": details.tasks or next((tag for end, tag in TASKS.items() if architecture.endswith(end)), ""),
         "library": "transformers" if plain_model is model else "peft",
-        "base_model": details.finetuned_from or _hub_name(plain_model.config._name_or_path),
-        "parameters": plain_model.num_parameters(),
+        "base_model": details.finetuned_from or _hub_name(getattr(plain_model.config, "_name_or_path", "")),
+        "parameters": sum(parameter.numel() for parameter in plain_model.parameters()),
         "labels": _labels(plain_model),
         "rows": _rows(trainer),
         "hyperparameters": _hyperparameters(trainer),
@@ -133,9 +133,9 @@ def _no_path(name: str) -> str:
 
 
 def _labels(model: Any) -> list[str]:
-    if model.can_generate() or model.config.num_labels < 2:
-        return []
-    return label_names(model.config)
+    """The names of the classes, where there are several and they are no words."""
+    names = label_names(model.config)
+    return names if class_count(model) == len(names) > 1 else []
 
 
 def _rows(trainer: Any) -> dict[str, int]:

@@ -35,7 +35,10 @@ def pooled(states: Tensor, tokens: Tensor | None) -> Tensor:
     """Mean of `(B, T, D)` over the tokens `(B, T)` that count, `(B, D)`.
 
     Tokens that prompt tuning puts before a text count; over all where there is no mask, or tokens have been merged.
+    Maps `(B, D, height, width)` are averaged over their places, `(B, D)` is as it is.
     """
+    if states.ndim != 3:
+        return states.flatten(2).mean(2) if states.ndim > 3 else states
     if tokens is None or tokens.ndim != 2 or len(tokens) != len(states) or tokens.shape[1] > states.shape[1]:
         return states.mean(1)
     counted = F.pad(tokens, (states.shape[1] - tokens.shape[1], 0), value=1).to(states)[..., None]

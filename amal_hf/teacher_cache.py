@@ -50,12 +50,12 @@ _BATCHES_IN_A_WINDOW = 32  # rows are sorted by length within a window only, so 
 class CachedTeacher:
     """Logits by example id from a memory-mapped dataset."""
 
-    def __init__(self, rows: Dataset, order: list[int] | None = None) -> None:
+    def __init__(self, rows: Dataset, order: list[int] | slice | None = None) -> None:
         """Serve a cache.
 
         Args:
             rows: one row an example with the column `logits`, `(C,)` or `(T_i, C)`.
-            order: for every class of the student its place among the teacher's; None means the same order.
+            order: which logits are for the student's classes, in their order; None means all as they are.
         """
         self._rows = rows.with_format("arrow")  # many times faster than "torch" for ragged rows
         self._per_token = isinstance(rows.features[_COLUMN].feature, List)

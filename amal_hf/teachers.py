@@ -11,8 +11,7 @@
 import copy
 import inspect
 import logging
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from transformers import (
 )
 
 from amal_hf.generators import without_adapters
-from amal_hf.model_labels import label_names
+from amal_hf.model_labels import are_generic, class_names, label_names
 from amal_hf.shapes import Batch, Logits
 from amal_hf.teacher_cache import CachedTeacher, CacheRecipe, digest_folder, digest_model, open_cache
 from amal_hf.teacher_inputs import (
@@ -57,6 +56,9 @@ _BY_TOKEN: tuple[Any, ...] = (MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, *_GENERATO
 _TASKS: tuple[Any, ...] = (*_BY_TOKEN, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
 _SMALL_FILES = ("*.json", "*.txt", "*.model")  # configuration and tokenizer of a Hub repository
 
+Order: TypeAlias = list[int] | slice | None
+"""Which of a teacher's logits are for the student's classes, in their order; `None` for all as they are."""
+
 Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
 """Makes the context a teacher runs in, e.g. `accelerator.autocast`."""
 
@@ -67,7 +69,7 @@ class LiveTeacher:
     def __init__(
         self,
         model: PreTrainedModel,
-        order: list[int] | None = None,
+        order: Order = None,
         encoding: TextEncoding | None = None,
         autocast: Autocast = nullcontext,
     ) -> None:
@@ -97,15 +99,14 @@ class LiveTeacher:
             ValueError: text must be looked up, and the batch carries no example ids of the training set.
         """
         device = next(value.device for value in batch.values() if isinstance(value, torch.Tensor))
-        if self.model.device != device:
+        if next(self.model.parameters()).device != device:
             self.model.to(device)  # type: ignore[arg-type] # transformers hides `self`
         read = batch if self._encoding is None else self._encoded(batch, self._encoding, device)
         inputs = {name: value for name, value in read.items() if name in self._accepted}
         if "use_cache" in self._accepted:
             inputs["use_cache"] = False  # keys and values of all layers, for a next word that nobody asks for
         with torch.no_grad(), self._autocast():
-            logits: Logits = self.model(**inputs).logits
-        logits = logits.float()
+            logits = _logits_of(self.model(**inputs), self.model)
         if not self._looked_at:
             _check_numbers(logits)  # waits for the device, once
             self._looked_at = True
@@ -115,6 +116,17 @@ class LiveTeacher:
     def _encoded(batch: Batch, encoding: TextEncoding, device: torch.device) -> Batch:
         numbers = row_numbers(batch, encoding.rows.num_rows)
         return {name: value.to(device) for name, value in encoding(numbers).items()}
+
+
+def _logits_of(outputs: Any, model: PreTrainedModel) -> Logits:
+    logits = getattr(outputs, "logits", None)
+    if logits is None:
+        raise TypeError(
+            f"The teacher, a {type(model).__name__}, returns a {type(outputs).__name__} without `logits`. Load it "
+            f"with the head of the student's task, or pass a function (batch) -> logits."
+        )
+    found: Logits = logits.float()
+    return found
 
 
 def _check_numbers(logits: Logits) -> None:
@@ -156,10 +168,14 @@ def open_teacher(
     """
     teacher = _from_folder(source, student) if isinstance(source, str | Path) else _from_model(source, student)
     generates = any(_is_a(student, mapping) for mapping in _GENERATORS)
-    if generates:
-        _check_same_words(teacher.config, student.config)
-    order = None if generates else label_order(teacher.config, student.config)
     known = teacher.tokenizer if tokenizer is None else tokenizer
+    if generates:
+        # A cache of the largest logits holds numbers of words, which cannot be cut afterwards.
+        whole = top is None or cache_dir is None
+        alike = whole and known is not None and inputs.tokenizer is not None
+        order: Order = _words(teacher.config, student.config, alike and _same_words(known, inputs.tokenizer))
+    else:
+        order = label_order(teacher.config, student.config, class_names(inputs.dataset))
     own = own_tokenizer(known, teacher.config, inputs.tokenizer, student.config)
     if own is not None and any(_is_a(student, mapping) for mapping in _BY_TOKEN):
         raise ValueError(
@@ -175,39 +191,79 @@ def open_teacher(
     return CachedTeacher(open_cache(Path(cache_dir), recipe), order)
 
 
-def label_order(teacher_config: PreTrainedConfig, student_config: PreTrainedConfig) -> list[int] | None:
+def label_order(
+    teacher_config: PreTrainedConfig, student_config: PreTrainedConfig, classes: Sequence[str] = ()
+) -> list[int] | None:
     """For every class of the student its place among the teacher's; None if the order is the same.
 
-    Generic names (LABEL_0, LABEL_1 ...) on either side tell nothing, so then the same order is assumed.
+    Names are compared in any case. Generic ones (LABEL_0, LABEL_1 ...) tell nothing: for a student's the names in its
+    training set are taken, and where neither fits the teacher's the same order is assumed, with a warning.
+
+    Args:
+        teacher_config: of the teacher.
+        student_config: of the student.
+        classes: names of the training set's classes.
 
     Raises:
         ValueError: the number of classes or their names differ.
     """
     theirs, ours = label_names(teacher_config), label_names(student_config)
-    if len(theirs) == len(ours) and (theirs == ours or _generic(theirs) or _generic(ours)):
+    unnamed = are_generic(ours)
+    if unnamed and len(classes) == len(ours):
+        ours = list(classes)
+    taught, wanted = _in_any_case(theirs), _in_any_case(ours)
+    if len(theirs) == len(ours) and (taught == wanted or are_generic(theirs)):
         return None
-    if sorted(theirs) != sorted(ours):
-        raise ValueError(
-            f"The teacher's labels {theirs} are not the student's {ours}. Both must have the same names; set id2label "
-            "and label2id in one of the configurations if only the names differ."
+    if sorted(taught) == sorted(wanted):
+        logger.info("The teacher's labels %s are put into the student's order %s.", theirs, ours)
+        return [taught.index(name) for name in wanted]
+    if unnamed and len(theirs) == len(ours):
+        logger.warning(
+            "The student's classes have no names, and are taken to be in the order of the teacher's: %s. Set id2label "
+            "and label2id of the student to be sure.",
+            theirs,
         )
-    logger.info("The teacher's labels %s are put into the student's order %s.", theirs, ours)
-    return [theirs.index(name) for name in ours]
+        return None
+    raise ValueError(
+        f"The teacher's labels {theirs} are not the student's {ours}. Both must have the same names; set id2label "
+        "and label2id in one of the configurations if only the names differ."
+    )
 
 
-def _check_same_words(teacher_config: PreTrainedConfig, student_config: PreTrainedConfig) -> None:
-    """Refuse a teacher of a generator whose logits stand for other words, or that reads in another way."""
+def _in_any_case(names: list[str]) -> list[str]:
+    folded = [name.casefold() for name in names]
+    return folded if len(set(folded)) == len(names) else names
+
+
+def _same_words(one: Any, other: Any) -> bool:
+    return bool(one.get_vocab() == other.get_vocab())
+
+
+def _words(teacher_config: PreTrainedConfig, student_config: PreTrainedConfig, alike: bool) -> slice | None:
+    """Which of the teacher's logits are for words of the student; None for all.
+
+    Args:
+        teacher_config: of the teacher.
+        student_config: of the student, a generator.
+        alike: whether both are known to have the same tokenizer: then a longer table of the teacher's has only been
+            filled up, as those of large models are.
+
+    Raises:
+        ValueError: its logits stand for other words, or it reads in another way.
+    """
     theirs, ours = (config.get_text_config(decoder=True).vocab_size for config in (teacher_config, student_config))
-    if theirs != ours:
+    if theirs != ours and not (alike and theirs > ours):
         raise ValueError(
             f"The teacher writes with {theirs} tokens, the student with {ours}, so their logits cannot be compared. "
-            "Use a teacher with the student's vocabulary."
+            "Use a teacher with the student's vocabulary. If it has the same tokenizer and a longer table of words, "
+            "give both: Distillation(teacher, tokenizer=...) without top_k, and the trainer's `processing_class`."
         )
     if teacher_config.is_encoder_decoder != student_config.is_encoder_decoder:
         raise ValueError(
             f"One of teacher ({teacher_config.model_type}) and student ({student_config.model_type}) is an "
             "encoder-decoder and the other is not, so they write at different places. Use two of one kind."
         )
+    return None if theirs == ours else slice(ours)
 
 
 @dataclass(frozen=True)
@@ -239,6 +295,11 @@ def _copied(model: PreTrainedModel) -> PreTrainedModel:
 
 def _from_folder(source: str | Path, student: PreTrainedModel) -> _Source:
     folder = _located(source)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"The teacher in {folder} is adapters to another model. Load both, as AutoModelForSequenceClassification"
+            f".from_pretrained does where PEFT is installed, and pass the object."
+        )
     config = AutoConfig.from_pretrained(folder)
     # without these files AutoTokenizer makes up an empty tokenizer
     saved = any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))
@@ -322,7 +383,3 @@ def _recipe(
         device=device,
         top=top,
     )
-
-
-def _generic(names: list[str]) -> bool:
-    return all(re.fullmatch(r"LABEL_\d+", name) for name in names)

@@ -57,7 +57,7 @@ from amal_hf.run_outputs import write_outputs, write_page
 from amal_hf.shapes import EXAMPLE_ID, Batch
 from amal_hf.shared_rows import warn_of_shared_sets
 from amal_hf.skipped_steps import SkippedSteps
-from amal_hf.student_inputs import StudentInputs
+from amal_hf.student_inputs import StudentInputs, with_logits
 from amal_hf.token_mixture import TokenMixture
 from amal_hf.weight_histograms import weight_histograms
 from amal_hf.weights import weights_dataset
@@ -111,6 +111,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
     _signature_columns: Any
     _window: _Window
     _forward: Callable[..., Any] | None
+    _anonymous: bool
 
     def __init__(
         self,
@@ -215,11 +216,12 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         window = self._window
         window.weighed += 1
         batch = window.prepared[window.position] if window.prepared else self.mixture.prepare(inputs)
+        self._note_ids(batch)
         recorder = self._learner and self._learner.recorder
         before = randomness() if recorder and recorder.steps else []
         self._inputs.step = self.state.global_step
         student_inputs, targets = self._inputs.trained(batch)
-        outputs = model(**student_inputs)
+        outputs = with_logits(model(**student_inputs))
         weighed = self.mixture.weigh(outputs, batch, self._progress(), targets)
         if before and recorder:
             recorder.add(batch, before, weighed)
@@ -235,6 +237,17 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         if self.mixes and ("loss" in logs or "train_runtime" in logs):
             logs = {**logs, **self._statistics.flush(), **self.mixture.policy.figures()}
         super().log(logs, start_time)
+
+    def _note_ids(self, batch: Batch) -> None:
+        """Say once that weights belong to nobody."""
+        if EXAMPLE_ID not in batch and not self._anonymous:
+            self._anonymous = True
+            logger.warning(
+                "Training batches have no whole numbers in a column '%s', so it is not known which examples they "
+                "hold: weights are learned and used, and example_weights() will have none. A stream, or a data loader "
+                "of your own, has to bring this column.",
+                EXAMPLE_ID,
+            )
 
     def _skip_if_empty(self) -> None:
         """Leave the student alone where its policy says so: an optimizer moves nothing that has no gradient."""
@@ -258,12 +271,6 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         if not self.mixes:
             raise RuntimeError(
                 "AMALTrainer.example_weights: there are no weights, since neither losses nor a method were given."
-            )
-        if not self.mixture.record.size and is_stream(self.train_dataset):
-            logger.warning(
-                "There are no weights to show: the stream brought no whole numbers in a column '%s', so it is not "
-                "known which examples were weighed.",
-                EXAMPLE_ID,
             )
         return weights_dataset(self.mixture.record, self.mixture.names, self._given_ids, self.args.weights_dir)
 
@@ -355,6 +362,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         self._inputs = StudentInputs(self.model, self._student_columns, states, changes)
         self._learner = self._new_learner() if self.method.learns else None
         self._forward = None
+        self._anonymous = False
 
     def _new_learner(self) -> WeightLearner:
         args = self.args
@@ -374,7 +382,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
                 student=self.model,
                 dataset=dataset,
                 collator=self._collate,
-                columns=self._student_columns,
+                columns=self._student_columns | self._teacher_columns,
                 tokenizer=self.processing_class,
                 cache_dir=cache_dir,
                 # Looked up at every call: hyperparameter search replaces the accelerator.

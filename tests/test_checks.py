@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_bert, toy_arguments, toy_rows
 from generation import tiny_generator
 from torch.distributed.fsdp import CPUOffloadPolicy
-from transformers import BertForQuestionAnswering, TrainingArguments
+from transformers import BertForQuestionAnswering, BertForTokenClassification, TrainingArguments
 
 from amal_hf import (
     AMALArguments,
@@ -93,6 +93,16 @@ BAD = {
     "several splits to train on": (
         {"train_dataset": datasets.DatasetDict(train=toy_rows(4))},
         r"train_dataset holds several splits, \['train'\]",
+    ),
+    "splits in a dictionary": ({"meta_dataset": {"validation": toy_rows(4)}}, r"several splits, \['validation'\]"),
+    "several whole numbers a row": (
+        {"train_dataset": with_labels([[0, 1, 1]] * 3)},
+        "several whole numbers as the labels of a row.*problem_type='multi_label_classification'",
+    ),
+    "truths": ({"train_dataset": with_labels([True, False])}, "has True and False as labels"),
+    "labels of tokens of several lengths": (
+        {"model": tiny_bert(head=BertForTokenClassification), "train_dataset": with_labels([[0, 1], [1]])},
+        "DataCollatorForTokenClassification",
     ),
     "no configuration": ({"model": Plain()}, "Plain has no `config`"),
     "tuples": ({"model": tiny_bert(return_dict=False)}, "has return_dict=False"),
@@ -255,6 +265,7 @@ def test_processes_that_share_examples_are_refused(tmp_path, monkeypatch):
         ("meta_batch_size", 0),
         ("meta_warmup_steps", -1),
         ("meta_learning_rate", 0.0),
+        ("loss_weights", {"labels": 0.5}),
     ],
 )
 def test_options_out_of_range_are_refused(tmp_path, option, value):

@@ -111,6 +111,9 @@ def test_states_are_averaged_over_attended_tokens():
     torch.testing.assert_close(hidden_states(translator, batch), (states[:, :2].mean(1), states[:, :3].mean(1)))
     torch.testing.assert_close(hidden_states(plain, {}), (states.mean(1),))
     assert hidden_states(SimpleNamespace(), batch) == ()
+    maps = torch.randn(4, 8, 3, 2)
+    pictured = SimpleNamespace(hidden_states=(maps, maps[:, :, 0, 0]))
+    torch.testing.assert_close(hidden_states(pictured, {}), (maps.mean((2, 3)), maps[:, :, 0, 0]))
 
 
 def test_labels_of_every_task_become_shares():

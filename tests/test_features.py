@@ -39,6 +39,12 @@ def test_activation_checkpointing_changes_no_number(tmp_path):
         torch.testing.assert_close(ours, theirs)
 
 
+def test_half_precision_and_checkpointing_go_together(tmp_path):
+    """Layers that run again in the backward pass must run as they did, also where plain attention is the quicker."""
+    kwargs = {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}, "bf16": True}
+    trained(tmp_path, tiny_bert(attn_implementation="sdpa"), **kwargs)
+
+
 def test_checkpointing_is_on_in_the_meta_step_as_well():
     """Without it a student that only just fits would run out of memory in its first meta step.
 

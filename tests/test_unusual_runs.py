@@ -3,7 +3,9 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import VOCABULARY, tiny_bert, toy_arguments, toy_rows
@@ -27,6 +29,7 @@ from amal_hf import (
     CustomLoss,
     Distillation,
     ExampleTable,
+    FixedWeights,
     LabelBlend,
     LossNetwork,
     Method,
@@ -469,7 +472,59 @@ def test_weights_of_a_stream_without_numbers_are_known_to_be_missing(tmp_path, c
     trainer = new_trainer(tmp_path, train=toy_rows(24).to_iterable_dataset())
     trainer.train()
     assert len(trainer.example_weights()) == 0
-    assert "the stream brought no whole numbers in a column 'example_id'" in caplog.text
+    assert "Training batches have no whole numbers in a column 'example_id'" in caplog.text
+
+
+def test_weights_of_batches_without_numbers_are_said_to_be_nobodys(tmp_path, caplog):
+    """A data loader of one's own over the rows as they were; a stream that brings numbers is told nothing."""
+    given = {"meta_dataset": toy_rows(12, seed=1), "losses": [CrossEntropy()], "method": amal()}
+    OwnLoader(tiny_bert(), toy_arguments(tmp_path), train_dataset=toy_rows(24), **given).train()
+    assert caplog.text.count("it is not known which examples they hold") == 1
+    caplog.clear()
+    rows = toy_rows(24).add_column("example_id", range(100, 124)).to_iterable_dataset()
+    trainer = new_trainer(tmp_path, train=rows)
+    trainer.train()
+    assert len(trainer.example_weights()) == 24 and not caplog.text
+
+
+class Returns(type(tiny_bert())):
+    """A classifier of a user's own whose outputs are none of `transformers`."""
+
+    def __init__(self, kind):
+        super().__init__(tiny_bert().config)
+        self.kind = kind
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        logits = super().forward(input_ids, attention_mask).logits
+        return {"logits": logits} if self.kind is dict else (logits,)
+
+
+@pytest.mark.parametrize("kind", [dict, tuple])
+@pytest.mark.parametrize("method", [amal, lambda: Method("fixed", FixedWeights())])
+def test_outputs_that_losses_cannot_read_are_refused(tmp_path, kind, method):
+    """`Trainer` takes them; the message says what to return."""
+    with pytest.raises(TypeError, match=f"returned a {kind.__name__}. Return a ModelOutput"):
+        new_trainer(tmp_path, method(), model=Returns(kind)).train()
+
+
+class OwnModule(nn.Module):
+    """A student that has a configuration and is none of `transformers`."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.config = tiny_bert(), SimpleNamespace(num_labels=3, id2label={0: "a", 1: "b", 2: "c"})
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        return self.inner(input_ids, attention_mask, labels=labels)
+
+
+def test_a_module_with_a_configuration(tmp_path):
+    """Of a configuration no more is read than classes and their names; the run has a card as any other."""
+    trainer = new_trainer(tmp_path, model=OwnModule())
+    trainer.train()
+    trainer.create_model_card()
+    assert "OwnModule" in (tmp_path / "README.md").read_text()
+    assert np.isfinite(trainer.example_weights()["labels"][:]).all()
 
 
 # ---- what is kept ----
