@@ -288,8 +288,8 @@ def check_first_rows(
     labels = batch.get("labels")
     if isinstance(labels, Tensor) and labels.dtype == torch.bool:
         raise ValueError(f"AMALTrainer: {name} has True and False as labels. Cast the column to whole numbers.")
-    several = isinstance(labels, Tensor) and labels.ndim > 1 and not labels.is_floating_point()
-    if several and len(labels) == len(rows) and not by_token and task.problem_type is None:
+    one_answer = not by_token and task.problem_type is None
+    if one_answer and isinstance(labels, Tensor) and _are_several_classes(labels, len(rows)):
         raise ValueError(
             f"AMALTrainer: {name} has several whole numbers as the labels of a row, and the student gives one answer "
             f"for it. Where each says yes or no to a class cast the column to float, and load the student with "
@@ -300,6 +300,10 @@ def check_first_rows(
             f"AMALTrainer: {name} has whole numbers as labels, and a student with several yes/no labels wants 0.0 and "
             f"1.0: cast the column to float."
         )
+
+
+def _are_several_classes(labels: Tensor, rows: int) -> bool:
+    return labels.ndim > 1 and len(labels) == rows and not labels.is_floating_point()
 
 
 def _collator_advice(row: Any) -> str:
