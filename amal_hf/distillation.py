@@ -67,16 +67,7 @@ class Distillation(Loss):
             raise ValueError(
                 f"Distillation: temperature must be positive and finite, got {temperature}. Usual values are 1 to 8."
             )
-        if isinstance(teacher, type | nn.ModuleList) or not (callable(teacher) or isinstance(teacher, str | PathLike)):
-            raise TypeError(
-                f"Distillation: teacher must be a model, a folder, a Hub id or a function, got {teacher!r}. Several "
-                f"are one loss each, or teacher_model=[...]."
-            )
-        if isinstance(getattr(teacher, "model", None), nn.Module) and hasattr(teacher, "tokenizer"):
-            raise TypeError(
-                f"Distillation: a {type(teacher).__name__} reads texts and answers in words. Pass its model and "
-                f"tokenizer: Distillation(pipeline.model, tokenizer=pipeline.tokenizer)."
-            )
+        _check_teacher(teacher)
         if divergence is not None and not callable(divergence):
             raise TypeError(
                 f"Distillation: divergence must be a function, got {divergence!r}. There are forward_kl, reverse_kl, "
@@ -122,18 +113,22 @@ class Distillation(Loss):
                 f"reads: Distillation(function, columns=(...,))."
             )
             raise
-        # A function may return what its model did.
+        logits = self._logits(found)
+        if self.top is not None and isinstance(logits, Tensor):
+            return {self.logits_key: self.top(logits)}
+        return {self.logits_key: logits}
+
+    def _logits(self, found: Any) -> Logits | TopLogits:
+        """What a teacher gave, without a graph; a function may give what its model did."""
         logits = found if isinstance(found, Tensor | TopLogits) else getattr(found, "logits", found)
-        if not isinstance(logits, Tensor | TopLogits):
+        if isinstance(logits, TopLogits):
+            return logits
+        if not isinstance(logits, Tensor):
             raise TypeError(
                 f"Distillation '{self.name}': the teacher must give logits, a tensor (B, C); it gave a "
                 f"{type(logits).__name__}."
             )
-        if isinstance(logits, Tensor):
-            logits = logits.detach()
-        if self.top is not None and isinstance(logits, Tensor):
-            return {self.logits_key: self.top(logits)}
-        return {self.logits_key: logits}
+        return logits.detach()
 
     def __call__(self, outputs: Any, batch: Batch) -> PerExample:
         """`(B,)`: the divergence between teacher and student.
@@ -190,3 +185,16 @@ def _not_opened(batch: Batch) -> Logits:
         "Distillation: the teacher has not been opened. AMALTrainer does so; on your own, set `loss.teacher` to a "
         "callable (batch) -> logits."
     )
+
+
+def _check_teacher(teacher: Any) -> None:
+    if isinstance(teacher, type | nn.ModuleList) or not (callable(teacher) or isinstance(teacher, str | PathLike)):
+        raise TypeError(
+            f"Distillation: teacher must be a model, a folder, a Hub id or a function, got {teacher!r}. Several are "
+            f"one loss each, or teacher_model=[...]."
+        )
+    if not isinstance(teacher, nn.Module) and isinstance(getattr(teacher, "model", None), nn.Module):
+        raise TypeError(
+            f"Distillation: a {type(teacher).__name__} reads texts and answers in words. Pass its model and "
+            f"tokenizer: Distillation(pipeline.model, tokenizer=pipeline.tokenizer)."
+        )
