@@ -148,7 +148,7 @@ def _start(count, folder, jobs):
     workers = [context.Process(target=process_cases.work, args=(rank, count, folder, jobs)) for rank in range(count)]
     for worker in workers:
         worker.start()
-    end = time.monotonic() + 300
+    end = time.monotonic() + 600  # some 100 s on two quiet cores
     for worker in workers:
         worker.join(max(0, end - time.monotonic()))
     for worker in workers:
