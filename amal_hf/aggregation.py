@@ -4,17 +4,15 @@ Soft labels are `(n, C)` and sum to one in every row; rows on which no rule vote
 with -100 for those rows, which costs a student nothing.
 """
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from datasets import Dataset, List, Value
 from numpy.typing import NDArray
 
 from amal_hf.data import replace_column
+from amal_hf.random_numbers import put_back
 from amal_hf.rules import check_some_vote, check_votes
 from amal_hf.shapes import ABSTAIN, IGNORED, VOTES
 
@@ -101,7 +99,7 @@ def label_model(votes: NDArray[np.integer], classes: int, seed: int = 0, epochs:
         ValueError: as `vote_shares`; fewer than three rules; or all votes are for one class.
     """
     try:
-        with _generators_put_back():
+        with put_back():  # snorkel draws and seeds, and students are drawn afterwards
             from snorkel.labeling.model import LabelModel
     except ImportError as error:
         raise ImportError('label_model needs snorkel: pip install "amal_hf[snorkel]".') from error
@@ -115,24 +113,12 @@ def label_model(votes: NDArray[np.integer], classes: int, seed: int = 0, epochs:
             f"label_model needs votes for at least two classes, but all are for class {int(voted[0])}. Add rules that "
             f"vote otherwise."
         )
-    with _generators_put_back():
+    with put_back():
         model = LabelModel(cardinality=classes, verbose=False)
         model.fit(np.asarray(votes), n_epochs=epochs, seed=seed, progress_bar=False)
         soft: NDArray[np.float64] = np.array(model.predict_proba(np.asarray(votes)), dtype=np.float64)
     soft[~(votes != ABSTAIN).any(1)] = 1 / classes
     return soft
-
-
-@contextmanager
-def _generators_put_back() -> Iterator[None]:
-    """Snorkel draws from and seeds those of Python, NumPy and torch, from which students are drawn afterwards."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
 
 
 def hardened(soft: NDArray[np.floating], voted: NDArray[np.bool_], seed: int = 0) -> NDArray[np.int64]:

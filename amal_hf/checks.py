@@ -12,10 +12,10 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, Seq2SeqTrainer
 
 from amal_hf.arguments import AMALArguments
-from amal_hf.generators import answers_by_token, takes_keywords, without_adapters
+from amal_hf.generators import answers_by_token, without_adapters
 from amal_hf.losses import Loss
 from amal_hf.method import Method
-from amal_hf.model_labels import class_count
+from amal_hf.shown_states import state_widths, takes_states
 
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def use_one_gpu(args: Any) -> None:
         args._n_gpu = 1
 
 
-def check_trainer(trainer: Any, learns: bool) -> None:
+def check_trainer(trainer: Any) -> None:
     """Refuse what a mixture of losses cannot work with.
 
     Raises:
@@ -93,7 +93,7 @@ def check_trainer(trainer: Any, learns: bool) -> None:
         _check_changes(trainer)
     if trainer.method.per_token:
         _check_tokens(trainer)
-    if learns:
+    if trainer.method.learns:
         _check_meta_step(trainer)
         if args.push_to_hub and "checkpoint" in args.hub_strategy and not args.hub_include_weights:
             logger.warning(
@@ -142,20 +142,9 @@ def _reads_last_token(student: Any) -> bool:
     return classifies and (forward or student.config.is_encoder_decoder)
 
 
-def shows_states(model: Any) -> bool:
-    """Whether a student can be asked for hidden states that a linear probe could tell its classes from."""
-    student = without_adapters(model)
-    one_side = not getattr(student.config, "is_encoder_decoder", False)
-    return one_side and not answers_by_token(model) and class_count(model) > 1 and _takes_states(student)
-
-
-def _takes_states(student: Any) -> bool:
-    return "output_hidden_states" in inspect.signature(student.forward).parameters or takes_keywords(student)
-
-
 def _check_hidden_states(student: Any) -> None:
     state_widths(student.config)
-    if not _takes_states(student):
+    if not takes_states(student):
         raise ValueError(
             f"AMALTrainer: the policy reads the student's hidden states, and {type(student).__name__}.forward takes "
             f"no `output_hidden_states`. Use a policy without them: LossNetwork()."
@@ -230,21 +219,3 @@ def _check_sharding(trainer: Any, works: str) -> None:
             f"AMALTrainer: '{method.name}' needs all parameters in one place, and FSDP2 cuts them over processes. "
             f"Under FSDP2 use a policy of weights with FiniteDifference() and no trajectory: amal()."
         )
-
-
-def state_widths(config: Any) -> tuple[int, ...]:
-    """The widths of a student's hidden states, the embeddings' first; of encoder and decoder one after the other.
-
-    Raises:
-        ValueError: the configuration does not say.
-    """
-    names = ("num_layers", "num_decoder_layers") if hasattr(config, "num_decoder_layers") else ()
-    names = ("encoder_layers", "decoder_layers") if hasattr(config, "decoder_layers") else names
-    layers = [getattr(config, name) for name in names or ("num_hidden_layers",) if hasattr(config, name)]
-    width = getattr(config, "hidden_size", None)
-    if width is None or not layers:
-        raise ValueError(
-            f"AMALTrainer: the policy reads the student's hidden states, and {type(config).__name__} does not say how "
-            f"many there are and how wide (hidden_size, num_hidden_layers). Use a policy without them: LossNetwork()."
-        )
-    return tuple(width for count in layers for _ in range(count + 1))

@@ -14,9 +14,9 @@ from amal_hf.clean_probe import FEWEST_ROWS
 from amal_hf.collator import is_stream, is_transformed, rows_of
 from amal_hf.generators import is_causal, is_encoder_decoder
 from amal_hf.losses import CrossEntropy, Loss, Task
-from amal_hf.meta_set import own_random_numbers
 from amal_hf.method import Method
 from amal_hf.model_labels import class_count
+from amal_hf.random_numbers import own_random_numbers
 from amal_hf.shapes import EXAMPLE_ID, IGNORED, Batch
 
 

@@ -24,7 +24,7 @@ from amal_hf.shapes import META_ROW, Batch, Evaluate, Evaluation, Params
 from amal_hf.sharded import cut_again, differentiation, placed
 from amal_hf.student_inputs import StudentInputs, with_logits
 from amal_hf.tangents import movable_parameters
-from amal_hf.trajectories import Trajectory, walk_back
+from amal_hf.trajectories import walk_back
 from amal_hf.undisturbed import differentiable_checkpointing, kept_buffers, undisturbed
 
 
@@ -173,17 +173,13 @@ class WeightLearner:
             return None
         report = None
         if recorder.full:
-            report = self.learn_from_trajectory(
-                student, recorder.trajectory, recorder, prepare(self.next_meta_batch())
-            )
+            report = self.learn_from_trajectory(recorder, student, prepare(self.next_meta_batch()))
             recorder.clear()
         recorder.restart(student.optimizer, step)
         recorder.begin_step(student.optimizer, step - warmup)
         return report
 
-    def learn_from_trajectory(
-        self, student: Student, trajectory: Trajectory, recorder: Recorder, meta_batch: Batch
-    ) -> MetaReport:
+    def learn_from_trajectory(self, recorder: Recorder, student: Student, meta_batch: Batch) -> MetaReport:
         """One update of the policy from all recorded steps, walked back."""
         trained = {id(p) for group in student.optimizer.param_groups for p in group["params"]}
         params = {name: p for name, p in movable_parameters(student.model).items() if id(p) in trained}
@@ -196,7 +192,7 @@ class WeightLearner:
         student.model.train()  # as when the steps were taken
         with differentiable_checkpointing(student.model), kept_buffers(student.model):
             observation, slopes = walk_back(
-                trajectory,
+                recorder.trajectory,
                 student.optimizer,
                 params,
                 steps,

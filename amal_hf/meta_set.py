@@ -4,15 +4,13 @@ Batch n is a function of the seed and n alone, so a run that was interrupted onl
 random number is drawn.
 """
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from amal_hf.collator import rows_of
+from amal_hf.random_numbers import own_random_numbers
 from amal_hf.shapes import Batch
 
 
@@ -56,19 +54,3 @@ class MetaSet:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._order = (epoch, torch.randperm(len(self.rows), generator=generator).tolist())
         return self._order[1][offset]
-
-
-@contextmanager
-def own_random_numbers(seed: int) -> Iterator[None]:
-    """A collator or a transform may draw (for masking, say); afterwards the generators stand where they stood."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would reseed GPUs as well.
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -34,12 +34,15 @@ def are_generic(names: Sequence[str]) -> bool:
     return all(re.fullmatch(r"LABEL_\d+", name) for name in names)
 
 
+def label_column(rows: Any) -> str | None:
+    """Which column of a dataset holds its labels: `labels`, or else `label`; `None` for neither."""
+    columns = getattr(rows, "column_names", None) or ()
+    return next((name for name in ("labels", "label") if name in columns), None)
+
+
 def class_names(rows: Any) -> list[str]:
     """The names of the classes of a dataset's labels, of sentences or of tokens; none where it does not say."""
-    features = getattr(rows, "features", None) or {}
-    for column in ("label", "labels"):
-        feature = features.get(column)
-        inner = feature.feature if isinstance(feature, List) else feature
-        if isinstance(inner, ClassLabel):
-            return list(inner.names)
-    return []
+    column, features = label_column(rows), getattr(rows, "features", None)
+    feature = features[column] if features and column else None
+    inner = feature.feature if isinstance(feature, List) else feature
+    return list(inner.names) if isinstance(inner, ClassLabel) else []

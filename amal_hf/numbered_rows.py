@@ -6,14 +6,12 @@ from typing import Any
 
 import datasets
 from torch import nn
-from transformers import Trainer
 
 from amal_hf.collator import ExampleCollator, is_stream, is_transformed, numbered, rows_of
 from amal_hf.data_checks import check_first_rows
 from amal_hf.generators import answers_by_token, takes_keywords, with_decoder_inputs
 from amal_hf.losses import Loss
-from amal_hf.method import Method
-from amal_hf.mixture import Mixture
+from amal_hf.mixing import MixingTrainer
 from amal_hf.processes import process_count
 from amal_hf.ragged import filled, own_part, without_repeats
 from amal_hf.shapes import EXAMPLE_ID, REPEATED, Batch
@@ -22,15 +20,12 @@ from amal_hf.shapes import EXAMPLE_ID, REPEATED, Batch
 TOKEN_TYPES = "token_type_ids"
 
 
-class NumberedRowsTrainer(Trainer):
+class NumberedRowsTrainer(MixingTrainer):
     """`Trainer` whose batches say which rows they have.
 
     With `mixes` off it is `Trainer`.
     """
 
-    mixes: bool = False
-    mixture: Mixture
-    method: Method
     meta_dataset: Any
     model: Any
     train_dataset: Any

@@ -1,4 +1,4 @@
-"""Which precision is fast on this machine."""
+"""Which precision is fast on this machine, which a student computes in, and what goes back quickly in it."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

@@ -21,7 +21,6 @@ from typing import Any
 import datasets
 from huggingface_hub import CommitInfo
 from torch.distributed.fsdp import StateDictType
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
@@ -29,8 +28,7 @@ from amal_hf.card_check import check_card
 from amal_hf.card_facts import CardDetails
 from amal_hf.cards import names_of, render_card
 from amal_hf.checkpoints import FILES_NAME
-from amal_hf.method import Method
-from amal_hf.mixture import Mixture
+from amal_hf.mixing import MixingTrainer
 from amal_hf.policies.frozen import save_policy
 from amal_hf.policies.row_log import SEGMENTS
 from amal_hf.portable import SAVED
@@ -46,7 +44,7 @@ CARD_NAME, FACTS_NAME = "README.md", "card.json"
 """The card, and the facts that it can be rendered from again."""
 
 
-class PublishingTrainer(Trainer):
+class PublishingTrainer(MixingTrainer):
     """`Trainer` that publishes safely; the base of `AMALTrainer`.
 
     Attributes:
@@ -57,9 +55,6 @@ class PublishingTrainer(Trainer):
     args: Any
     hub_model_id: Any
     card_details: CardDetails = CardDetails()
-    mixes: bool = False
-    mixture: Mixture
-    method: Method
     _pushes: Pushes
     _staged_folders: int = 0
     _student_files: frozenset[str] = frozenset()

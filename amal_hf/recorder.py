@@ -13,6 +13,7 @@ from amal_hf.batch_rows import ids_of
 from amal_hf.mixture import Mixture, Weighed
 from amal_hf.policies.policy import Observation
 from amal_hf.processes import process_count, process_rank, total_count, values_of_all
+from amal_hf.random_numbers import set_randomness
 from amal_hf.shapes import Batch, Evaluation
 from amal_hf.steps import Snapshot, Step, joined, put, raw, snapshot
 from amal_hf.top_logits import TopLogits
@@ -185,15 +186,3 @@ def _from_tensors(state: dict[str, Any]) -> RecordedStep:
         for batch in state["batches"]
     ]
     return RecordedStep(**{**state, "weighed": weighed, "batches": batches})
-
-
-def randomness() -> list[Tensor]:
-    """The state of all generators that dropout draws from: the CPU's, then those of all GPUs."""
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
-
-
-def set_randomness(states: list[Tensor]) -> None:
-    """Restore `randomness`."""
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state_all(states[1:])

@@ -6,26 +6,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from amal_hf.checkpoints import checkpoint_to_resume, named_failure, seal, unseal
 from amal_hf.learner import WeightLearner
 from amal_hf.lost_process import lost_process_advice
-from amal_hf.method import Method
-from amal_hf.mixture import Mixture
+from amal_hf.mixing import MixingTrainer
 from amal_hf.state import STATE_NAME, load_state, save_state
 
 
-class ResumableTrainer(Trainer):
+class ResumableTrainer(MixingTrainer):
     """`Trainer` with checkpoints that hold what the method has learned and are noted as whole.
 
     With `mixes` off it is `Trainer`.
     """
 
-    mixes: bool = False
-    mixture: Mixture
-    method: Method
     _learner: WeightLearner | None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:

@@ -60,10 +60,16 @@ def rule(function: Callable[[Row], Vote]) -> Rule:
 
 
 def keyword_rule(words: Iterable[str], label: Vote, column: str = "text", name: str | None = None) -> Rule:
-    """A rule that votes `label` where one of the words stands as a whole word, in any case."""
+    """A rule that votes `label` where one of the words stands as a whole word, in any case.
+
+    Raises:
+        ValueError: no words, or an empty one, which would be found everywhere.
+    """
     listed = [words] if isinstance(words, str) else list(words)
+    if not listed or not all(listed):
+        raise ValueError(f"keyword_rule: needs words, none of them empty, got {listed}.")
     pattern = r"(?<!\w)(?:" + "|".join(re.escape(word) for word in listed) + r")(?!\w)"
-    return regex_rule(pattern, label, column, name or f"keyword_{listed[0]}" if listed else "keyword")
+    return regex_rule(pattern, label, column, name or f"keyword_{listed[0]}")
 
 
 def regex_rule(pattern: str, label: Vote, column: str = "text", name: str | None = None) -> Rule:
@@ -72,7 +78,7 @@ def regex_rule(pattern: str, label: Vote, column: str = "text", name: str | None
     Raises:
         ValueError: the pattern is empty, and would be found everywhere, or is not a regular expression.
     """
-    if not pattern or pattern == r"(?<!\w)(?:)(?!\w)":
+    if not pattern:
         raise ValueError("regex_rule: the pattern is empty and would be found in every text. Give it some text.")
     try:
         compiled = re.compile(pattern, re.IGNORECASE)

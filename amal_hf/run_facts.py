@@ -3,7 +3,6 @@
 import platform
 from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ import numpy as np
 from amal_hf.card_check import is_repository
 from amal_hf.card_facts import CardDetails, RunFacts
 from amal_hf.generators import without_adapters
+from amal_hf.last_scores import last_scores
 from amal_hf.latency import hardware_name
 from amal_hf.losses import Loss
 from amal_hf.method import Method
-from amal_hf.model_labels import class_count, label_names
+from amal_hf.model_labels import class_count, label_column, label_names
 from amal_hf.run_record import texts_of
 from amal_hf.shapes import EXAMPLE_ID, IGNORED
 
@@ -83,7 +83,7 @@ def gather(trainer: Any, details: CardDetails) -> RunFacts:
         "rows": _rows(trainer),
         "hyperparameters": _hyperparameters(trainer),
         "steps": trainer.state.global_step,
-        "evaluation": _evaluation(trainer),
+        "evaluation": last_scores(trainer),
         "figures": [f"{FIGURES}/{file.name}" for file in sorted((folder / FIGURES).glob("*.[ps][nv]g"))],
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": hardware_name(trainer.args.device),
@@ -157,34 +157,6 @@ def _hyperparameters(trainer: Any) -> dict[str, Any]:
     return {**given, "optimizer": args.optim.value, "lr_scheduler_type": args.lr_scheduler_type.value}
 
 
-def _evaluation(trainer: Any) -> dict[str, float]:
-    """The scores of the student as it stands, without their timing: its last evaluation, or that of the best step.
-
-    Of several evaluation sets each has an entry of its own.
-    """
-    state, several = trainer.state, isinstance(trainer.eval_dataset, dict)
-    best = state.best_global_step if trainer.args.load_best_model_at_end and state.best_global_step else None
-    ended = max((n for n, entry in enumerate(state.log_history) if "train_runtime" in entry), default=-1)
-    since = state.log_history[ended + 1 :]
-    # What was evaluated after training is the student as it stands, whatever has been done to it since.
-    if best is None or any(name.startswith("eval_") for entry in since for name in entry):
-        history = state.log_history
-    else:
-        history = [entry for entry in state.log_history if entry.get("step") == best]
-    marks = [f"eval_{name}_loss" for name in trainer.eval_dataset] if several else ["eval_loss"]
-    found: list[dict[str, Any]] = [next((entry for entry in reversed(history) if mark in entry), {}) for mark in marks]
-    last: dict[str, Any] = {name: value for entry in found for name, value in entry.items()}
-    timing = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
-    return {
-        name.removeprefix("eval_"): float(value)
-        for name, value in last.items()
-        if name.startswith("eval_")
-        and not name.endswith(timing)
-        and isinstance(value, Real)
-        and np.isfinite(float(value))
-    }
-
-
 def _parts(method: Method) -> dict[str, Any]:
     """A method's choices in words, as far as they were made."""
     parts: dict[str, Any] = {"name": method.name, "weights": method.policy.describe()}
@@ -234,7 +206,7 @@ def _extremes(
 
 def _class(rows: datasets.Dataset, number: int) -> str:
     """The label of a row, by name where it has one; empty for none."""
-    column = next((name for name in ("label", "labels") if name in rows.column_names), None)
+    column = label_column(rows)
     label = None if column is None else rows[number][column]
     if column is None or label is None or label == IGNORED:
         return ""

@@ -37,18 +37,19 @@ class Picture(NamedTuple):
 _MEDIAN_WEIGHT = re.compile(r"weight_.+_p50")
 
 
-def write_figures(record: RunRecord, folder: Path) -> list[Path]:
+def write_figures(record: RunRecord, folder: Path, weighs: bool = True) -> list[Path]:
     """Write all pictures as PNG; says so once where matplotlib is missing.
 
     Args:
         record: of the run.
         folder: where; made if need be.
+        weighs: whether weights differ, so that there is something to draw of them.
     """
     if not can_draw():
         logger.warning("No figures are written: they need matplotlib (pip install 'amal_hf[plots]').")
         return []
     files = []
-    for picture in pictures(record):
+    for picture in pictures(record, weighs):
         files.append(folder / f"{picture.name}.png")
         files[-1].parent.mkdir(parents=True, exist_ok=True)
         picture.figure.savefig(files[-1], dpi=150)
@@ -60,8 +61,14 @@ def can_draw() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def pictures(record: RunRecord) -> Iterator[Picture]:
-    """One after the other, as far as there is something to draw."""
+def pictures(record: RunRecord, weighs: bool = True) -> Iterator[Picture]:
+    """One after the other, as far as there is something to draw; those of weights where these differ."""
+    if weighs:
+        yield from _weights(record)
+    yield from _changes(record)
+
+
+def _weights(record: RunRecord) -> Iterator[Picture]:
     from amal_hf import plots
 
     if any(_MEDIAN_WEIGHT.fullmatch(name) for entry in record.log_history for name in entry):
@@ -74,7 +81,6 @@ def pictures(record: RunRecord) -> Iterator[Picture]:
         yield from _against(record, weights)
         yield from _clean_and_flipped(record, weights)
     yield from _rules(record)
-    yield from _changes(record)
 
 
 def _against(record: RunRecord, weights: dict[str, Any]) -> Iterator[Picture]:

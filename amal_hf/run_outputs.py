@@ -7,6 +7,7 @@ from typing import Any
 
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.report import write_report
+from amal_hf.run_facts import FIGURES
 from amal_hf.run_figures import write_figures
 from amal_hf.run_record import record_of, texts_of
 
@@ -21,7 +22,7 @@ def write_outputs(trainer: Any) -> None:
     if not trainer.is_world_process_zero() or trainer.state.is_hyper_param_search:
         return
     if args.write_figures:
-        _guarded(lambda: _write_figures(trainer, Path(args.output_dir) / "figures"), "figures")
+        _guarded(lambda: _write_figures(trainer, Path(args.output_dir) / FIGURES), "figures")
     if args.write_report:
         _guarded(lambda: write_page(trainer), "report")
 
@@ -35,10 +36,11 @@ def _guarded(write: Callable[[], Any], what: str) -> None:
 
 def _write_figures(trainer: Any, folder: Path) -> None:
     """Those of this run alone; weights that are fixed make no picture."""
-    for picture in folder.glob("*.png"):
+    for picture in folder.rglob("*.png"):
         picture.unlink()
-    if not isinstance(trainer.method.policy, FixedWeights):
-        write_figures(record_of(trainer), folder)
+    weighs = type(trainer.method.policy) is not FixedWeights
+    if weighs or trainer.method.batch_policy is not None:
+        write_figures(record_of(trainer), folder, weighs)
 
 
 def write_page(trainer: Any, path: str | None = None, results: Sequence[Mapping[str, Any]] = ()) -> str:

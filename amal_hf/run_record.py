@@ -13,11 +13,13 @@ from amal_hf.batch_policies.label_blend import LabelBlend
 from amal_hf.batch_policies.token_mask import TokenMask
 from amal_hf.data import find_text_columns
 from amal_hf.example_notes import GUESS, STUDENT, group_means
-from amal_hf.model_labels import label_names
+from amal_hf.last_scores import last_scores
+from amal_hf.losses import Loss
+from amal_hf.model_labels import label_column, label_names
 from amal_hf.noise import TRUE_LABEL
 from amal_hf.rule_losses import RuleLosses
 from amal_hf.rule_summary import RuleSummary, summarise_rules
-from amal_hf.shapes import IGNORED
+from amal_hf.shapes import EXAMPLE_ID, IGNORED
 
 
 SHOWN_TEXTS = 8
@@ -95,15 +97,18 @@ def record_of(trainer: Any) -> RunRecord:
     columns = np.column_stack([table[name][:] for name in trainer.mixture.names]).astype(np.float32)
     notes = trainer.mixture.notes.of(trainer.mixture.record.contents()[0])
     losses = {name: notes[f"loss/{name}"] for name in trainer.mixture.groups}
-    rules = rules_of(trainer, columns, losses)
+    voted = next((loss for loss in trainer.mixture.losses if isinstance(loss, RuleLosses)), None)
+    rules = None if voted is None else rules_of(trainer, voted, columns, losses)
+    if voted is not None and rules is not None:
+        columns[:, _columns_of(voted, trainer)] = rules.weights
     changes = trainer.method.batch_policy
     names = label_names(trainer.model.config) if getattr(trainer.model.config, "num_labels", 0) > 1 else []
-    labels = _classes_in(trainer.train_dataset, ("labels", "label")) if names else None
+    labels = _classes_in(trainer.train_dataset, label_column(trainer.train_dataset)) if names else None
     of_one_class = labels is not None or bool(np.isfinite(notes[GUESS]).any())
     return RunRecord(
         settings=settings_of(trainer),
         log_history=trainer.state.log_history,
-        ids=table.with_format(None)["example_id"][:],
+        ids=table.with_format(None)[EXAMPLE_ID][:],
         weights=_where_present(_by_loss(columns, trainer.mixture.groups), losses),
         losses=losses,
         teachers={name.removeprefix("teacher/"): notes[name] for name in notes if name.startswith("teacher/")},
@@ -111,7 +116,7 @@ def record_of(trainer: Any) -> RunRecord:
         guesses=notes[GUESS],
         classes=names if of_one_class else [],
         labels=labels,
-        truth=_classes_in(trainer.train_dataset, (TRUE_LABEL,)),
+        truth=_classes_in(trainer.train_dataset, TRUE_LABEL),
         rules=rules,
         shares=changes.shares().cpu().numpy() if isinstance(changes, LabelBlend) else None,
         masked=_masked(changes, trainer) if isinstance(changes, TokenMask) else [],
@@ -121,14 +126,7 @@ def record_of(trainer: Any) -> RunRecord:
 def settings_of(trainer: Any) -> dict[str, str | int | float]:
     """The run in a few words and numbers; nothing of where it ran."""
     args, method = trainer.args, trainer.method
-    last: dict[str, Any] = {}
-    for entry in trainer.state.log_history:
-        last |= entry
-    scores = {
-        name: last[name]
-        for name in last
-        if name.startswith("eval_") and not name.endswith(("_per_second", "_runtime"))
-    }
+    seconds = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
     return {
         "method": method.name,
         "policy": type(method.policy).__name__,
@@ -140,34 +138,38 @@ def settings_of(trainer: Any) -> dict[str, str | int | float]:
         "examples per step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "learning rate": args.learning_rate,
         "seed": args.seed,
-        "training seconds": last.get("train_runtime", float("nan")),
-        **{name: value for name, value in scores.items() if isinstance(value, int | float)},
+        "training seconds": seconds[-1] if seconds else float("nan"),
+        **{f"eval_{name}": value for name, value in last_scores(trainer).items()},
     }
 
 
-def rules_of(trainer: Any, columns: NDArray[np.float32], losses: dict[str, NDArray[np.float32]]) -> Rules | None:
-    """Votes, weights and initial shares of the first loss of rules that votes on whole examples.
+def rules_of(
+    trainer: Any, loss: RuleLosses, columns: NDArray[np.float32], losses: dict[str, NDArray[np.float32]]
+) -> Rules | None:
+    """Votes, weights and initial shares of a loss of rules that vote on whole examples; `None` of others.
 
-    The weights of rules that abstained are made NaN in `columns`, too. An example has those losses of which a value
-    was noted.
+    Weights of rules that abstained are NaN. An example has those losses of which a value was noted.
     """
     rows = trainer.train_dataset
-    loss = next((loss for loss in trainer.mixture.losses if isinstance(loss, RuleLosses)), None)
-    if loss is None or not isinstance(rows, datasets.Dataset):
+    if not isinstance(rows, datasets.Dataset):
         return None
     votes = np.asarray(rows.with_format("numpy")[loss.column][:])
     if votes.ndim != 2:
         return None
-    first = trainer.mixture.names.index(loss.names[0])
-    own = slice(first, first + len(loss.rules))
+    own = _columns_of(loss, trainer)
     present = np.repeat(np.isfinite(np.column_stack(list(losses.values()))), list(trainer.mixture.groups.values()), 1)
     present[:, own] = votes >= 0
     initial = trainer.mixture.initial(trainer.args.loss_weights).numpy()
     with np.errstate(divide="ignore"):  # of an example without losses nothing is asked
         shares = initial.sum() * initial[own] / (present @ initial)[:, None]
-    weights = columns[:, own]
-    weights[votes < 0] = np.nan
+    weights = np.where(votes < 0, np.float32("nan"), columns[:, own])
     return Rules(list(loss.rules), votes.astype(np.int64), weights, shares)
+
+
+def _columns_of(loss: Loss, trainer: Any) -> slice:
+    """Where the weights of a loss stand among those of all."""
+    first = trainer.mixture.names.index(loss.names[0])
+    return slice(first, first + len(loss.names))
 
 
 def texts_of(rows: Any, tokenizer: Any) -> dict[str, list[str]]:
@@ -219,12 +221,11 @@ def _masked(mask: TokenMask, trainer: Any) -> list[tuple[list[str], list[float]]
     return pairs
 
 
-def _classes_in(rows: Any, names: Sequence[str]) -> NDArray[np.int64] | None:
-    """One class an example, from the first of these columns; `None` where it holds something else."""
-    if not isinstance(rows, datasets.Dataset):
+def _classes_in(rows: Any, column: str | None) -> NDArray[np.int64] | None:
+    """One class an example, from a column; `None` where there is none, or holds something else."""
+    if not isinstance(rows, datasets.Dataset) or column not in rows.column_names:
         return None
-    column = next((name for name in names if name in rows.column_names), None)
-    if column is None or not str(getattr(rows.features[column], "dtype", "")).startswith(("int", "uint")):
+    if not str(getattr(rows.features[column], "dtype", "")).startswith(("int", "uint")):
         return None
     values = np.asarray(rows.with_format("numpy")[column][:]).astype(np.int64)
     return np.where(values < 0, IGNORED, values)

@@ -25,7 +25,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from amal_hf.arguments import AMALArguments
 from amal_hf.batch_rows import ids_of
-from amal_hf.checks import check_arguments, check_trainer, shows_states, state_widths, use_one_gpu
+from amal_hf.checks import check_arguments, check_trainer, use_one_gpu
 from amal_hf.collator import is_stream
 from amal_hf.compiled import meta_forward
 from amal_hf.data_checks import (
@@ -37,7 +37,7 @@ from amal_hf.data_checks import (
 from amal_hf.generators import is_causal
 from amal_hf.learner import Student, WeightLearner
 from amal_hf.logs import MixtureStatistics
-from amal_hf.losses import CrossEntropy, Loss, Task
+from amal_hf.losses import CrossEntropy, JointLoss, Loss, Task
 from amal_hf.memory import memory_advice
 from amal_hf.meta import MetaReport
 from amal_hf.meta_set import MetaSet
@@ -51,11 +51,12 @@ from amal_hf.precision import compute_dtype
 from amal_hf.processes import total_count
 from amal_hf.publishing import PublishingTrainer
 from amal_hf.ragged import fills_up, own_part
-from amal_hf.recorder import randomness
+from amal_hf.random_numbers import randomness
 from amal_hf.resumable import ResumableTrainer
 from amal_hf.run_outputs import write_outputs, write_page
 from amal_hf.shapes import EXAMPLE_ID, Batch
 from amal_hf.shared_rows import warn_of_shared_sets
+from amal_hf.shown_states import shows_states, state_widths
 from amal_hf.skipped_steps import SkippedSteps
 from amal_hf.student_inputs import StudentInputs, with_logits
 from amal_hf.token_mixture import TokenMixture
@@ -75,6 +76,11 @@ class _Window:
     position: int = 0
     weighed: int = 0
     prepared: list[Batch] = field(default_factory=list)
+
+
+def _own(loss: Any) -> Any:
+    """A loss for one trainer: a copy, with a model of its own where the loss trains one."""
+    return copy.deepcopy(loss) if isinstance(loss, JointLoss) else copy.copy(loss)
 
 
 class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
@@ -129,7 +135,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
             return
         check_arguments(losses, method)
         # Copies, since each takes over how this student is read, and the teacher's answers for these rows.
-        losses = [CrossEntropy()] if losses is None else [copy.copy(loss) for loss in losses]
+        losses = [CrossEntropy()] if losses is None else [_own(loss) for loss in losses]
         losses += distillations(teacher_model)
         # A copy, since the policy inside holds what is learned: two trainers given one method must not share it.
         self.method = Method("fixed", FixedWeights()) if method is None else copy.deepcopy(method)
@@ -151,7 +157,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
 
     def _check(self, losses: list[Any], meta_dataset: Any) -> None:
         """Refuse what could not be trained on, before rows are read and teachers opened."""
-        check_trainer(self, self.method.learns)
+        check_trainer(self)
         sets = {"train_dataset": self.train_dataset, "meta_dataset": meta_dataset}
         check_generator(self.model, losses, self.method, sets)
         check_data(self.train_dataset, meta_dataset, self.method, losses, class_count(self.model))
@@ -216,7 +222,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         window = self._window
         window.weighed += 1
         batch = window.prepared[window.position] if window.prepared else self.mixture.prepare(inputs)
-        self._note_ids(batch)
+        self._warn_of_anonymous_rows(batch)
         recorder = self._learner and self._learner.recorder
         before = randomness() if recorder and recorder.steps else []
         self._inputs.step = self.state.global_step
@@ -238,7 +244,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
             logs = {**logs, **self._statistics.flush(), **self.mixture.policy.figures()}
         super().log(logs, start_time)
 
-    def _note_ids(self, batch: Batch) -> None:
+    def _warn_of_anonymous_rows(self, batch: Batch) -> None:
         """Say once that weights belong to nobody."""
         if EXAMPLE_ID not in batch and not self._anonymous:
             self._anonymous = True

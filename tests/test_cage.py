@@ -170,13 +170,13 @@ def rows_with_votes(count, unlabelled):
     return rows.remove_columns("labels").add_column("labels", given).add_column("weak_labels", votes)
 
 
-def new_trainer(folder, **options):
+def new_trainer(folder, losses=None, **options):
     return AMALTrainer(
         model=tiny_bert(),
         args=toy_arguments(folder, **options),
         train_dataset=rows_with_votes(24, 16),
         meta_dataset=toy_rows(10, 4),
-        losses=[CrossEntropy(), Spear(Cage([0, 1, 2], 3))],
+        losses=[CrossEntropy(), Spear(Cage([0, 1, 2], 3))] if losses is None else losses,
         method=amal(),
     )
 
@@ -196,6 +196,17 @@ def test_trained_jointly_and_resumed(tmp_path):
     weights = whole.example_weights().to_pandas()
     assert (weights["labels"][:16] == 0).all() and (weights["spear/entropy"][16:] == 0).all()
     assert {"loss_spear", "weight_spear_mean", "loss_labels"} <= set(whole.state.log_history[0])
+
+
+def test_two_trainers_given_one_loss_do_not_share_its_model(tmp_path):
+    """The second would begin by wiping out what the first has learned, and train it on with another student."""
+    losses = [CrossEntropy(), Spear(Cage([0, 1, 2], 3))]
+    first, second = (new_trainer(tmp_path, losses) for _ in range(2))
+    first.train()
+    cages = [run.mixture.joint[0].cage for run in (first, second)]
+    assert len({id(cage) for cage in (*cages, losses[1].cage)}) == 3
+    assert not torch.equal(cages[0].theta, cages[1].theta)
+    assert torch.equal(cages[1].theta, losses[1].cage.theta)
 
 
 def test_votes_for_another_class_are_refused_before_training(tmp_path):

@@ -242,7 +242,7 @@ def test_sharding_that_cannot_work_is_refused(tmp_path, monkeypatch, plugin, met
     monkeypatch.setattr(trainer.accelerator.state, "fsdp_plugin", SimpleNamespace(**plugin), raising=False)
     trainer.is_fsdp_enabled = True
     with pytest.raises(ValueError, match=message):
-        check_trainer(trainer, learns=True)
+        check_trainer(trainer)
 
 
 def test_processes_that_share_examples_are_refused(tmp_path, monkeypatch):
@@ -250,10 +250,10 @@ def test_processes_that_share_examples_are_refused(tmp_path, monkeypatch):
     trainer = make(tmp_path)
     monkeypatch.setattr(trainer, "get_tp_size", lambda: 2)
     with pytest.raises(ValueError, match="processes share examples.*FSDP2"):
-        check_trainer(trainer, learns=True)
+        check_trainer(trainer)
     trainer.is_deepspeed_enabled = True
     with pytest.raises(ValueError, match="do not run under DeepSpeed.*FSDP2"):
-        check_trainer(trainer, learns=True)
+        check_trainer(trainer)
 
 
 @pytest.mark.parametrize(

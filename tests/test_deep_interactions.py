@@ -183,8 +183,8 @@ def test_steps_are_replayed_with_their_own_dropout(tmp_path, monkeypatch):
     compared = []
     inner = WeightLearner.learn_from_trajectory
 
-    def watched(self, student, trajectory, recorder, meta_batch):
-        optimizer, rewind = raw(student.optimizer), trajectory.rewind
+    def watched(self, recorder, student, meta_batch):
+        optimizer, rewind = raw(student.optimizer), recorder.trajectory.rewind
         steps = recorder.replay(
             self.mixture, lambda batch: student.model(**student.inputs.plain(batch)), torch.device("cpu")
         )
@@ -195,7 +195,7 @@ def test_steps_are_replayed_with_their_own_dropout(tmp_path, monkeypatch):
             losses = torch.cat([weighed.losses for weighed in recorder.steps[position].weighed])
             compared.append(torch.equal(steps[position].evaluate().losses, losses))
         put(optimizer, now.kept[0])
-        return inner(self, student, trajectory, recorder, meta_batch)
+        return inner(self, recorder, student, meta_batch)
 
     monkeypatch.setattr(WeightLearner, "learn_from_trajectory", watched)
     trainer = new_trainer(

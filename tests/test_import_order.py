@@ -1,6 +1,7 @@
 """Who may import whom: a file imports only from lower levels, so that it can be read without those above it."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -22,12 +23,14 @@ LEVELS = [
         "top_logits",
         "generators",
         "processes",
+        "random_numbers",
+        "last_scores",
         "card_facts",
         "intervals",
         "checkpoints",
     },
     {"scores", "class_counts", "clean_probe", "central_differences", "model_labels"},
-    {"wrong_labels"},
+    {"wrong_labels", "shown_states"},
     {
         "losses",
         "directions",
@@ -116,7 +119,8 @@ LEVELS = [
     {"recorder", "run_figures", "student_inputs", "token_mixture"},
     {"learner", "methods", "report", "arguments", "commentary", "skipped_steps", "memory", "weights", "run_facts"},
     {"pushes"},
-    {"checks", "data_checks", "resumable", "run_outputs", "publishing"},
+    {"checks", "data_checks", "mixing"},
+    {"resumable", "run_outputs", "publishing"},
     {"numbered_rows"},
     {"trainer"},
     {"seq2seq"},
@@ -134,7 +138,6 @@ NEIGHBOURS = {
     ("aggregation", "rules"),
     ("aggregation", "data"),
     ("demo_rules", "rules"),
-    ("aggregation", "losses"),
     ("logs", "mixture"),
     ("batch_policies.label_blend", "batch_policies.batch_policy"),
     ("batch_policies.token_mask", "batch_policies.batch_policy"),
@@ -157,6 +160,7 @@ MATHEMATICS = {
     "losses",
     "class_counts",
     "clean_probe",
+    "wrong_labels",
     "cage",
     "spear",
     "rule_losses",
@@ -244,6 +248,15 @@ def test_mathematics_knows_no_trainer(module):
         assert not [name for name in names if name.split(".")[0] in {"transformers", "accelerate", "datasets"}]
     if level(module) < level("checks"):
         assert not [name for name in names if name in {"transformers.Trainer", "transformers.trainer.Trainer"}]
+
+
+def test_the_map_of_files_is_whole():
+    """Whoever looks for a thing by CONTRIBUTING.md finds every file, and none that is gone."""
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"(?<![\w/])(\w+)\.py", text.split("## Where things are")[1].split("docs/  ")[0]))
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert files - named == set()
+    assert named - files - {path.stem for path in PACKAGE.rglob("*.py")} == set()
 
 
 def test_no_import_cycles():

@@ -141,6 +141,23 @@ def test_networks_compare_slopes_by_what_a_loss_can_pull(make, columns):
         assert torch.allclose(first, second, atol=1e-5) == same
 
 
+@pytest.mark.parametrize(("make", "columns"), [(lambda: LossNetwork(normalisation=MeanOne()), 8), (PerLossNetwork, 4)])
+def test_every_example_has_a_progress_of_its_own(make, columns):
+    """The examples of a trajectory are of several steps: each is weighed as at its time, whatever K and B are."""
+    policy = make()
+    policy.reset(Sizes(3, 0, EXAMPLES), torch.full((3,), 1 / 3))
+    features = torch.rand(EXAMPLES, columns, generator=torch.Generator().manual_seed(0))
+    times, slopes = torch.linspace(0, 1, EXAMPLES), torch.tensor([[1.0, -1.0, 0.5]]).expand(EXAMPLES, 3)
+    for _ in range(30):
+        policy.update(Observation(torch.arange(EXAMPLES), features, times), slopes * (times[:, None] - 0.5))
+    together = policy.weights(Observation(torch.arange(EXAMPLES), features, times)).detach()
+    apart = [
+        policy.weights(Observation(torch.tensor([n]), features[n : n + 1], float(times[n]))).detach()
+        for n in range(EXAMPLES)
+    ]
+    torch.testing.assert_close(together, torch.cat(apart))
+
+
 def test_weights_that_need_not_add_up_follow_slopes_as_they_are():
     """Meta-Weight-Net learns the same whatever the losses can pull, as its paper has it."""
     ended = []

@@ -4,7 +4,18 @@ import pytest
 from conftest import tiny_bert, toy_arguments, toy_rows
 from toy_run import toy_record
 
-from amal_hf import AMALTrainer, CrossEntropy, amal, run_figures, run_outputs
+from amal_hf import (
+    AMALTrainer,
+    AnnealedWeights,
+    CrossEntropy,
+    FixedWeights,
+    LabelBlend,
+    Method,
+    amal,
+    commentaries,
+    run_figures,
+    run_outputs,
+)
 
 
 pytest.importorskip("matplotlib")
@@ -62,7 +73,7 @@ def test_without_matplotlib_there_is_one_notice(tmp_path, monkeypatch, caplog):
 def test_a_failure_does_not_cost_the_training(tmp_path, monkeypatch, caplog):
     """A full disk at the end of a long run must not take the trained student with it."""
 
-    def full(record, folder):
+    def full(*args):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(run_outputs, "write_figures", full)
@@ -75,6 +86,26 @@ def test_a_call_without_losses_says_so(tmp_path):
     plain = AMALTrainer(model=tiny_bert(), args=toy_arguments(tmp_path), train_dataset=toy_rows(8))
     with pytest.raises(RuntimeError, match="neither losses nor a method"):
         plain.write_report()
+
+
+def test_changes_of_batches_are_drawn_and_fixed_weights_are_not(tmp_path):
+    """A mask over training texts lies in the folder that is not published; of an earlier run nothing is left."""
+    old = tmp_path / "figures" / "data" / "old.png"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"")
+    names = {}
+    for method in (commentaries(LabelBlend(3)), Method("fixed", FixedWeights()), Method("a", AnnealedWeights([1.0]))):
+        run = AMALTrainer(
+            tiny_bert(),
+            toy_arguments(tmp_path, write_figures=True, max_steps=2, logging_steps=1, meta_warmup_steps=0),
+            train_dataset=toy_rows(12),
+            meta_dataset=toy_rows(8, 1),
+            losses=[CrossEntropy()],
+            method=method,
+        )
+        run.train()
+        names[method.name] = {file.stem for file in (tmp_path / "figures").rglob("*.png")}
+    assert names["commentaries"] == {"blends"} and names["fixed"] == set() and "weights" in names["a"]
 
 
 def test_all_pictures_of_a_full_record(tmp_path):

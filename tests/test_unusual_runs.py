@@ -384,9 +384,9 @@ def test_a_stream_that_ends_within_a_step_leaves_its_last_rows_to_the_next_pass(
     seen = []
     learn = WeightLearner.learn_from_trajectory
 
-    def spy(learner, student, trajectory, recorder, meta_batch):
+    def spy(learner, recorder, student, meta_batch):
         seen.append([sum(len(batch["example_id"]) for batch in step.batches) for step in recorder.steps])
-        return learn(learner, student, trajectory, recorder, meta_batch)
+        return learn(learner, recorder, student, meta_batch)
 
     monkeypatch.setattr(WeightLearner, "learn_from_trajectory", spy)
     stream = toy_rows(22).add_column("example_id", range(22)).to_iterable_dataset()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from amal_hf.batch_policies.batch_policy import BatchPolicy, Changed, attention_of
 from amal_hf.class_counts import one_class_labels
+from amal_hf.random_numbers import generator_of
 from amal_hf.shapes import Batch
 
 
@@ -77,5 +78,4 @@ class LabelBlend(BatchPolicy):
         )
 
     def _partners(self, examples: int, step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(hash((self.seed, step)) % 2**63)
-        return torch.randperm(examples, generator=generator)
+        return torch.randperm(examples, generator=generator_of(self.seed, step))

@@ -111,11 +111,9 @@ class CommentaryNetwork(NetworkPolicy):
 
     def inputs(self, observation: Observation) -> Tensor:
         """`(B, d + 2 · frequencies)`: the text and the waves of progress."""
-        device = observation.features.device
-        self.follow_to(device)
+        self.follow_to(observation.features.device)
         texts = self.embeddings[observation.ids]
-        progress = torch.as_tensor(observation.progress, device=device, dtype=texts.dtype)
-        waves = fourier(progress.expand(len(texts)), self.frequencies)
+        waves = fourier(observation.progress_of(texts)[:, 0], self.frequencies)
         return torch.cat([F.layer_norm(texts, texts.shape[1:]), waves], 1)
 
     def scores(self, observation: Observation) -> Tensor:

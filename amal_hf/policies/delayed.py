@@ -81,8 +81,7 @@ class Delayed(Policy):
     def weights(self, observation: Observation) -> LossTable:
         """The initial mixture, `(B, K)`, or the examples' rows; of one that was never judged the mixture all along."""
         initial, held = among_present(self.mixture, observation), self.store.read(observation.ids)
-        progress = torch.as_tensor(observation.progress, device=held.device).reshape(-1, 1)
-        unlearned = (progress < self.until) | (held == self.mixture.to(held)).all(1, keepdim=True)
+        unlearned = (observation.progress_of(held) < self.until) | (held == self.mixture.to(held)).all(1, keepdim=True)
         return torch.where(unlearned, initial.to(held), held)
 
     @torch.no_grad()

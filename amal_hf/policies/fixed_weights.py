@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from amal_hf.policies.policy import Observation, Policy, Sizes, among_present, as_mixture
+from amal_hf.random_numbers import generator_of
 from amal_hf.shapes import LossTable
 
 
@@ -97,6 +98,5 @@ class RandomWeights(Policy):
         """Nothing to learn."""
 
     def _draw(self, example: int) -> Tensor:
-        generator = torch.Generator().manual_seed(hash((self.seed, example)) % 2**63)
-        shares = -torch.rand(self.losses, generator=generator).clamp(min=1e-9).log()
+        shares = -torch.rand(self.losses, generator=generator_of(self.seed, example)).clamp(min=1e-9).log()
         return shares / shares.sum()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from amal_hf.class_counts import class_weights, of_class
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, among_present
+from amal_hf.random_numbers import generator_of
 from amal_hf.shapes import Features, LossTable, PerExample
 
 
@@ -64,8 +65,7 @@ class RandomRectified(Heuristic):
         return torch.tensor(draws, device=observation.ids.device).clamp(min=0) * math.sqrt(2 * math.pi)
 
     def _draw(self, example: int, progress: object) -> float:
-        generator = torch.Generator().manual_seed(hash((self.seed, example, progress)) % 2**63)
-        return float(torch.randn((), generator=generator))
+        return float(torch.randn((), generator=generator_of(self.seed, example, progress)))
 
 
 class ClassProportional(Heuristic):

@@ -14,8 +14,8 @@ from amal_hf.shapes import LossTable
 class NetworkPolicy(Policy):
     """Weights from what `observe` sees of an example, by a network of one hidden layer.
 
-    A subclass says what is seen (`observe`) and how wide that is with the training progress, which is added
-    (`width`). The network starts at the initial mixture for every example.
+    A subclass says what is seen (`observe`), and how many columns the network reads (`width`): those, and one more for
+    the training progress, which is added. The network starts at the initial mixture for every example.
 
     Args:
         hidden: width of the one hidden layer.
@@ -41,7 +41,7 @@ class NetworkPolicy(Policy):
         self.hidden = hidden
         self.learning_rate = learning_rate
         self.register_buffer("pulls", torch.ones(1), persistent=False)
-        self.by_sizes = normalisation is None
+        self.takes_usual = normalisation is None
         self.normalisation = MeanOne() if normalisation is None else normalisation
         self.seed = seed
 
@@ -57,7 +57,7 @@ class NetworkPolicy(Policy):
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
         """A new network that starts with the initial mixture."""
         self.pulls = torch.tensor(sizes.pulls or [1.0] * sizes.losses)
-        if self.by_sizes:
+        if self.takes_usual:
             self.normalisation = self.usual_normalisation(sizes)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
@@ -78,8 +78,7 @@ class NetworkPolicy(Policy):
     def inputs(self, observation: Observation) -> Tensor:
         """What the network reads: features and progress."""
         features = observation.features.to(next(self.network.parameters()).dtype)
-        progress = torch.as_tensor(observation.progress, dtype=features.dtype, device=features.device)
-        return torch.cat([features, progress.expand(len(features))[:, None]], 1)
+        return torch.cat([features, observation.progress_of(features)], 1)
 
     def counts_for(self, observation: Observation) -> Tensor | None:
         """What examples count for before anything is learned, `(B, 1)`; `None` where all count alike."""

@@ -73,8 +73,7 @@ class PerLossNetwork(NetworkPolicy):
         present = torch.ones_like(losses) if observation.present is None else observation.present.to(losses)
         fit = losses.neg().exp() * present
         others = (fit.sum(1, keepdim=True) - fit) / (present.sum(1, keepdim=True) - 1).clamp(min=1)
-        progress = torch.as_tensor(observation.progress, dtype=losses.dtype, device=losses.device)
-        rest = [part.expand_as(losses) for part in (entropy, progress)]
+        rest = [part.expand_as(losses) for part in (entropy, observation.progress_of(losses))]
         teachers = [part for table in asked for part in (table.log1p(), table.neg().exp())]
         return torch.stack([losses.log1p(), fit, others, *rest, *teachers], -1)
 

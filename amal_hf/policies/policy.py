@@ -82,6 +82,11 @@ class Observation(NamedTuple):
     progress: float | Tensor
     present: Tensor | None = None
 
+    def progress_of(self, like: Tensor) -> Tensor:
+        """`(B, 1)`: the progress of every example, of the type and on the device of `like`."""
+        progress = torch.as_tensor(self.progress, dtype=like.dtype, device=like.device)
+        return progress.expand(len(self.ids))[:, None]
+
 
 class Policy(nn.Module, ABC):
     """Weights for examples, and how they learn from slopes.

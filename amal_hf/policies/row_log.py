@@ -67,8 +67,7 @@ class RowLog:
             OSError, SafetensorError: it could not be written.
         """
         kept, changed = self._divided()
-        names = [segment.path.name for segment in self.segments]
-        first = 1 + int(names[-1].split("-")[1].split(".")[0]) if names else 0
+        first = 1 + int(self.names[-1].split("-")[1].split(".")[0]) if self.segments else 0
         parts: Iterable[Tensor]
         if changed is None or not _linked(kept, Path(folder)):
             kept = []

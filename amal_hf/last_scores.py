@@ -1,0 +1,42 @@
+"""The scores of a student as it stands, out of the history of its run."""
+
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+
+TIMING = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
+
+
+def last_scores(trainer: Any) -> dict[str, float]:
+    """Its last evaluation, or that of the best step if this was loaded, by name and without timing.
+
+    Of several evaluation sets each has an entry of its own.
+    """
+    several = isinstance(trainer.eval_dataset, dict)
+    marks = [f"eval_{name}_loss" for name in trainer.eval_dataset] if several else ["eval_loss"]
+    history = _of_this_student(trainer)
+    found: list[Mapping[str, Any]] = [
+        next((entry for entry in reversed(history) if mark in entry), {}) for mark in marks
+    ]
+    pairs = [(name, value) for entry in found for name, value in entry.items() if _is_score(name, value)]
+    return {name.removeprefix("eval_"): float(value) for name, value in pairs}
+
+
+def _of_this_student(trainer: Any) -> list[Mapping[str, Any]]:
+    """The entries of the log that say something of the student as it stands."""
+    state = trainer.state
+    history: list[Mapping[str, Any]] = state.log_history
+    best = state.best_global_step if trainer.args.load_best_model_at_end else None
+    ended = max((n for n, entry in enumerate(history) if "train_runtime" in entry), default=-1)
+    # What was evaluated after training is the student as it stands, whatever has been done to it since.
+    if not best or any(name.startswith("eval_") for entry in history[ended + 1 :] for name in entry):
+        return history
+    return [entry for entry in history if entry.get("step") == best]
+
+
+def _is_score(name: str, value: Any) -> bool:
+    timed = name.endswith(TIMING)
+    return name.startswith("eval_") and not timed and isinstance(value, Real) and bool(np.isfinite(float(value)))
