@@ -54,12 +54,27 @@ def check_trainer(trainer: Any) -> None:
         TypeError: arguments of the wrong class, or a student that is no `PreTrainedModel` or returns tuples.
         ValueError: a combination that is not supported, with what to do instead.
     """
+    for check in (_check_options, _check_outputs, _check_losses, _check_student, _check_method):
+        check(trainer)
+
+
+def _check_options(trainer: Any) -> None:
     args = trainer.args
     if not isinstance(args, AMALArguments):
         raise TypeError(
             f"AMALTrainer: with losses or a method, `args` must be AMALArguments, got {type(args).__name__}. It takes "
             f"the same options."
         )
+    if args.use_liger_kernel:
+        raise ValueError(
+            "AMALTrainer: use_liger_kernel=True leaves out the logits that losses are made from. Set "
+            "use_liger_kernel=False."
+        )
+    if getattr(args, "predict_with_generate", False) and not isinstance(trainer, Seq2SeqTrainer):
+        logger.warning("predict_with_generate=True does nothing in AMALTrainer. Use AMALSeq2SeqTrainer.")
+
+
+def _check_outputs(trainer: Any) -> None:
     config = getattr(trainer.model, "config", None)
     if config is None or not getattr(config, "return_dict", True):
         raise TypeError(
@@ -67,6 +82,9 @@ def check_trainer(trainer: Any) -> None:
             f"{type(trainer.model).__name__} has {'no `config`' if config is None else 'return_dict=False'}. Use a "
             f"PreTrainedModel that returns a ModelOutput."
         )
+
+
+def _check_losses(trainer: Any) -> None:
     if trainer.compute_loss_func is not None:
         raise ValueError(
             "AMALTrainer: `compute_loss_func` and `losses` both define the loss. Pass the function in `losses`, "
@@ -78,28 +96,29 @@ def check_trainer(trainer: Any) -> None:
             f"{trainer.label_names}. Sequence and token classification, regression and language modelling heads are "
             f"supported; set label_names=['labels'] where a forward takes them by **kwargs."
         )
+
+
+def _check_student(trainer: Any) -> None:
     if not any(parameter.requires_grad for parameter in trainer.model.parameters()):
         raise ValueError("AMALTrainer: all parameters of the student are frozen, so there is nothing to train.")
-    if getattr(args, "predict_with_generate", False) and not isinstance(trainer, Seq2SeqTrainer):
-        logger.warning("predict_with_generate=True does nothing in AMALTrainer. Use AMALSeq2SeqTrainer.")
-    if args.use_liger_kernel:
-        raise ValueError(
-            "AMALTrainer: use_liger_kernel=True leaves out the logits that losses are made from. Set "
-            "use_liger_kernel=False."
-        )
-    if trainer.method.policy.needs_hidden_states:
+
+
+def _check_method(trainer: Any) -> None:
+    args, method = trainer.args, trainer.method
+    if method.policy.needs_hidden_states:
         _check_hidden_states(without_adapters(trainer.model))
-    if trainer.method.batch_policy is not None:
+    if method.batch_policy is not None:
         _check_changes(trainer)
-    if trainer.method.per_token:
+    if method.per_token:
         _check_tokens(trainer)
-    if trainer.method.learns:
-        _check_meta_step(trainer)
-        if args.push_to_hub and "checkpoint" in args.hub_strategy and not args.hub_include_weights:
-            logger.warning(
-                "Checkpoints will be published without what the method learns, and no run can go on from them. "
-                "AMALArguments(hub_include_weights=True) publishes it."
-            )
+    if not method.learns:
+        return
+    _check_meta_step(trainer)
+    if args.push_to_hub and "checkpoint" in args.hub_strategy and not args.hub_include_weights:
+        logger.warning(
+            "Checkpoints will be published without what the method learns, and no run can go on from them. "
+            "AMALArguments(hub_include_weights=True) publishes it."
+        )
 
 
 def _check_tokens(trainer: Any) -> None:
@@ -152,38 +171,55 @@ def _check_hidden_states(student: Any) -> None:
 
 
 def _check_meta_step(trainer: Any) -> None:
-    args = trainer.args
-    _check_processes(trainer)
+    for check in (_check_processes, _check_attention, _check_interval, _check_restarts, _check_scaler):
+        check(trainer)
+
+
+def _check_attention(trainer: Any) -> None:
     attention = getattr(trainer.model.config, "_attn_implementation", None) or "eager"
     if trainer.method.tangent.needs_eager_attention and attention != "eager":
         raise ValueError(
             f"AMALTrainer: {type(trainer.method.tangent).__name__}() differentiates attention in a way that "
             f"'{attention}' cannot be. Load the student with attn_implementation='eager', or use FiniteDifference()."
         )
-    interval, trajectory = args.meta_interval or trainer.method.usual_interval, trainer.method.trajectory
-    if trainer.method.policy.holds_for_one_step and interval > trainer.method.window:
+
+
+def _check_interval(trainer: Any) -> None:
+    method = trainer.method
+    interval, trajectory = trainer.args.meta_interval or method.usual_interval, method.trajectory
+    if method.policy.holds_for_one_step and interval > method.window:
         raise ValueError(
-            f"AMALTrainer: the weights of '{trainer.method.name}' are those of one optimizer step, so every step "
-            f"needs its slopes; meta_interval is {interval}. Leave it out; with Method(window=B) B steps share one "
-            f"meta gradient."
-        )
-    if trainer.method.restart_every and (args.lr_scheduler_type != "constant" or args.get_warmup_steps(100)):
-        raise ValueError(
-            f"AMALTrainer: '{trainer.method.name}' lets the student begin again every "
-            f"{trainer.method.restart_every} steps, and a learning rate that changes over the whole run would make "
-            f'every short run another one. Set lr_scheduler_type="constant" and no warm-up.'
+            f"AMALTrainer: the weights of '{method.name}' are those of one optimizer step, so every step needs its "
+            f"slopes; meta_interval is {interval}. Leave it out; with Method(window=B) B steps share one meta "
+            f"gradient."
         )
     if trajectory is not None and interval < trajectory.steps:
         raise ValueError(
-            f"AMALTrainer: '{trainer.method.name}' learns through {trajectory.steps} steps and cannot do so every "
-            f"{interval}. Set meta_interval to {trajectory.steps} or more, or leave it out."
+            f"AMALTrainer: '{method.name}' learns through {trajectory.steps} steps and cannot do so every {interval}. "
+            f"Set meta_interval to {trajectory.steps} or more, or leave it out."
         )
-    if trainer.method.restart_every and interval != trainer.method.restart_every:
+
+
+def _check_restarts(trainer: Any) -> None:
+    args, method = trainer.args, trainer.method
+    if not method.restart_every:
+        return
+    if args.lr_scheduler_type != "constant" or args.get_warmup_steps(100):
         raise ValueError(
-            f"AMALTrainer: '{trainer.method.name}' learns at the end of each short run of "
-            f"{trainer.method.restart_every} steps; meta_interval={interval} has no meaning there. Leave it out."
+            f"AMALTrainer: '{method.name}' lets the student begin again every {method.restart_every} steps, and a "
+            f"learning rate that changes over the whole run would make every short run another one. Set "
+            f'lr_scheduler_type="constant" and no warm-up.'
         )
-    if trainer.method.trajectory is not None and args.fp16:
+    interval = args.meta_interval or method.usual_interval
+    if interval != method.restart_every:
+        raise ValueError(
+            f"AMALTrainer: '{method.name}' learns at the end of each short run of {method.restart_every} steps; "
+            f"meta_interval={interval} has no meaning there. Leave it out."
+        )
+
+
+def _check_scaler(trainer: Any) -> None:
+    if trainer.method.trajectory is not None and trainer.args.fp16:
         raise ValueError(
             "AMALTrainer: a trajectory cannot be walked back through the gradient scaler of fp16, which skips steps. "
             "Use bf16=True."
