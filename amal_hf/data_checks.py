@@ -266,36 +266,51 @@ def check_first_rows(
     Raises:
         ValueError: no batch can be made, or it lacks what a loss reads, or its labels are of another kind.
     """
+    batch, rows = _first_batch(dataset, collate, name)
+    for loss in losses:
+        _check_read(loss, batch, name)
+    labels = batch.get("labels")
+    if isinstance(labels, Tensor):
+        _check_kind(labels, rows, name, task, by_token)
+
+
+def _first_batch(dataset: Any, collate: Callable[[list[Any]], Batch], name: str) -> tuple[Batch, int]:
+    """A batch of the first two rows, or of the one there is, and how many they are."""
     with own_random_numbers(0):
         rows = rows_of(dataset, range(min(2, len(dataset))))
         try:
-            batch = collate(rows)
+            return collate(rows), len(rows)
         except Exception as error:
             raise ValueError(
                 f"AMALTrainer: the data collator makes no batch of the first rows of {name}, which hold "
                 f"{sorted(rows[0]) if isinstance(rows[0], Mapping) else type(rows[0]).__name__}: {error} "
                 f"{_collator_advice(rows[0])}"
             ) from error
-    for loss in losses:
-        read = (loss.column,) if isinstance(loss, CrossEntropy) else loss.columns
-        missing = [column for column in read if column not in batch]
-        if missing:
-            raise ValueError(
-                f"AMALTrainer: loss '{loss.name}' reads '{missing[0]}', and batches of {name} hold {sorted(batch)}. "
-                f"Give its rows this column, in numbers (labels may be called 'label' or 'labels', {IGNORED} is none, "
-                f"and dataset.class_encode_column makes numbers of names), or leave the loss out."
-            )
-    labels = batch.get("labels")
-    if isinstance(labels, Tensor) and labels.dtype == torch.bool:
+
+
+def _check_read(loss: Loss, batch: Batch, name: str) -> None:
+    """Refuse a batch that lacks what a loss reads."""
+    read = (loss.column,) if isinstance(loss, CrossEntropy) else loss.columns
+    missing = [column for column in read if column not in batch]
+    if missing:
+        raise ValueError(
+            f"AMALTrainer: loss '{loss.name}' reads '{missing[0]}', and batches of {name} hold {sorted(batch)}. "
+            f"Give its rows this column, in numbers (labels may be called 'label' or 'labels', {IGNORED} is none, "
+            f"and dataset.class_encode_column makes numbers of names), or leave the loss out."
+        )
+
+
+def _check_kind(labels: Tensor, rows: int, name: str, task: Task, by_token: bool) -> None:
+    """Refuse labels of another kind than the student's."""
+    if labels.dtype == torch.bool:
         raise ValueError(f"AMALTrainer: {name} has True and False as labels. Cast the column to whole numbers.")
-    one_answer = not by_token and task.problem_type is None
-    if one_answer and isinstance(labels, Tensor) and _are_several_classes(labels, len(rows)):
+    if task.problem_type is None and not by_token and _are_several_classes(labels, rows):
         raise ValueError(
             f"AMALTrainer: {name} has several whole numbers as the labels of a row, and the student gives one answer "
             f"for it. Where each says yes or no to a class cast the column to float, and load the student with "
             f"problem_type='multi_label_classification'."
         )
-    if task.problem_type == "multi_label_classification" and labels is not None and not labels.is_floating_point():
+    if task.problem_type == "multi_label_classification" and not labels.is_floating_point():
         raise ValueError(
             f"AMALTrainer: {name} has whole numbers as labels, and a student with several yes/no labels wants 0.0 and "
             f"1.0: cast the column to float."
