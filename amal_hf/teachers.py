@@ -11,7 +11,7 @@
 import copy
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,8 @@ from transformers import (
 )
 
 from amal_hf.generators import without_adapters
-from amal_hf.model_labels import are_generic, class_names, label_names
+from amal_hf.label_order import Order, label_order, same_words, word_order
+from amal_hf.model_labels import class_names, label_names
 from amal_hf.shapes import Batch, Logits
 from amal_hf.teacher_cache import CachedTeacher, CacheRecipe, digest_folder, digest_model, open_cache
 from amal_hf.teacher_inputs import (
@@ -55,9 +56,6 @@ _GENERATORS: tuple[Any, ...] = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SE
 _BY_TOKEN: tuple[Any, ...] = (MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, *_GENERATORS)
 _TASKS: tuple[Any, ...] = (*_BY_TOKEN, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
 _SMALL_FILES = ("*.json", "*.txt", "*.model")  # configuration and tokenizer of a Hub repository
-
-Order: TypeAlias = list[int] | slice | None
-"""Which of a teacher's logits are for the student's classes, in their order; `None` for all as they are."""
 
 Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
 """Makes the context a teacher runs in, e.g. `accelerator.autocast`."""
@@ -173,7 +171,7 @@ def open_teacher(
         # A cache of the largest logits holds numbers of words, which cannot be cut afterwards.
         whole = top is None or cache_dir is None
         alike = whole and known is not None and inputs.tokenizer is not None
-        order: Order = _words(teacher.config, student.config, alike and _same_words(known, inputs.tokenizer))
+        order: Order = word_order(teacher.config, student.config, alike and same_words(known, inputs.tokenizer))
     else:
         order = label_order(teacher.config, student.config, class_names(inputs.dataset))
     own = own_tokenizer(known, teacher.config, inputs.tokenizer, student.config)
@@ -189,81 +187,6 @@ def open_teacher(
     encoding = student_encoding(inputs) if text is None else text
     recipe = _recipe(teacher, encoding, inputs.batch_size, student.device, autocast, top)
     return CachedTeacher(open_cache(Path(cache_dir), recipe), order)
-
-
-def label_order(
-    teacher_config: PreTrainedConfig, student_config: PreTrainedConfig, classes: Sequence[str] = ()
-) -> list[int] | None:
-    """For every class of the student its place among the teacher's; None if the order is the same.
-
-    Names are compared in any case. Generic ones (LABEL_0, LABEL_1 ...) tell nothing: for a student's the names in its
-    training set are taken, and where neither fits the teacher's the same order is assumed, with a warning.
-
-    Args:
-        teacher_config: of the teacher.
-        student_config: of the student.
-        classes: names of the training set's classes.
-
-    Raises:
-        ValueError: the number of classes or their names differ.
-    """
-    theirs, ours = label_names(teacher_config), label_names(student_config)
-    unnamed = are_generic(ours)
-    if unnamed and len(classes) == len(ours):
-        ours = list(classes)
-    taught, wanted = _in_any_case(theirs), _in_any_case(ours)
-    if len(theirs) == len(ours) and (taught == wanted or are_generic(theirs)):
-        return None
-    if sorted(taught) == sorted(wanted):
-        logger.info("The teacher's labels %s are put into the student's order %s.", theirs, ours)
-        return [taught.index(name) for name in wanted]
-    if unnamed and len(theirs) == len(ours):
-        logger.warning(
-            "The student's classes have no names, and are taken to be in the order of the teacher's: %s. Set id2label "
-            "and label2id of the student to be sure.",
-            theirs,
-        )
-        return None
-    raise ValueError(
-        f"The teacher's labels {theirs} are not the student's {ours}. Both must have the same names; set id2label "
-        "and label2id in one of the configurations if only the names differ."
-    )
-
-
-def _in_any_case(names: list[str]) -> list[str]:
-    folded = [name.casefold() for name in names]
-    return folded if len(set(folded)) == len(names) else names
-
-
-def _same_words(one: Any, other: Any) -> bool:
-    return bool(one.get_vocab() == other.get_vocab())
-
-
-def _words(teacher_config: PreTrainedConfig, student_config: PreTrainedConfig, alike: bool) -> slice | None:
-    """Which of the teacher's logits are for words of the student; None for all.
-
-    Args:
-        teacher_config: of the teacher.
-        student_config: of the student, a generator.
-        alike: whether both are known to have the same tokenizer: then a longer table of the teacher's has only been
-            filled up, as those of large models are.
-
-    Raises:
-        ValueError: its logits stand for other words, or it reads in another way.
-    """
-    theirs, ours = (config.get_text_config(decoder=True).vocab_size for config in (teacher_config, student_config))
-    if theirs != ours and not (alike and theirs > ours):
-        raise ValueError(
-            f"The teacher writes with {theirs} tokens, the student with {ours}, so their logits cannot be compared. "
-            "Use a teacher with the student's vocabulary. If it has the same tokenizer and a longer table of words, "
-            "give both: Distillation(teacher, tokenizer=...) without top_k, and the trainer's `processing_class`."
-        )
-    if teacher_config.is_encoder_decoder != student_config.is_encoder_decoder:
-        raise ValueError(
-            f"One of teacher ({teacher_config.model_type}) and student ({student_config.model_type}) is an "
-            "encoder-decoder and the other is not, so they write at different places. Use two of one kind."
-        )
-    return None if theirs == ours else slice(ours)
 
 
 @dataclass(frozen=True)

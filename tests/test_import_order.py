@@ -30,7 +30,7 @@ LEVELS = [
         "checkpoints",
     },
     {"scores", "class_counts", "clean_probe", "central_differences", "model_labels"},
-    {"wrong_labels", "shown_states"},
+    {"wrong_labels", "shown_states", "label_order"},
     {
         "losses",
         "directions",

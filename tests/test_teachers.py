@@ -28,9 +28,10 @@ from transformers import (
 )
 
 from amal_hf import teachers
+from amal_hf.label_order import label_order
 from amal_hf.teacher_cache import CachedTeacher
 from amal_hf.teacher_inputs import TeacherInputs
-from amal_hf.teachers import LiveTeacher, label_order, open_teacher
+from amal_hf.teachers import LiveTeacher, open_teacher
 
 
 WORDS = ["[PAD]", "[UNK]", "a", "b", "c", "d"]

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from amal_hf import AMALTrainer, CrossEntropy, Distillation, amal
-from amal_hf.teachers import label_order
+from amal_hf.label_order import label_order
 
 
 def new_trainer(folder, teacher, student=None, rows=None, **given):
