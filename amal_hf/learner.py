@@ -40,6 +40,7 @@ class Student(NamedTuple):
         inputs: what the model's forward takes of a batch.
         optimizer: trains the model; only read.
         dtype: precision of the forward pass.
+        step: optimizer steps taken.
         progress: share of training done.
         max_grad_norm: at which gradients are clipped; 0 for not at all.
     """
@@ -49,6 +50,7 @@ class Student(NamedTuple):
     inputs: StudentInputs
     optimizer: Optimizer
     dtype: torch.dtype
+    step: int
     progress: float
     max_grad_norm: float
 
@@ -156,17 +158,16 @@ class WeightLearner:
 
         return restore
 
-    def follow(self, student: Student, step: int, warmup: int, prepare: Callable[[Batch], Batch]) -> MetaReport | None:
+    def before_step(self, student: Student, warmup: int, prepare: Callable[[Batch], Batch]) -> MetaReport | None:
         """Before an optimizer step: learn from the steps that have just ended, and record the one that begins.
 
         Args:
             student: as it stands.
-            step: of the run.
             warmup: steps of the run that come before the first recorded one.
             prepare: brings this process's part of a batch to the student's device.
         """
         recorder = self.recorder
-        if recorder is None or step < warmup:
+        if recorder is None or student.step < warmup:
             return None
         if not self.method.learns_at(student.progress):
             recorder.clear()
@@ -175,8 +176,8 @@ class WeightLearner:
         if recorder.full:
             report = self.learn_from_trajectory(recorder, student, prepare(self.next_meta_batch()))
             recorder.clear()
-        recorder.restart(student.optimizer, step)
-        recorder.begin_step(student.optimizer, step - warmup)
+        recorder.restart(student.optimizer, student.step)
+        recorder.begin_step(student.optimizer, student.step - warmup)
         return report
 
     def learn_from_trajectory(self, recorder: Recorder, student: Student, meta_batch: Batch) -> MetaReport:
@@ -238,7 +239,7 @@ class WeightLearner:
             return lambda: self.mixture.evaluate(run(), batch)
 
         def evaluate() -> Evaluation:
-            inputs, targets = student.inputs.trained(batch)
+            inputs, targets = student.inputs.trained(batch, student.step)
             return self.mixture.evaluate(student.model(**inputs), batch, targets)
 
         return evaluate

@@ -1,9 +1,9 @@
 """The student's training loss: several losses, and a weight for every example and loss.
 
     L = (1/N) Σ_i Σ_k w_ik ℓ_ik        N: examples of the optimizer step, however it is cut into micro-batches and
-    processes
+                                       processes
 
-The one place where losses are weighed and summed.
+The one place where the student's losses are weighed and summed.
 """
 
 from collections.abc import Sequence

@@ -14,10 +14,8 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from amal_hf.data import find_text_columns, normalise_text, replace_column
+from amal_hf.shapes import TRUE_LABEL
 
-
-TRUE_LABEL = "true_label"
-"""The column that keeps what was overwritten."""
 
 HASHED_WORDS = 512
 """Width of the bag of words that `flip_by_instance` reads texts through."""

@@ -16,10 +16,9 @@ from amal_hf.example_notes import GUESS, STUDENT, group_means
 from amal_hf.last_scores import last_scores
 from amal_hf.losses import Loss
 from amal_hf.model_labels import label_column, label_names
-from amal_hf.noise import TRUE_LABEL
 from amal_hf.rule_losses import RuleLosses
 from amal_hf.rule_summary import RuleSummary, summarise_rules
-from amal_hf.shapes import EXAMPLE_ID, IGNORED
+from amal_hf.shapes import EXAMPLE_ID, IGNORED, TRUE_LABEL
 
 
 SHOWN_TEXTS = 8

@@ -59,6 +59,9 @@ ABSTAIN = -1
 VOTES = "weak_labels"
 """The column of votes, one number for each rule."""
 
+TRUE_LABEL = "true_label"
+"""The column of true classes, where they are known and `label` is not to be trusted or left out."""
+
 EXAMPLE_ID = "example_id"
 """The column that carries `ExampleIds` from the training set to the losses."""
 

@@ -40,7 +40,6 @@ class StudentInputs:
         self.columns = columns
         self.hidden_states = hidden_states
         self.batch_policy = batch_policy
-        self.step = 0
 
     def plain(self, batch: Batch) -> dict[str, Any]:
         """The batch as it is."""
@@ -50,14 +49,14 @@ class StudentInputs:
         # Generators otherwise keep keys and values of all layers for the next word.
         return {**inputs, "use_cache": False} if "use_cache" in self.columns else inputs
 
-    def trained(self, batch: Batch) -> tuple[dict[str, Any], Targets | None]:
-        """The batch as it is trained on at optimizer step `step`, and what to compare with if not the batch itself."""
+    def trained(self, batch: Batch, step: int) -> tuple[dict[str, Any], Targets | None]:
+        """The batch as it is trained on at an optimizer step, and what to compare with if not the batch itself."""
         inputs = self.plain(batch)
         if self.batch_policy is None:
             return inputs, None
         embed: Any = self.model.get_input_embeddings
         embeddings = embed()(inputs.pop("input_ids"))
         self.batch_policy.follow(embeddings.device)
-        changed = self.batch_policy.change(embeddings, batch, self.step)
+        changed = self.batch_policy.change(embeddings, batch, step)
         seen = {"inputs_embeds": changed.embeddings, "attention_mask": changed.attention_mask}
         return {**inputs, **seen}, changed.targets

@@ -225,8 +225,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         self._warn_of_anonymous_rows(batch)
         recorder = self._learner and self._learner.recorder
         before = randomness() if recorder and recorder.steps else []
-        self._inputs.step = self.state.global_step
-        student_inputs, targets = self._inputs.trained(batch)
+        student_inputs, targets = self._inputs.trained(batch, self.state.global_step)
         outputs = with_logits(model(**student_inputs))
         weighed = self.mixture.weigh(outputs, batch, self._progress(), targets)
         if before and recorder:
@@ -298,7 +297,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         if step == 0:
             learner.check(self.optimizer, warmup, self.state.max_steps, self.state.num_train_epochs)
         if learner.recorder is not None:
-            report = learner.follow(self._student(), step, warmup, lambda b: self._prepare_inputs(own_part(b)))
+            report = learner.before_step(self._student(), warmup, lambda b: self._prepare_inputs(own_part(b)))
             if report is not None:
                 self._count(report)
         elif not self.method.learns_at(self._progress()):
@@ -326,12 +325,19 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
             self._statistics.add_meta(*report)
 
     def _student(self) -> Student:
-        norm = self.args.max_grad_norm or 0.0
-        self._inputs.step = self.state.global_step
         if self._forward is None:
             self._forward = meta_forward(self.model, self.method.tangent, self.accelerator.state.dynamo_plugin)
         dtype = compute_dtype(self.args, self.model)
-        return Student(self.model, self._forward, self._inputs, self.optimizer, dtype, self._progress(), norm)
+        return Student(
+            model=self.model,
+            forward=self._forward,
+            inputs=self._inputs,
+            optimizer=self.optimizer,
+            dtype=dtype,
+            step=self.state.global_step,
+            progress=self._progress(),
+            max_grad_norm=self.args.max_grad_norm or 0.0,
+        )
 
     # ---- set-up ----
 

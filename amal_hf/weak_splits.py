@@ -15,13 +15,10 @@ import numpy as np
 from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets
 
 from amal_hf.data import find_text_columns, normalise_text, replace_column, split_dataset
-from amal_hf.shapes import ABSTAIN, IGNORED, VOTES
+from amal_hf.shapes import ABSTAIN, IGNORED, TRUE_LABEL, VOTES
 
 
 logger = logging.getLogger(__name__)
-
-TRUTH = "true_label"
-"""Column of `train` with all labels that are known, for summaries; nothing is trained on it."""
 
 
 def weak_splits(
@@ -133,7 +130,7 @@ def _training(labelled: Dataset, unlabelled: Dataset) -> Dataset:
     for rows, given in ((labelled, True), (unlabelled, False)):
         truth = [np.array(label, dtype=np.int64) for label in _truth(rows, column)]
         labels = [np.where(label >= 0, label, IGNORED) if given else np.full_like(label, IGNORED) for label in truth]
-        known = replace_column(rows, TRUTH, [label.tolist() for label in truth], kind)
+        known = replace_column(rows, TRUE_LABEL, [label.tolist() for label in truth], kind)
         parts.append(replace_column(known, column, [label.tolist() for label in labels], kind))
     return concatenate_datasets(parts)
 

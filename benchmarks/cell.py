@@ -24,7 +24,7 @@ from amal_hf import AMALTrainer
 from amal_hf.metrics import auc
 from amal_hf.rule_summary import rule_order, summarise_rules
 from amal_hf.run_record import record_of
-from amal_hf.weak_splits import TRUTH
+from amal_hf.shapes import TRUE_LABEL
 
 
 TUNING_SEED = 100
@@ -169,7 +169,7 @@ def _of_weights(bench: Bench, weighed: AMALTrainer) -> dict[str, float]:
         found["teacher weight"] = auc(np.nan_to_num(table["teacher"][: len(train)]), sound)
     if (rules := record_of(weighed).rules) is not None:
         votes, weights, shares = (part[: len(train)] for part in (rules.votes, rules.weights, rules.shares))
-        truth, fired = np.array(train[TRUTH][:]), np.isfinite(weights)
+        truth, fired = np.array(train[TRUE_LABEL][:]), np.isfinite(weights)
         found["vote weight"] = auc(weights[fired], (votes == truth[:, None])[fired])
         order = rule_order(summarise_rules(votes, rules.names, truth, weights, shares))
         if np.isfinite(order):

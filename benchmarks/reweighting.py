@@ -47,8 +47,9 @@ from amal_hf import (
 from amal_hf.data import read_dataset, split_dataset
 from amal_hf.demo import demo_teacher_path
 from amal_hf.metrics import auc, classification_metrics
-from amal_hf.noise import TRUE_LABEL, flip_labels, make_imbalanced
+from amal_hf.noise import flip_labels, make_imbalanced
 from amal_hf.precision import has_fast_bf16
+from amal_hf.shapes import TRUE_LABEL
 
 
 RESULTS = Path(__file__).parent / "results" / "reweighting"

@@ -9,8 +9,7 @@ from torch import Tensor
 from amal_hf import Convex, NetworkPolicy, Policy
 from amal_hf.policies.bounds import Normalisation
 from amal_hf.policies.policy import Observation, Signals, Sizes
-from amal_hf.shapes import IGNORED, VOTES
-from amal_hf.weak_splits import TRUTH
+from amal_hf.shapes import IGNORED, TRUE_LABEL, VOTES
 
 
 class Geometry(NetworkPolicy):
@@ -127,7 +126,7 @@ class GivenWeights(Policy):
 def right_votes(bench: Bench) -> Tensor:
     """`(N, 1 + m + 1)`: equal weights for the label where there is one, the votes that are right, and the teacher."""
     rows = bench.splits["train"]
-    votes, truth, labels = (np.array(rows[name][:]) for name in (VOTES, TRUTH, "label"))
+    votes, truth, labels = (np.array(rows[name][:]) for name in (VOTES, TRUE_LABEL, "label"))
     right = (votes >= 0) & (votes == truth[:, None])
     believed = np.column_stack([labels != IGNORED, right, np.ones(len(rows), dtype=bool)])
     return torch.from_numpy(believed / believed.sum(1, keepdims=True)).float()

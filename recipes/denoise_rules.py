@@ -62,8 +62,8 @@ from amal_hf.precision import has_fast_bf16
 from amal_hf.rule_summary import RuleSummary, rule_lines, rule_order, summarise_rules
 from amal_hf.rules import apply_rules
 from amal_hf.run_record import record_of
-from amal_hf.shapes import VOTES
-from amal_hf.weak_splits import TRUTH, weak_splits
+from amal_hf.shapes import TRUE_LABEL, VOTES
+from amal_hf.weak_splits import weak_splits
 
 
 FAST_BF16 = has_fast_bf16()
@@ -385,7 +385,7 @@ def new_trainer(
 
 def rules_known(bench: Bench) -> list[RuleSummary]:
     """What is known of the rules where no weights were learned."""
-    votes, truth = (np.array(bench.data["train"][name][:]) for name in (VOTES, TRUTH))
+    votes, truth = (np.array(bench.data["train"][name][:]) for name in (VOTES, TRUE_LABEL))
     return summarise_rules(votes, bench.rules, truth)
 
 

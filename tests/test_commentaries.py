@@ -112,8 +112,7 @@ def test_blended_losses_are_shared(tmp_path):
     """Every loss of the mixture is λ ℓ(·, own) + (1 − λ) ℓ(·, partner's), the teacher's as well."""
     trainer = new_trainer(tmp_path, commentaries(LabelBlend(3)), no_dropout(), losses=two_losses())
     batch = trainer.mixture.prepare(trainer.data_collator([trainer.train_dataset[row] for row in range(6)]))
-    trainer._inputs.step = 2
-    inputs, targets = trainer._inputs.trained(batch)
+    inputs, targets = trainer._inputs.trained(batch, 2)
     outputs = trainer.model(**inputs)
     table = trainer.mixture.evaluate(outputs, batch, targets).losses
     (_, share), (other, rest) = targets

@@ -18,9 +18,8 @@ from amal_hf import (
     commentaries,
     random_weights,
 )
-from amal_hf.noise import TRUE_LABEL
 from amal_hf.run_record import record_of, texts_of
-from amal_hf.shapes import EXAMPLE_ID, VOTES
+from amal_hf.shapes import EXAMPLE_ID, TRUE_LABEL, VOTES
 
 
 class Words:

@@ -5,7 +5,8 @@ import logging
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-from amal_hf.weak_splits import TRUTH, weak_splits
+from amal_hf.shapes import TRUE_LABEL
+from amal_hf.weak_splits import weak_splits
 
 
 FEATURES = Features(
@@ -42,7 +43,7 @@ def test_no_text_stands_in_two_splits(given):
 def test_labels_stand_only_on_labelled_rows():
     """Training rows carry -100 elsewhere; the truth stays in a column of its own."""
     splits = weak_splits(data(), labelled=8)
-    labels, truth = splits["train"]["label"][:], splits["train"][TRUTH][:]
+    labels, truth = splits["train"]["label"][:], splits["train"][TRUE_LABEL][:]
     assert labels[:8] == truth[:8] and set(labels[8:]) == {-100} and set(truth) == {0, 1}
 
 
@@ -97,7 +98,7 @@ def test_labels_of_tokens():
         return Dataset.from_dict({"tokens": words, "labels": [[2] * size for size in sizes]}, features=features)
 
     splits = weak_splits(DatasetDict(train=tagged(0, 30), validation=tagged(40, 10), test=tagged(50, 10)), labelled=8)
-    truth, labels = splits["train"][TRUTH][:], splits["train"]["labels"][:]
+    truth, labels = splits["train"][TRUE_LABEL][:], splits["train"]["labels"][:]
     assert labels[:8] == truth[:8] and set(sum(truth, [])) == {2} and set(sum(labels[8:], [])) == {-100}
     assert list(map(len, labels)) == list(map(len, splits["train"]["tokens"][:]))
 
@@ -122,7 +123,7 @@ def test_unlabelled_rows_need_no_column_of_labels():
     gaps["train"] = gaps["train"].map(lambda row: {"label": None}, features=gaps["train"].features)
     for given in (plain, gaps):
         train = weak_splits(given)["train"]
-        assert set(train["label"][5:]) == {-100} and set(train[TRUTH][5:]) == {-1}
+        assert set(train["label"][5:]) == {-100} and set(train[TRUE_LABEL][5:]) == {-1}
         assert min(train["label"][:5]) >= 0
 
 
