@@ -56,7 +56,7 @@ class StudentInputs:
             return inputs, None
         embed: Any = self.model.get_input_embeddings
         embeddings = embed()(inputs.pop("input_ids"))
-        self.batch_policy.follow(embeddings.device)
+        self.batch_policy.follow_to(embeddings.device)
         changed = self.batch_policy.change(embeddings, batch, step)
         seen = {"inputs_embeds": changed.embeddings, "attention_mask": changed.attention_mask}
         return {**inputs, **seen}, changed.targets

@@ -93,7 +93,7 @@ def test_a_mean_of_one_is_that_of_what_examples_count_for_as_well():
     normalisation, counts_for = MeanOne(), torch.tensor([[0.5], [4.5]])
     scores = normalisation.start(torch.ones(1)).repeat(2, 1)
     for _ in range(100):
-        normalisation.follow(scores, scores, None, counts_for)
+        normalisation.note_update(scores, scores, None, counts_for)
     weights = normalisation(scores, None, counts_for)
     torch.testing.assert_close(weights, torch.tensor([[0.2], [1.8]]), rtol=0, atol=1e-3)
 
@@ -133,10 +133,10 @@ def test_a_running_mean_moves_with_the_network():
     normalisation = MeanOne(momentum=0.1)
     normalisation.start(torch.ones(1))
     before, after = torch.zeros(8, 1), torch.full((8, 1), -2.0)
-    normalisation.follow(before, after)
+    normalisation.note_update(before, after)
     torch.testing.assert_close(normalisation(after).mean(), torch.tensor(1.0))
     twice = torch.tensor([[-2.0], [0.0]]).repeat(4, 1)
-    normalisation.follow(twice, twice)
+    normalisation.note_update(twice, twice)
     low, mean = after.sigmoid().mean(), twice.sigmoid().mean()
     torch.testing.assert_close(normalisation.mean, 0.9 * low + 0.1 * mean)
 

@@ -93,7 +93,7 @@ class BatchPolicy(nn.Module, ABC):
         self.learns = False
         self.requires_grad_(False)
 
-    def follow(self, device: torch.device) -> None:
+    def follow_to(self, device: torch.device) -> None:
         """Move to the student's device, Adam's moments too."""
         if all(p.device == device for p in self.parameters()):
             return

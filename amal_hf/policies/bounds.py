@@ -67,7 +67,7 @@ class Normalisation(nn.Module, ABC):
         weights: LossTable = self(scores, present, counts_for)
         return weights
 
-    def follow(
+    def note_update(
         self, before: Tensor, after: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None
     ) -> None:
         """Take note of an update: the scores of a whole optimizer step before and after it. Nothing by default."""
@@ -196,7 +196,7 @@ class MeanOne(Normalisation):
         raw = self._raw(scores, present, counts_for)
         return raw / self._mean(raw)
 
-    def follow(
+    def note_update(
         self, before: Tensor, after: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None
     ) -> None:
         """The running mean moves with the network, and a little towards the mean of this batch."""

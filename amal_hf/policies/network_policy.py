@@ -105,7 +105,7 @@ class NetworkPolicy(Policy):
         self.optimizer.step()
         self.optimizer.zero_grad()
         with torch.no_grad():
-            self.normalisation.follow(scores.detach(), self.scores(observation), observation.present, counts_for)
+            self.normalisation.note_update(scores.detach(), self.scores(observation), observation.present, counts_for)
 
     def scores(self, observation: Observation) -> Tensor:
         """What weights are normalised from, `(B, K)` or more columns; see `bounds.py`."""
