@@ -54,28 +54,14 @@ def weak_splits(
     if missing:
         raise ValueError(f"weak_splits: there is no split {missing}; there are {list(data)}.")
     columns = find_text_columns(data["train"].column_names)
-    clean, rest = _with_labels(data["validation"], "validation"), data["train"]
-    if "labeled" in data:
-        known = data["labeled"]
-        _report_overlap(known, data["test"], columns, refuse=not drop_overlap)
-    else:
-        known = split_dataset(_with_labels(rest, "train"), {"labelled": labelled}, seed)["labelled"]
-    held = {"test": data["test"], "validation": clean, "meta": clean}
-    if meta_is_validation:
-        logger.warning(
-            "The meta set is the validation set, as asked for: scores on it are those of rows that the weights were "
-            "learned on, and choosing a model by them is biased."
-        )
-    else:
-        drawn = split_dataset(clean, {"meta": meta}, seed)
-        held |= {"validation": drawn["train"], "meta": drawn["meta"]}
-    seen = _texts(held["test"], columns)
-    splits = {"test": held["test"]}
+    known = _labelled_rows(data, labelled, seed, columns, drop_overlap)
+    validation, clean = _clean_rows(_with_labels(data["validation"], "validation"), meta, seed, meta_is_validation)
+    splits, seen = {"test": data["test"]}, _texts(data["test"], columns)
     for name, rows in (
-        ("validation", held["validation"]),
-        ("meta", held["meta"]),
+        ("validation", validation),
+        ("meta", clean),
         ("labelled", known),
-        ("unlabelled", rest),
+        ("unlabelled", data["train"]),
     ):
         same = name == "meta" and meta_is_validation
         splits[name] = rows if same else _without(rows, seen, columns, name)
@@ -83,6 +69,26 @@ def weak_splits(
     splits["train"] = _training(splits["labelled"], splits["unlabelled"])
     order = ("train", "labelled", "unlabelled", "meta", "validation", "test")
     return DatasetDict({name: splits[name] for name in order})
+
+
+def _labelled_rows(data: DatasetDict, count: int, seed: int, columns: tuple[str, ...], drop_overlap: bool) -> Dataset:
+    """L: as given, or drawn out of the training set."""
+    if "labeled" in data:
+        _report_overlap(data["labeled"], data["test"], columns, refuse=not drop_overlap)
+        return data["labeled"]
+    return split_dataset(_with_labels(data["train"], "train"), {"labelled": count}, seed)["labelled"]
+
+
+def _clean_rows(rows: Dataset, meta: float, seed: int, meta_is_validation: bool) -> tuple[Dataset, Dataset]:
+    """Validation and meta set."""
+    if meta_is_validation:
+        logger.warning(
+            "The meta set is the validation set, as asked for: scores on it are those of rows that the weights were "
+            "learned on, and choosing a model by them is biased."
+        )
+        return rows, rows
+    drawn = split_dataset(rows, {"meta": meta}, seed)
+    return drawn["train"], drawn["meta"]
 
 
 def _with_labels(rows: Dataset, name: str) -> Dataset:
