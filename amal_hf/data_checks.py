@@ -140,7 +140,7 @@ def check_data(train_dataset: Any, meta_dataset: Any, method: Method, losses: li
 
 def _check_some_label(meta_dataset: Any) -> None:
     column = _label_column(meta_dataset, ("labels", "label"))
-    if column and all((np.asarray(labels) == IGNORED).all() for labels in meta_dataset[column]):
+    if column and all(np.all(np.asarray(labels) == IGNORED) for labels in meta_dataset[column]):
         raise ValueError(
             f"AMALTrainer: no row of meta_dataset['{column}'] has a label, all are {IGNORED}, so there is nothing to "
             f"learn weights from. Pass clean rows with their labels."
