@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from datasets import Dataset, List, Value
 from numpy.typing import NDArray
 
@@ -98,8 +99,9 @@ def label_model(votes: NDArray[np.integer], classes: int, seed: int = 0, epochs:
         ImportError: snorkel is not installed (extra `snorkel`).
         ValueError: as `vote_shares`; fewer than three rules; or all votes are for one class.
     """
+    gpus = range(torch.cuda.device_count())
     try:
-        with put_back():  # snorkel draws and seeds, and students are drawn afterwards
+        with put_back(gpus):  # snorkel draws and seeds, and students are drawn afterwards
             from snorkel.labeling.model import LabelModel
     except ImportError as error:
         raise ImportError('label_model needs snorkel: pip install "amal_hf[snorkel]".') from error
@@ -113,7 +115,7 @@ def label_model(votes: NDArray[np.integer], classes: int, seed: int = 0, epochs:
             f"label_model needs votes for at least two classes, but all are for class {int(voted[0])}. Add rules that "
             f"vote otherwise."
         )
-    with put_back():
+    with put_back(gpus):
         model = LabelModel(cardinality=classes, verbose=False)
         model.fit(np.asarray(votes), n_epochs=epochs, seed=seed, progress_bar=False)
         soft: NDArray[np.float64] = np.array(model.predict_proba(np.asarray(votes)), dtype=np.float64)

@@ -47,7 +47,7 @@ def _as_flags(file: Path, parser: HfArgumentParser) -> list[str]:
         raise ValueError(f"{file} should hold settings, a name and a value each, but holds {type(settings).__name__}.")
     flags: list[str] = []
     for name, value in settings.items():
-        if isinstance(value, list) and (not value or _takes_one(parser, name)):
+        if isinstance(value, list) and _no_flag_takes(value, name, parser):
             parser.set_defaults(**{name: value})
         elif isinstance(value, list):
             flags += [f"--{name}", *map(str, value)]
@@ -56,5 +56,5 @@ def _as_flags(file: Path, parser: HfArgumentParser) -> list[str]:
     return flags
 
 
-def _takes_one(parser: HfArgumentParser, name: str) -> bool:
-    return any(action.dest == name and action.nargs is None for action in parser._actions)
+def _no_flag_takes(value: list[Any], name: str, parser: HfArgumentParser) -> bool:
+    return any(action.dest == name and (not value or action.nargs is None) for action in parser._actions)

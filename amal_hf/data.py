@@ -266,20 +266,21 @@ def _renamed(split: Dataset, column: str, target: str) -> Dataset:
 
 
 def _without_nulls(split: Dataset, column: str, feature: Any) -> Dataset:
-    """Rows without a class say so by -1, each of their tokens by its own."""
     values = _column(split, column)
     if all(value is not None for value in values):
         return split
-    missing = _unlabelled(split, isinstance(feature, List))
-    known = [none if value is None else value for value, none in zip(values, missing, strict=True)]
-    return replace_column(split, column, known, feature)
+    return replace_column(split, column, with_unlabelled(values, split, isinstance(feature, List)), feature)
 
 
-def _unlabelled(split: Dataset, tokenwise: bool) -> list[Any]:
-    """The labels of a split that has none."""
-    if not tokenwise:
-        return [UNLABELLED] * len(split)
-    return [[UNLABELLED] * len(tokens) for tokens in split.with_format(None)["tokens"]]
+def with_unlabelled(labels: list[Any], split: Dataset, tokenwise: bool) -> list[Any]:
+    """Labels of a split, `None` for none: such rows say so by -1, or by one for each of their tokens."""
+    if all(label is not None for label in labels):
+        return labels
+    tokens = split.with_format(None)["tokens"] if tokenwise else [None] * len(split)
+    return [
+        label if label is not None else UNLABELLED if words is None else [UNLABELLED] * len(words)
+        for label, words in zip(labels, tokens, strict=True)
+    ]
 
 
 def _are_numbers(dataset: DatasetDict, column: str) -> bool:
@@ -333,12 +334,14 @@ def _encode(dataset: DatasetDict, column: str, tokenwise: bool, names: list[str]
     label = ClassLabel(names=names or [str(value) for value, code in codes.items() if code != UNLABELLED])
     encoded = DatasetDict()
     for name, split in dataset.items():
-        values = [
-            none if value is None else [codes[v] for v in value] if tokenwise else codes[value]
-            for value, none in zip(plain[name], _unlabelled(split, tokenwise), strict=True)
-        ]
+        coded = [None if value is None else _coded(value, codes) for value in plain[name]]
+        values = with_unlabelled(coded, split, tokenwise)
         encoded[name] = replace_column(split, column, values, List(label) if tokenwise else label)
     return encoded
+
+
+def _coded(value: Any, codes: Mapping[_Code, int]) -> Any:
+    return [codes[part] for part in value] if isinstance(value, list) else codes[value]
 
 
 def _class_codes(seen: set[_Code], names: list[str] | None) -> dict[_Code, int]:
@@ -384,12 +387,10 @@ def _row_counts(sizes: Mapping[str, int | float], total: int) -> dict[str, int]:
     """Rows of every split. Shares are rounded where one ends and the next begins: those of a whole add up to it."""
     counts, end = {}, 0.0
     for name, size in sizes.items():
-        if isinstance(size, Integral):
-            counts[name] = int(size)
-        else:
-            counts[name] = round((end + size) * total) - round(end * total)
-            end += size
-        if counts[name] < 1 or not (isinstance(size, Integral) or size < 1):
+        whole = isinstance(size, Integral)
+        counts[name] = int(size) if whole else round((end + size) * total) - round(end * total)
+        end += 0.0 if whole else size
+        if counts[name] < 1 or not (whole or size < 1):
             raise ValueError(
                 f"Split {name!r} should be a positive number of rows or a share below 1, but came as {size} of "
                 f"{total} rows."

@@ -87,5 +87,5 @@ def word_order(teacher_config: PreTrainedConfig, student_config: PreTrainedConfi
 
 
 def same_words(one: Any, other: Any) -> bool:
-    """Whether two tokenizers write the same words under the same numbers."""
-    return bool(one.get_vocab() == other.get_vocab())
+    """Whether two tokenizers are known, and write the same words under the same numbers."""
+    return one is not None and other is not None and bool(one.get_vocab() == other.get_vocab())

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 
-TIMING = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
+_TIMING = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
 
 
 def last_scores(trainer: Any) -> dict[str, float]:
@@ -38,5 +38,5 @@ def _of_this_student(trainer: Any) -> list[Mapping[str, Any]]:
 
 
 def _is_score(name: str, value: Any) -> bool:
-    timed = name.endswith(TIMING)
+    timed = name.endswith(_TIMING)
     return name.startswith("eval_") and not timed and isinstance(value, Real) and bool(np.isfinite(float(value)))

@@ -17,7 +17,7 @@ from amal_hf.ragged import filled, own_part, without_repeats
 from amal_hf.shapes import EXAMPLE_ID, REPEATED, Batch
 
 
-TOKEN_TYPES = "token_type_ids"
+_TOKEN_TYPES = "token_type_ids"
 
 
 class NumberedRowsTrainer(MixingTrainer):
@@ -115,5 +115,5 @@ class NumberedRowsTrainer(MixingTrainer):
             if self.mixes:
                 self._loss_columns = sorted({*self.mixture.columns, *self.method.objective.columns} - set(known))
                 # What BERT reads of a pair of texts and DistilBERT does not: which of them a token is of.
-                self._teacher_columns = {TOKEN_TYPES} - set(known) if self.mixture.distillations else set()
+                self._teacher_columns = {_TOKEN_TYPES} - set(known) if self.mixture.distillations else set()
                 self._signature_columns = [*known, EXAMPLE_ID, REPEATED, *self._loss_columns, *self._teacher_columns]

@@ -97,7 +97,11 @@ class Pushes:
         )
 
     def send(self, push: Push, token: str | None, revision: str | None) -> CommitInfo:
-        """Upload a staged folder, and remove it."""
+        """Upload a staged folder, and remove it.
+
+        Raises:
+            HfHubHTTPError: the Hub refused; a note says where the files are.
+        """
         try:
             make_portable(push.stage)
             done = self._upload(push, token, revision)

@@ -1,7 +1,7 @@
 """Random numbers that leave those of the student alone, and the state of what its dropout draws from."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,11 +10,15 @@ from torch import Tensor
 
 
 @contextmanager
-def put_back() -> Iterator[None]:
-    """Within the block the generators of Python, NumPy and torch may be used and seeded; then they are as before."""
+def put_back(gpus: Iterable[int] = ()) -> Iterator[None]:
+    """Within the block the generators of Python, NumPy and torch may be used and seeded; then they are as before.
+
+    Args:
+        gpus: those whose generators are put back too, each of which has to be waited for.
+    """
     python, legacy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(gpus):
             yield
     finally:
         random.setstate(python)
@@ -24,17 +28,12 @@ def put_back() -> Iterator[None]:
 @contextmanager
 def own_random_numbers(seed: int) -> Iterator[None]:
     """A collator or a transform may draw (for masking, say): within the block by this seed."""
-    python, legacy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would reseed GPUs as well.
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)
+    with put_back():
+        # Not torch.manual_seed, which would reseed GPUs as well.
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        yield
 
 
 def generator_of(*key: object) -> torch.Generator:

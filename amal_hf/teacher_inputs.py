@@ -15,6 +15,7 @@ from datasets.fingerprint import Hasher
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from amal_hf.label_order import same_words
 from amal_hf.shapes import EXAMPLE_ID, Batch
 from amal_hf.text_limit import text_limit
 
@@ -149,7 +150,7 @@ def own_tokenizer(
         ValueError: a tokenizer is unknown and the vocabularies differ in size.
     """
     if tokenizer is not None and student_tokenizer is not None:
-        return None if tokenizer.get_vocab() == student_tokenizer.get_vocab() else tokenizer
+        return None if same_words(tokenizer, student_tokenizer) else tokenizer
     theirs, ours = (getattr(one.get_text_config(), "vocab_size", None) for one in (config, student_config))
     # What reads no words, as pictures, has none to mistake.
     if theirs != ours and theirs is not None and ours is not None:

@@ -170,8 +170,8 @@ def open_teacher(
     if generates:
         # A cache of the largest logits holds numbers of words, which cannot be cut afterwards.
         whole = top is None or cache_dir is None
-        alike = whole and known is not None and inputs.tokenizer is not None
-        order: Order = word_order(teacher.config, student.config, alike and same_words(known, inputs.tokenizer))
+        alike = whole and same_words(known, inputs.tokenizer)
+        order: Order = word_order(teacher.config, student.config, alike)
     else:
         order = label_order(teacher.config, student.config, class_names(inputs.dataset))
     own = own_tokenizer(known, teacher.config, inputs.tokenizer, student.config)

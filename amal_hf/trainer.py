@@ -304,7 +304,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
             learner.direction = None
         elif learner.begin_phase(int(self.state.epoch or 0)):
             for batches in self._whole_training_set():
-                self._meta_step(learner, batches, True)
+                self._meta_step(learner, batches, measures=True)
         elif learner.is_due(step - warmup):
             # Kept for the training step, so that teachers run once.
             self._window.prepared = self._meta_step(learner, self._window.batches, learner.measures(step - warmup))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets
 
-from amal_hf.data import find_text_columns, normalise_text, replace_column, split_dataset
+from amal_hf.data import find_text_columns, normalise_text, replace_column, split_dataset, with_unlabelled
 from amal_hf.shapes import ABSTAIN, IGNORED, TRUE_LABEL, VOTES
 
 
@@ -151,8 +151,7 @@ def _silent(rows: Dataset, votes: list[Any]) -> list[list[Any]]:
 def _truth(rows: Dataset, column: str) -> list[Any]:
     """Labels, and -1 where none is known."""
     given = rows[column][:] if column in rows.column_names else [None] * len(rows)
-    unknown = [-1] * len(rows) if column == "label" else [[-1] * len(tokens) for tokens in rows["tokens"]]
-    return [none if label is None else label for label, none in zip(given, unknown, strict=True)]
+    return with_unlabelled(given, rows, column == "labels")
 
 
 def _texts(rows: Dataset, columns: tuple[str, ...]) -> set[str]:

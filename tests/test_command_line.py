@@ -67,7 +67,7 @@ def test_help_shows_the_scripts_own_flags_and_where_the_others_are(capsys):
     assert "--smoke" in shown[1] and "--learning_rate" in shown[1] and "--meta_interval" in shown[1]
 
 
-@pytest.mark.parametrize("wrong", [{"kind": "three"}, {"unknown": 1}, {"rate": "fast"}])
+@pytest.mark.parametrize("wrong", [{"kind": "three"}, {"unknown": 1}, {"unknown": []}, {"rate": "fast"}])
 def test_what_no_flag_would_take_is_refused(tmp_path, wrong):
     """Before any work."""
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(wrong))

@@ -188,9 +188,9 @@ def test_the_student_does_not_notice_a_meta_step(tmp_path, method, monkeypatch):
             torch.tensor(np.random.get_state()[1].astype(np.int64)),
         ]
 
-    def watched(self, *args):
+    def watched(self, *args, **options):
         before = snapshot()
-        result = inner(self, *args)
+        result = inner(self, *args, **options)
         steps.append(all(torch.equal(a, b) for a, b in zip(before, snapshot(), strict=True)))
         return result
 

@@ -80,7 +80,10 @@ class Delayed(Policy):
 
     def weights(self, observation: Observation) -> LossTable:
         """The initial mixture, `(B, K)`, or the examples' rows; of one that was never judged the mixture all along."""
-        initial, held = among_present(self.mixture, observation), self.store.read(observation.ids)
+        initial = among_present(self.mixture, observation)
+        if not isinstance(observation.progress, Tensor) and observation.progress < self.until:
+            return initial
+        held = self.store.read(observation.ids)
         unlearned = (observation.progress_of(held) < self.until) | (held == self.mixture.to(held)).all(1, keepdim=True)
         return torch.where(unlearned, initial.to(held), held)
 

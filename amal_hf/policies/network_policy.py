@@ -25,6 +25,8 @@ class NetworkPolicy(Policy):
 
     Raises:
         ValueError: a number out of its range.
+
+    References: The form of Meta-Weight-Net (Shu et al. 2019, arXiv:1902.07379), for several losses.
     """
 
     network: nn.Module
