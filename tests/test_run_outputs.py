@@ -89,7 +89,7 @@ def test_a_call_without_losses_says_so(tmp_path):
 
 
 def test_changes_of_batches_are_drawn_and_fixed_weights_are_not(tmp_path):
-    """A mask over training texts lies in the folder that is not published; of an earlier run nothing is left."""
+    """Also where weights are fixed; of an earlier run nothing is left, its pictures of texts included."""
     old = tmp_path / "figures" / "data" / "old.png"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"")
