@@ -169,9 +169,9 @@ def watch_updates(trainer, found):
         found["slopes"].append((observation.ids.clone(), slopes.clone()))
         update(observation, slopes)
 
-    def watched_step(*args):
+    def watched_step(*args, **options):
         before = [(p.to_local() if isinstance(p, DTensor) else p).detach().clone() for p in trainer.model.parameters()]
-        result = take_step(*args)
+        result = take_step(*args, **options)
         after = [p.to_local() if isinstance(p, DTensor) else p for p in trainer.model.parameters()]
         found["untouched"] &= all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         found["untouched"] &= all(p.grad is None or not p.grad.any() for p in trainer.model.parameters())

@@ -31,9 +31,9 @@ def test_a_meta_step_is_timed_with_the_steps_that_learn(scripts, tmp_path, monke
     """Judging takes a second at two steps of eight, so a quarter of a second a step; the fixed mixture has none."""
     take_step = AMALTrainer._meta_step
 
-    def slow(self, *args):
+    def slow(self, *args, **options):
         time.sleep(1.0)
-        return take_step(self, *args)
+        return take_step(self, *args, **options)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(AMALTrainer, "_meta_step", slow)
