@@ -17,12 +17,15 @@ from amal_hf.method import Method
 from amal_hf.methods import (
     amal,
     amal_as_published,
+    bayes_mixture,
     commentaries,
     deep_interactions,
     learning_to_reweight,
     meta_weight_net,
     random_weights,
 )
+from amal_hf.noisy_labels import label_posterior
+from amal_hf.policies.bayes_mixture import BayesMixture
 from amal_hf.policies.bounds import (
     AboveAverage,
     Convex,
@@ -70,6 +73,7 @@ __all__ = [
     "AnnealedWeights",
     "AttentionMask",
     "BatchPolicy",
+    "BayesMixture",
     "Cage",
     "CardDetails",
     "ClassProportional",
@@ -124,6 +128,7 @@ __all__ = [
     "TwiceSigmoid",
     "amal",
     "amal_as_published",
+    "bayes_mixture",
     "checkpoint_from_hub",
     "clamp",
     "commentaries",
@@ -132,6 +137,7 @@ __all__ = [
     "embed_texts",
     "forward_kl",
     "jensen_shannon",
+    "label_posterior",
     "last_checkpoint",
     "learning_to_reweight",
     "logit_mse",

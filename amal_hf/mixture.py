@@ -87,6 +87,11 @@ class Mixture:
         return [loss for loss in self.losses if isinstance(loss, JointLoss)]
 
     @property
+    def _by_column(self) -> list[Loss]:
+        """K: the loss of each column."""
+        return [loss for loss in self.losses for _ in loss.names]
+
+    @property
     def groups(self) -> dict[str, int]:
         """How many columns each loss has, by its name."""
         return {loss.name: len(loss.names) for loss in self.losses}
@@ -126,11 +131,13 @@ class Mixture:
         """
         for loss in self.joint:
             loss.reset()
-        pulls = tuple(loss.pull for loss in self.losses for _ in loss.names)
+        pulls = tuple(loss.pull for loss in self._by_column)
         names = tuple(self.names)
         alone = len(names) == 1 and isinstance(self.losses[0], CrossEntropy) and not self.losses[0].columns
-        teachers = len(self.distillations)
-        sizes = Sizes(len(names), teachers, examples, classes, states, folder, pulls, names, alone)
+        taught = tuple(column for column, loss in enumerate(self._by_column) if isinstance(loss, Distillation))
+        sizes = Sizes(
+            len(names), len(self.distillations), examples, classes, states, folder, pulls, names, alone, taught
+        )
         self.policy.reset(sizes, initial)
         self.record = self.policy.rows() or RowStore(examples, torch.full((len(self.names),), float("nan")), folder)
         self.notes = ExampleNotes(examples, self.groups, {loss.name: loss.logits_key for loss in self.distillations})

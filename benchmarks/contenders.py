@@ -20,6 +20,7 @@ from phases import (
     at_temperature,
     balanced,
     between_clean,
+    by_bayes,
     corrected,
     everything,
     label_and_rules,
@@ -78,6 +79,7 @@ WITHOUT_PROBE = Phase(with_teacher, method=always(lambda: amal(LossNetwork(probe
 AMAL_ON_ALL = replace(AMAL, rows=ALL)
 AMAL_SMOOTHED = Phase(method=always(amal), rows=ALL, smoothing=0.1)
 AMAL_CLEAN_TEACHER = Phase(with_clean_teacher, method=always(amal), rows=ALL)
+BAYES = Phase(with_clean_teacher, method=by_bayes, rows=ALL)
 AMAL_VOTES = Phase(everything, method=always(amal))
 TEACHER = Phase(with_teacher, (0.0, 1.0))
 CORRECTED = Phase(corrected, rows=ALL)
@@ -218,6 +220,7 @@ DISTILLATION: dict[str, Contender] = {
     "amal(), clean teacher": Contender(
         "ours", {"": (AMAL_CLEAN_TEACHER,), "then clean rows": then_clean(AMAL_CLEAN_TEACHER, 0.25)}
     ),
+    "bayes_mixture(), clean teacher": Contender("ours", {"": (BAYES,), "then clean rows": then_clean(BAYES, 0.25)}),
     "amal(), no probe": Contender("ours", one(WITHOUT_PROBE)),
     "amal(), no probe, noisy and clean rows": Contender("ours", one(replace(WITHOUT_PROBE, rows=ALL))),
     "amal(), mean one": Contender("ours", one(AMAL_MEAN_ONE)),

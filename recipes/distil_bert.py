@@ -8,7 +8,8 @@
 
 1. Read the data; take a clean meta set (and dev and test sets, where there are none) out of the training set.
 2. Fine-tune the teacher, on the training set or on the meta set alone, and keep its logits on the training set.
-3. Train the student three times on the same budget: labels only, a fixed half-and-half mixture, the learned mixture.
+3. Train the student three times on the same budget: labels only, a fixed half-and-half mixture, the learned mixture;
+   beside a teacher of the meta set alone also with the mixture that Bayes' rule gives.
 4. Print a table, save the student with its card, and a report to look through the training examples by their weights;
    with --push_to_hub also publish the student.
 """
@@ -33,6 +34,7 @@ from transformers import (
     pipeline,
     set_seed,
 )
+from transformers.trainer_utils import PredictionOutput
 
 from amal_hf import (
     AMALArguments,
@@ -46,6 +48,7 @@ from amal_hf import (
     Method,
     amal,
     amal_as_published,
+    bayes_mixture,
     student_from_teacher,
 )
 from amal_hf.command_line import parse_arguments
@@ -162,22 +165,28 @@ def main() -> None:
     data = tokenised(texts, tokenizer, recipe.max_length)
     teacher = train_teacher(recipe, args, data, tokenizer)
     rows = [scores(teacher, teacher, data)]
+    known = teacher.trainer.predict(data["train"]) if recipe.clean_teacher else None
     if recipe.student is not None:
         # The student may speak another vocabulary; the teacher then reads the texts itself.
         tokenizer = AutoTokenizer.from_pretrained(recipe.student)
         data = tokenised(texts, tokenizer, recipe.max_length)
-    for name, weights, method in mixtures(recipe):
+    for name, weights, method in mixtures(recipe, known):
         run = train_student(name, weights, method, recipe, args, data, tokenizer)
         rows.append(scores(run, teacher, data))
     show(rows)
     save(run, rows, recipe, args, data)
 
 
-def mixtures(recipe: RecipeArguments) -> list[tuple[str, list[float], Method | None]]:
-    """The students: name, weights of (labels, teacher) to start from, and how these are learned."""
+def mixtures(recipe: RecipeArguments, known: PredictionOutput | None) -> list[tuple[str, list[float], Method | None]]:
+    """The students: name, weights of (labels, teacher) to start from, and how these are learned.
+
+    A clean teacher's predictions on the training set are `known`.
+    """
+    by_bayes = [] if known is None else [bayes_mixture(known.predictions, known.label_ids)]
     return [
         ("labels only", [1.0, 0.0], None),
         *((f"fixed, teacher {share:.0%}", [1 - share, share], None) for share in recipe.fixed_shares),
+        *((method.name, [0.5, 0.5], method) for method in by_bayes),
         (recipe.method, [0.5, 0.5], METHODS[recipe.method]()),
     ]
 
@@ -288,7 +297,7 @@ def train_student(
     own = copy.copy(args)
     own.loss_weights = weights
     own.teacher_cache_dir = args.teacher_cache_dir or f"{args.output_dir}/teacher_cache"
-    own.push_to_hub = args.push_to_hub and method is not None
+    own.push_to_hub = args.push_to_hub and name == recipe.method
     columns = find_text_columns(data["train"].column_names)
     teacher = Distillation(f"{args.output_dir}/teacher", recipe.temperature, text_columns=columns)
     return train(name, new_trainer(student, own, data, tokenizer, losses=[CrossEntropy(), teacher], method=method))
@@ -303,7 +312,7 @@ def new_trainer(
         args=args,
         train_dataset=data["train"],
         eval_dataset=data["validation"],
-        meta_dataset=data["meta"] if mixing.get("method") else None,
+        meta_dataset=data["meta"] if (method := mixing.get("method")) and method.learns else None,
         processing_class=tokenizer,
         compute_metrics=classification_metrics,
         **mixing,

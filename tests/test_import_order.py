@@ -29,7 +29,7 @@ LEVELS = [
         "intervals",
         "checkpoints",
     },
-    {"scores", "class_counts", "clean_probe", "central_differences", "model_labels"},
+    {"scores", "class_counts", "clean_probe", "central_differences", "model_labels", "noisy_labels"},
     {"wrong_labels", "shown_states", "label_order"},
     {
         "losses",
@@ -63,6 +63,7 @@ LEVELS = [
         "policies.store",
         "policies.row_file",
         "policies.row_log",
+        "policies.bayes_mixture",
         "policies.bounds",
         "policies.inward_softmax",
         "policies.slope_memory",

@@ -29,6 +29,7 @@ class Sizes(NamedTuple):
         pulls: K, `Loss.pull` of each; all one by default.
         names: of the losses, where they are known.
         labels_alone: whether the only loss is that of the labels.
+        teacher_columns: which of the losses compare with a teacher.
     """
 
     losses: int
@@ -40,6 +41,7 @@ class Sizes(NamedTuple):
     pulls: tuple[float, ...] = ()
     names: tuple[str, ...] = ()
     labels_alone: bool = False
+    teacher_columns: tuple[int, ...] = ()
 
 
 Ask: TypeAlias = Callable[[Logits | TopLogits], LossTable]

@@ -1,0 +1,152 @@
+"""What noisy labels and a teacher that has not seen them say together, by Bayes' rule.
+
+1. The teacher, made softer or sharper, says how probable each class is, given the text.
+2. How often a row of each class is given each label is estimated from the labels themselves, by expectation
+   maximisation: no truth is needed.
+3. The teacher is read at the temperature that makes labels most probable which were not counted.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from amal_hf.random_numbers import generator_of
+
+
+TEMPERATURES = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
+"""Teachers of few clean rows are too sure, or not sure enough: 0.5 to 2 are usual (`benchmarks/LOG.md`)."""
+
+PRIOR_ROWS = 10.0
+"""Of each class, labelled as rows are on the whole: a table of 77 classes has about as many entries as there are
+labels. 1 and 100 were worse there, and no different with six classes (`benchmarks/LOG.md`)."""
+
+MOST_ROWS_TO_CHOOSE = 10_000
+"""Of one temperature more rows say no more."""
+
+ITERATIONS, TOLERANCE = 100, 1e-6
+
+
+class LabelPosterior(NamedTuple):
+    """What is known of N labels; all tensors are float64, on the CPU.
+
+    Attributes:
+        classes: `(N, C)`, how probable each class is, given text and label; given the text where there is no label.
+        confusions: `(C, C)`, how often a row of a class is given each label.
+        temperature: by which the teacher's logits are divided.
+        wrong: the share of labels that is wrong; an estimate, too high where classes have few rows.
+    """
+
+    classes: Tensor
+    confusions: Tensor
+    temperature: float
+    wrong: float
+
+
+def label_posterior(logits: Any, labels: Any) -> LabelPosterior:
+    """Read labels by a teacher, and the teacher by labels.
+
+    Labels are taken to go wrong by class and not by text. Where their errors follow a pattern in the texts, the result
+    is too sure, and still better than the teacher (`benchmarks/LOG.md`). The teacher must not have been trained on
+    these labels: it would take them for right.
+
+    Args:
+        logits: `(N, C)` of the teacher on the training rows, the `predictions` of `Trainer.predict`; array or tensor.
+        labels: `(N,)`, the `label_ids` of the same call: class numbers, those of the logits; a negative one is none.
+
+    Raises:
+        ValueError: other shapes, logits that are not finite, a label that is no class, or no label at all.
+
+    References:
+        Dawid and Skene 1979, with a classifier in the place of the frequencies of classes as in Khetan et al. 2018,
+        "Learning From Noisy Singly-labeled Data", arXiv:1712.04577.
+    """
+    scores, given = torch.as_tensor(logits, dtype=torch.float64).cpu(), torch.as_tensor(labels).cpu()
+    _check(scores, given)
+    labelled = given >= 0
+    known, numbers = scores[labelled], given[labelled].long()
+    temperature = _best_temperature(known, numbers)
+    classes = (scores / temperature).softmax(1)
+    beliefs = classes[labelled]
+    confusions = _confusions(beliefs, numbers)
+    classes[labelled] = _posterior(beliefs, confusions, numbers)
+    wrong = 1 - classes[labelled].gather(1, numbers[:, None]).mean()
+    return LabelPosterior(classes, confusions, temperature, float(wrong))
+
+
+def label_share(beliefs: Tensor, confusions: Tensor, labels: Tensor) -> Tensor:
+    """The label's share s, `(B,)`, so that `s · label + (1 − s) · teacher` gives the label its posterior probability.
+
+    `q (r − o) / (q r + (1 − q) o)`, where the teacher gives the label q, r of the rows of its class have it, and so do
+    o of those of the other classes, as the teacher expects them here. Where o depends on none of these, which is so
+    when labels go wrong evenly, the mixture is the whole posterior. At least 0, where a label speaks against itself.
+
+    Args:
+        beliefs: `(B, C)`, the teacher's probabilities.
+        confusions: `(C, C)`, how often a row of a class is given each label.
+        labels: `(B,)`, class numbers.
+    """
+    own = F.one_hot(labels, beliefs.shape[1]).bool()
+    fit, hit = beliefs[own], confusions.diagonal()[labels]
+    others = beliefs.masked_fill(own, 0)
+    missed = (others * confusions[:, labels].T).sum(1)
+    tiny = torch.finfo(beliefs.dtype).tiny
+    gain = fit * (hit - missed / others.sum(1).clamp(min=tiny))
+    return (gain / (fit * hit + missed).clamp(min=tiny)).clamp(0, 1)
+
+
+def _best_temperature(scores: Tensor, labels: Tensor) -> float:
+    """Under which each half of the labels is most probable, given the other half."""
+    order = torch.randperm(len(labels), generator=generator_of(0))[:MOST_ROWS_TO_CHOOSE]
+    halves = order[::2], order[1::2]
+
+    def log_likelihood(temperature: float) -> float:
+        beliefs = (scores / temperature).softmax(1)
+        found = 0.0
+        for seen, unseen in (halves, halves[::-1]):
+            confusions = _confusions(beliefs[seen], labels[seen])
+            found += float(_joint(beliefs[unseen], confusions, labels[unseen]).sum(1).log().sum())
+        return found
+
+    return max(TEMPERATURES, key=log_likelihood) if len(order) > 1 else 1.0
+
+
+def _confusions(beliefs: Tensor, labels: Tensor) -> Tensor:
+    """`(C, C)`, by expectation maximisation."""
+    given = F.one_hot(labels, beliefs.shape[1]).to(beliefs)
+    usual = given.mean(0)
+    table, posterior = usual.expand(len(usual), -1), beliefs
+    for _ in range(ITERATIONS):
+        before, counts = table, posterior.T @ given + PRIOR_ROWS * usual
+        table = counts / counts.sum(1, keepdim=True)
+        if (table - before).abs().max() < TOLERANCE:
+            break
+        posterior = _posterior(beliefs, table, labels)
+    return table
+
+
+def _joint(beliefs: Tensor, confusions: Tensor, labels: Tensor) -> Tensor:
+    """`(B, C)`: how probable class and label are together."""
+    return (beliefs * confusions[:, labels].T).clamp(min=torch.finfo(beliefs.dtype).tiny)
+
+
+def _posterior(beliefs: Tensor, confusions: Tensor, labels: Tensor) -> Tensor:
+    joint = _joint(beliefs, confusions, labels)
+    return joint / joint.sum(1, keepdim=True)
+
+
+def _check(logits: Tensor, labels: Tensor) -> None:
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.is_floating_point():
+        raise ValueError(
+            f"label_posterior: logits must be (N, C), and labels N whole numbers; got {tuple(logits.shape)}, and "
+            f"{labels.dtype} of shape {tuple(labels.shape)}. Both are of the training rows, in their order."
+        )
+    if not bool(logits.isfinite().all()):
+        rows = (~logits.isfinite().all(1)).nonzero()[:, 0].tolist()
+        raise ValueError(f"label_posterior: the logits of {len(rows)} rows are not finite, the first is {rows[0]}.")
+    if not bool((labels >= 0).any()) or int(labels.max()) >= logits.shape[1]:
+        raise ValueError(
+            f"label_posterior: labels must be class numbers below {logits.shape[1]}, or negative for none, and some "
+            f"must be there; got {sorted(set(labels.tolist()))[-3:]} as the largest."
+        )
