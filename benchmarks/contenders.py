@@ -24,6 +24,7 @@ from phases import (
     corrected,
     everything,
     label_and_rules,
+    labels_by_bayes,
     mixed,
     robust,
     robust_majority,
@@ -79,6 +80,7 @@ WITHOUT_PROBE = Phase(with_teacher, method=always(lambda: amal(LossNetwork(probe
 AMAL_ON_ALL = replace(AMAL, rows=ALL)
 AMAL_SMOOTHED = Phase(method=always(amal), rows=ALL, smoothing=0.1)
 AMAL_CLEAN_TEACHER = Phase(with_clean_teacher, method=always(amal), rows=ALL)
+RIGHT = Phase(method=labels_by_bayes, rows=ALL, smoothing=0.1)
 BAYES = Phase(with_clean_teacher, method=by_bayes, rows=ALL)
 AMAL_VOTES = Phase(everything, method=always(amal))
 TEACHER = Phase(with_teacher, (0.0, 1.0))
@@ -139,6 +141,10 @@ DISTILLATION: dict[str, Contender] = {
             "smoothed": (replace(BELIEVED, smoothing=0.1),),
             "smoothed, then clean rows": then_clean(replace(BELIEVED, smoothing=0.1), 0.25),
         },
+    ),
+    "labels as right as Bayes has them": Contender(
+        "rule of thumb",
+        {"smoothed": (RIGHT,), "smoothed, then clean rows": then_clean(RIGHT, 0.25)},
     ),
     "confidence-weighted": Contender(
         "rule of thumb",

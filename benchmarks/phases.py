@@ -25,6 +25,7 @@ from amal_hf import (
     Policy,
     RuleLosses,
     bayes_mixture,
+    label_posterior,
 )
 
 
@@ -142,6 +143,14 @@ def by_bayes(bench: Bench) -> Method:
     """Labels beside the clean teacher, each with the share that Bayes' rule gives it."""
     train = bench.splits["train"]
     return bayes_mixture(clean_teacher_logits(bench)[: len(train)], train["label"][:])
+
+
+def labels_by_bayes(bench: Bench) -> Method:
+    """Labels alone, each as much as Bayes' rule has it that it is right, one on average; clean ones are."""
+    labels = torch.tensor(bench.splits["train"]["label"][:])
+    known = label_posterior(clean_teacher_logits(bench)[: len(labels)], labels)
+    right = torch.cat([known.classes.gather(1, labels[:, None])[:, 0], torch.ones(len(bench.splits["meta"]))])
+    return Method("labels_by_bayes", GivenWeights((right / right.mean()).float()[:, None]))
 
 
 def without_suspects(bench: Bench) -> Method:
