@@ -20,7 +20,7 @@ TEMPERATURES = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 
 PRIOR_ROWS = 10.0
 """Of each class, labelled as rows are on the whole: a table of 77 classes has about as many entries as there are
-labels. 1 and 100 were worse there, and no different with six classes (`benchmarks/LOG.md`)."""
+labels. With 1 the wrong temperature was chosen for TREC, with 1 and with 100 for banking77 (`benchmarks/LOG.md`)."""
 
 MOST_ROWS_TO_CHOOSE = 10_000
 """Of one temperature more rows say no more."""
