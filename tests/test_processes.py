@@ -18,10 +18,6 @@ import torch
 from amal_hf import last_checkpoint
 
 
-# One worker starts the processes, and not each that was given a test of them (`--dist loadgroup`).
-pytestmark = pytest.mark.xdist_group("processes")
-
-
 def _grid(names, accumulations=(1, 3), **more):
     return {f"{n}, {a}": {"method": n, "accumulation": a, "rows": 22, **more} for n in names for a in accumulations}
 
