@@ -9,14 +9,13 @@
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from amal_hf.random_numbers import generator_of
 
 
 TEMPERATURES = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
-"""Teachers of few clean rows are too sure, or not sure enough: 0.5 to 2 are usual (`benchmarks/LOG.md`)."""
+"""Teachers of few clean rows are too sure, or not sure enough: all but the first were chosen (`benchmarks/LOG.md`)."""
 
 PRIOR_ROWS = 10.0
 """Of each class, labelled as rows are on the whole: a table of 77 classes has about as many entries as there are
@@ -56,13 +55,14 @@ def label_posterior(logits: Any, labels: Any) -> LabelPosterior:
         labels: `(N,)`, the `label_ids` of the same call: class numbers, those of the logits; a negative one is none.
 
     Raises:
+        TypeError: what is no array of numbers, as the several outputs of one model are.
         ValueError: other shapes, logits that are not finite, a label that is no class, or no label at all.
 
     References:
         Dawid and Skene 1979, with a classifier in the place of the frequencies of classes as in Khetan et al. 2018,
         "Learning From Noisy Singly-labeled Data", arXiv:1712.04577.
     """
-    scores, given = torch.as_tensor(logits, dtype=torch.float64).cpu(), torch.as_tensor(labels).cpu()
+    scores, given = _array("logits", logits).double(), _array("labels", labels)
     _check(scores, given)
     labelled = given >= 0
     known, numbers = scores[labelled], given[labelled].long()
@@ -79,18 +79,19 @@ def label_share(beliefs: Tensor, confusions: Tensor, labels: Tensor) -> Tensor:
     """The label's share s, `(B,)`, so that `s · label + (1 − s) · teacher` gives the label its posterior probability.
 
     `q (r − o) / (q r + (1 − q) o)`, where the teacher gives the label q, r of the rows of its class have it, and so do
-    o of those of the other classes, as the teacher expects them here. Where o depends on none of these, which is so
-    when labels go wrong evenly, the mixture is the whole posterior. At least 0, where a label speaks against itself.
+    o of those of the other classes, as the teacher expects them here. Where all others have it alike, as when labels
+    go wrong evenly, the mixture is the whole posterior. 0 where a label speaks against its class.
 
     Args:
         beliefs: `(B, C)`, the teacher's probabilities.
         confusions: `(C, C)`, how often a row of a class is given each label.
         labels: `(B,)`, class numbers.
     """
-    own = F.one_hot(labels, beliefs.shape[1]).bool()
-    fit, hit = beliefs[own], confusions.diagonal()[labels]
-    others = beliefs.masked_fill(own, 0)
-    missed = (others * confusions[:, labels].T).sum(1)
+    # No mask picks elements here: a GPU would be waited for, to know how many there are.
+    own, given = labels[:, None], confusions[:, labels].T
+    fit, hit = beliefs.gather(1, own)[:, 0], given.gather(1, own)[:, 0]
+    others = beliefs.scatter(1, own, 0.0)
+    missed = (others * given).sum(1)
     tiny = torch.finfo(beliefs.dtype).tiny
     gain = fit * (hit - missed / others.sum(1).clamp(min=tiny))
     return (gain / (fit * hit + missed).clamp(min=tiny)).clamp(0, 1)
@@ -114,11 +115,11 @@ def _best_temperature(scores: Tensor, labels: Tensor) -> float:
 
 def _confusions(beliefs: Tensor, labels: Tensor) -> Tensor:
     """`(C, C)`, by expectation maximisation."""
-    given = F.one_hot(labels, beliefs.shape[1]).to(beliefs)
-    usual = given.mean(0)
+    usual = labels.bincount(minlength=beliefs.shape[1]).to(beliefs) / len(labels)
     table, posterior = usual.expand(len(usual), -1), beliefs
     for _ in range(ITERATIONS):
-        before, counts = table, posterior.T @ given + PRIOR_ROWS * usual
+        counts = torch.zeros_like(table).index_add(0, labels, posterior).T + PRIOR_ROWS * usual
+        before = table
         table = counts / counts.sum(1, keepdim=True)
         if (table - before).abs().max() < TOLERANCE:
             break
@@ -136,6 +137,16 @@ def _posterior(beliefs: Tensor, confusions: Tensor, labels: Tensor) -> Tensor:
     return joint / joint.sum(1, keepdim=True)
 
 
+def _array(name: str, values: Any) -> Tensor:
+    try:
+        return torch.as_tensor(values).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"label_posterior: {name} must be an array, a tensor or a list of numbers, got {type(values).__name__}. "
+            f"Of Trainer.predict it is `predictions` (the first, where a model returns several) and `label_ids`."
+        ) from error
+
+
 def _check(logits: Tensor, labels: Tensor) -> None:
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.is_floating_point():
         raise ValueError(
@@ -144,9 +155,12 @@ def _check(logits: Tensor, labels: Tensor) -> None:
         )
     if not bool(logits.isfinite().all()):
         rows = (~logits.isfinite().all(1)).nonzero()[:, 0].tolist()
-        raise ValueError(f"label_posterior: the logits of {len(rows)} rows are not finite, the first is {rows[0]}.")
+        raise ValueError(
+            f"label_posterior: logits must be finite; those of {len(rows)} rows are not, the first is {rows[0]}. "
+            f"Look at the teacher, or predict in fp32."
+        )
     if not bool((labels >= 0).any()) or int(labels.max()) >= logits.shape[1]:
         raise ValueError(
             f"label_posterior: labels must be class numbers below {logits.shape[1]}, or negative for none, and some "
-            f"must be there; got {sorted(set(labels.tolist()))[-3:]} as the largest."
+            f"must be there; got {sorted(set(labels.tolist()))[-3:]} as the largest. Both must know the same classes."
         )

@@ -47,6 +47,7 @@ from amal_hf import (
     TokenMask,
     amal,
     amal_as_published,
+    bayes_mixture,
     commentaries,
     deep_interactions,
     learning_to_reweight,
@@ -100,6 +101,9 @@ VARIANTS = {
     ),
     "amal(tangent=DoubleBackward())": Variant(
         lambda: amal(tangent=DoubleBackward()), "exact slopes; eager attention", attention="eager"
+    ),
+    "bayes_mixture()": Variant(
+        lambda: bayes_mixture(torch.randn(ROWS, 6), torch.randint(6, (ROWS,))), "shares in closed form"
     ),
     "amal_as_published()": Variant(amal_as_published, "a phase every 10 epochs"),
     "learning_to_reweight()": Variant(learning_to_reweight, "a meta step at every step"),

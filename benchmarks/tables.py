@@ -32,6 +32,7 @@ OURS = [
     "amal(), smoothed labels",
     "amal(), smoothed labels, then clean rows",
     "amal(), clean teacher",
+    "bayes_mixture(), clean teacher",
     "amal(), no probe",
     "tuned recipe, amal()",
     "amal(PerLossNetwork()), clean teacher, then clean rows",

@@ -138,7 +138,7 @@ def test_one_row_is_enough_to_say_something():
         ([1.0, 2.0], [0, 1], "logits must be (N, C)"),
         ([[1.0, 2.0]], [0, 1], "labels N whole numbers"),
         ([[1.0, 2.0]], [0.0], "labels N whole numbers"),
-        ([[1.0, math.nan], [1.0, 2.0]], [0, 1], "the logits of 1 rows are not finite, the first is 0"),
+        ([[1.0, math.nan], [1.0, 2.0]], [0, 1], "those of 1 rows are not, the first is 0"),
         ([[1.0, 2.0]], [2], "class numbers below 2"),
         ([[1.0, 2.0]], [-100], "some must be there"),
     ],
@@ -146,6 +146,19 @@ def test_one_row_is_enough_to_say_something():
 def test_what_cannot_be_read(logits, labels, words):
     """Refused in words, before anything is estimated."""
     with pytest.raises(ValueError, match=re.escape(words)):
+        label_posterior(logits, labels)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "words"),
+    [
+        ((torch.zeros(2, 2), torch.zeros(2, 3, 4)), [0, 1], "logits must be an array"),
+        (torch.zeros(2, 2), None, "labels must be an array, a tensor or a list of numbers, got NoneType"),
+    ],
+)
+def test_what_is_no_array(logits, labels, words):
+    """A model's several outputs, and predictions of rows without labels."""
+    with pytest.raises(TypeError, match=words):
         label_posterior(logits, labels)
 
 
@@ -196,9 +209,9 @@ def test_a_run_weighs_label_and_teacher_by_it(tmp_path, teacher_first):
     ],
 )
 def test_other_losses_are_refused(tmp_path, losses, words):
-    """Before the first step."""
+    """When the trainer is made, before a teacher is asked."""
     with pytest.raises(ValueError, match=words):
-        mixed(tmp_path, losses, bayes_mixture(LOGITS, [0] * 16)).train()
+        mixed(tmp_path, losses, bayes_mixture(LOGITS, [0] * 16))
 
 
 def test_other_classes_are_refused(tmp_path):
@@ -206,4 +219,4 @@ def test_other_classes_are_refused(tmp_path):
     known = bayes_mixture(LOGITS[:, :2], [0] * 16)
     assert isinstance(known.policy, BayesMixture)
     with pytest.raises(ValueError, match="2 classes; got .* 3 classes"):
-        mixed(tmp_path, [CrossEntropy(), teacher()], known).train()
+        mixed(tmp_path, [CrossEntropy(), teacher()], known)

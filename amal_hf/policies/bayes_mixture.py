@@ -12,15 +12,14 @@ from amal_hf.shapes import Features, LossTable
 class BayesMixture(Policy):
     """The label's share is what makes its mixture with the teacher as sure of it as one may be; see `label_share`.
 
-    Nothing is learned while training, and no meta set is needed: a step costs what one of a fixed mixture does. An
-    example without a label follows its teacher.
+    Nothing is learned while training, and no meta set is needed. An example without a label follows its teacher.
 
     Args:
         known: of the training labels, `label_posterior(teacher_logits, labels)`.
 
     Raises:
-        ValueError: when a run begins, other losses than the label's and one teacher's, or other classes; at the first
-            batch, labels that are not one class each.
+        ValueError: when a trainer is made, other losses than the label's and one teacher's, or other classes; at the
+            first batch, labels that are not one class each.
     """
 
     learns = False
@@ -43,7 +42,8 @@ class BayesMixture(Policy):
         if sizes.losses != 2 or len(sizes.teacher_columns) != 1 or sizes.classes != classes:
             raise ValueError(
                 f"BayesMixture: is for two losses, CrossEntropy() and one Distillation(...), and {classes} classes; "
-                f"got {list(sizes.names)}, {sizes.teachers} of them of teachers, and {sizes.classes} classes."
+                f"got {list(sizes.names)}, {sizes.teachers} of them of teachers, and {sizes.classes} classes. "
+                f"Use amal() for other losses, and logits of the student's classes."
             )
         self.teacher_first = sizes.teacher_columns == (0,)
 
