@@ -135,9 +135,7 @@ class Mixture:
         names = tuple(self.names)
         alone = len(names) == 1 and isinstance(self.losses[0], CrossEntropy) and not self.losses[0].columns
         taught = tuple(column for column, loss in enumerate(self._by_column) if isinstance(loss, Distillation))
-        sizes = Sizes(
-            len(names), len(self.distillations), examples, classes, states, folder, pulls, names, alone, taught
-        )
+        sizes = Sizes(len(names), taught, examples, classes, states, folder, pulls, names, alone)
         self.policy.reset(sizes, initial)
         self.record = self.policy.rows() or RowStore(examples, torch.full((len(self.names),), float("nan")), folder)
         self.notes = ExampleNotes(examples, self.groups, {loss.name: loss.logits_key for loss in self.distillations})

@@ -198,7 +198,7 @@ class TakingTurns(TrainerCallback):
         if trainer is None:
             raise RuntimeError("TakingTurns needs its trainer.")
         fixed = FixedWeights()
-        fixed.reset(Sizes(self.losses, 1, None), torch.full((self.losses,), 1 / self.losses))
+        fixed.reset(Sizes(self.losses, (1,), None), torch.full((self.losses,), 1 / self.losses))
         changes = trainer.method.batch_policy
         self.turns = [(fixed, None, None), (trainer.mixture.policy, trainer._learner, changes)]
 

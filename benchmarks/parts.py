@@ -117,7 +117,7 @@ def measured(length: int, size: int, meta_size: int, turns: int) -> dict[str, di
     direction = AdamDirection()(gradient, params, optimizer, no_product)
     slopes = FiniteDifference()(model, direction, evaluate, torch.float32).slopes
     policy = LossNetwork()
-    policy.reset(Sizes(2, 0, None), torch.tensor([0.5, 0.5]))
+    policy.reset(Sizes(2, (), None), torch.tensor([0.5, 0.5]))
     seen = Observation(torch.arange(size), torch.zeros(size, FEATURES, device=device), 0.5)
     parts: dict[str, Callable[[], object]] = {
         "training step": train,

@@ -16,6 +16,7 @@ from suspects import kept_rows
 from teaching import clean_teacher_logits, teacher_logits
 
 from amal_hf import (
+    BayesNetwork,
     ClassProportional,
     CrossEntropy,
     Distillation,
@@ -24,6 +25,7 @@ from amal_hf import (
     Method,
     Policy,
     RuleLosses,
+    amal,
     bayes_mixture,
     label_posterior,
 )
@@ -143,6 +145,13 @@ def by_bayes(bench: Bench) -> Method:
     """Labels beside the clean teacher, each with the share that Bayes' rule gives it."""
     train = bench.splits["train"]
     return bayes_mixture(clean_teacher_logits(bench)[: len(train)], train["label"][:])
+
+
+def from_bayes(bench: Bench) -> Method:
+    """Weights of `amal()` that start at these shares."""
+    train = bench.splits["train"]
+    known = label_posterior(clean_teacher_logits(bench)[: len(train)], train["label"][:])
+    return amal(BayesNetwork(known))
 
 
 def labels_by_bayes(bench: Bench) -> Method:

@@ -59,7 +59,7 @@ def measured(rows: int, folder: Path) -> dict[str, Any]:
     """All figures for one size."""
     before = memory()
     table = ExampleTable()
-    table.reset(Sizes(LOSSES, 1, rows, folder=str(folder)), torch.full((LOSSES,), 1 / LOSSES))
+    table.reset(Sizes(LOSSES, (1,), rows, folder=str(folder)), torch.full((LOSSES,), 1 / LOSSES))
     generator = torch.Generator().manual_seed(0)
     cell: dict[str, Any] = {"file_bytes_if_full": rows * LOSSES * 4}
     seconds = [update(table, rows, generator) for _ in range(100_000 // BATCH)]
@@ -80,7 +80,7 @@ def measured(rows: int, folder: Path) -> dict[str, Any]:
     cell["whole_checkpoint"] = saved(table, last := next(checkpoints))
     cell["memory_mb_in_the_end"] = {kind: memory()[kind] - before[kind] for kind in before}
     fresh = ExampleTable()
-    fresh.reset(Sizes(LOSSES, 1, rows, folder=str(folder)), torch.full((LOSSES,), 1 / LOSSES))
+    fresh.reset(Sizes(LOSSES, (1,), rows, folder=str(folder)), torch.full((LOSSES,), 1 / LOSSES))
     with timed(cell, "resume_seconds"):
         fresh.load_state_dict(table.state_dict())
         fresh.store.load_files(last)

@@ -144,7 +144,7 @@ def test_a_running_mean_moves_with_the_network():
 def test_a_batch_without_any_of_the_losses_changes_nothing():
     """Every rule may abstain on a whole batch: neither the running mean nor the network may become NaN."""
     policy = LossNetwork(normalisation=MeanOne())
-    policy.reset(Sizes(1, 0, None), torch.ones(1))
+    policy.reset(Sizes(1, (), None), torch.ones(1))
     before = {name: value.clone() for name, value in policy.named_parameters()}
     seen = Observation(torch.arange(4), torch.ones(4, 6), 0.5, torch.zeros(4, 1, dtype=torch.bool))
     policy.update(seen, torch.zeros(4, 1))

@@ -254,7 +254,7 @@ def test_a_delayed_network_is_told_too(tmp_path):
 def test_a_network_comes_to_trust_what_clean_rows_say():
     """Where only the probe tells helpful labels from others, weights follow it."""
     policy = LossNetwork()
-    policy.reset(Sizes(1, 0, None, classes=2), torch.ones(1))
+    policy.reset(Sizes(1, (), None, classes=2), torch.ones(1))
     features = torch.ones(8, 6)
     features[:, 3], features[:, -1] = torch.tensor([0.9, 0.1]).repeat(4), -1
     rows = Observation(torch.arange(8), features, 0.5)

@@ -15,7 +15,7 @@ from amal_hf.policies.policy import Observation, Signals, Sizes
 
 def new_network(examples=4):
     network = CommentaryNetwork(torch.eye(examples), labels=3)
-    network.reset(Sizes(losses=1, teachers=0, examples=examples), torch.tensor([1.0]))
+    network.reset(Sizes(losses=1, teachers=(), examples=examples), torch.tensor([1.0]))
     return network
 
 
@@ -88,8 +88,8 @@ def test_a_row_without_labels_gets_what_they_have_on_average(tmp_path):
 def test_bad_input():
     """Embeddings of another dataset are refused before training."""
     with pytest.raises(ValueError, match="got 4 for 5 rows"):
-        CommentaryNetwork(torch.eye(4), 3).reset(Sizes(1, 0, 5), torch.tensor([1.0]))
+        CommentaryNetwork(torch.eye(4), 3).reset(Sizes(1, (), 5), torch.tensor([1.0]))
     with pytest.raises(ValueError, match="finite matrix"):
         CommentaryNetwork(torch.full((2, 2), float("nan")), 3)
     with pytest.raises(ValueError, match="made for 3 labels, and the student has 2 classes"):
-        CommentaryNetwork(torch.eye(4), 3).reset(Sizes(1, 0, 4, classes=2), torch.tensor([1.0]))
+        CommentaryNetwork(torch.eye(4), 3).reset(Sizes(1, (), 4, classes=2), torch.tensor([1.0]))

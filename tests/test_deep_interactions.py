@@ -29,7 +29,7 @@ from amal_hf.steps import put, raw
 from amal_hf.student_states import hidden_states
 
 
-SIZES = Sizes(losses=1, teachers=0, examples=None, classes=3, states=(16, 16, 16))
+SIZES = Sizes(losses=1, teachers=(), examples=None, classes=3, states=(16, 16, 16))
 
 
 def new_trainer(folder, method, model=None, rows=24, **options):
@@ -311,7 +311,7 @@ def test_a_network_for_another_student_is_refused(tmp_path):
     policy.reset(SIZES, torch.ones(1))
     save_policy(policy, tmp_path / "network.safetensors")
     stream = ExampleTable()
-    stream.reset(Sizes(1, 0, None), torch.ones(1))
+    stream.reset(Sizes(1, (), None), torch.ones(1))
     with pytest.raises(ValueError, match="go by the ids of a stream"):
         save_policy(stream, tmp_path / "stream.safetensors")
     other = StateNetwork((0,))

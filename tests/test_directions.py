@@ -137,7 +137,7 @@ def test_hessian_product_is_that_of_double_backward(attention):
         return torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none")[:, None]
 
     policy = FixedWeights()
-    policy.reset(Sizes(1, 0, 6), torch.tensor([0.7]))
+    policy.reset(Sizes(1, (), 6), torch.tensor([0.7]))
     problem = Problem(
         module=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),

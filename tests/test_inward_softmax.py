@@ -52,7 +52,7 @@ def test_a_network_that_was_sure_of_all_labels_comes_back_for_the_wrong_ones(nor
     """80 updates in which every label is better than the teacher, then as many in which every other one is worse: a
     plain softmax leaves all weight with the labels.
     """
-    sizes = Sizes(losses=2, teachers=1, examples=8)
+    sizes = Sizes(losses=2, teachers=(1,), examples=8)
     policy = LossNetwork(normalisation=normalisation)
     policy.reset(sizes, torch.full((2,), 0.5))
     features = torch.zeros(8, policy.width(sizes) - 1)

@@ -37,7 +37,7 @@ def first_output(problem):
 
 def table(rate=0.25, **options):
     policy = ExampleTable(learning_rate=rate)
-    policy.reset(Sizes(losses=1, teachers=0, examples=2), torch.tensor([1.0]))
+    policy.reset(Sizes(losses=1, teachers=(), examples=2), torch.tensor([1.0]))
     return Method("test", policy, direction=SGDDirection(), **options)
 
 
@@ -92,7 +92,7 @@ def test_examples_with_slopes_that_are_not_finite_are_left_alone_and_counted():
 
     problem = linear_problem(module=student, evaluate=evaluate)
     network = LossNetwork()
-    network.reset(Sizes(losses=1, teachers=0, examples=2), torch.tensor([1.0]))
+    network.reset(Sizes(losses=1, teachers=(), examples=2), torch.tensor([1.0]))
     for method in (table(), Method("test", network, direction=SGDDirection())):
         _, report = meta_step(method, problem, lambda: student.weight.sum())
         assert report.skipped == 1

@@ -73,6 +73,6 @@ def test_random_weights_are_drawn_by_their_seed():
     weights = []
     for seed in (7, 7, 8):
         policy = random_weights(seed).policy
-        policy.reset(Sizes(2, 0, None), torch.tensor([0.5, 0.5]))
+        policy.reset(Sizes(2, (), None), torch.tensor([0.5, 0.5]))
         weights.append(policy.weights(Observation(torch.arange(4), torch.zeros(4, 0), 0.0)))
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])

@@ -46,7 +46,7 @@ CHOOSE = {"hard": lambda: HardMining(0.5), "small": lambda: SmallLoss(0.4)}
 
 def weights(make, present=PRESENT):
     policy = make()
-    policy.reset(Sizes(2, 0, None, classes=2), torch.tensor([0.5, 0.5]))
+    policy.reset(Sizes(2, (), None, classes=2), torch.tensor([0.5, 0.5]))
     signals = Signals(LOSSES, torch.zeros(6, 2), (), BATCH, Task())
     return weights_of(policy, Observation(torch.arange(6), policy.observe(signals), 1.0, present))
 

@@ -27,7 +27,7 @@ NORMALISATIONS = {"mean one": MeanOne, "convex": Convex, "convex or none": Conve
 
 def begun(normalisation=None, **given):
     policy = PerLossNetwork(normalisation=normalisation, **given)
-    policy.reset(Sizes(3, 0, None), MIXTURE)
+    policy.reset(Sizes(3, (), None), MIXTURE)
     return policy
 
 
@@ -79,7 +79,7 @@ def test_what_a_teacher_says_of_one_loss_is_believed_of_the_others():
     The student finds all losses alike.
     """
     policy = PerLossNetwork(learning_rate=1e-2, normalisation=MeanOne())
-    policy.reset(Sizes(3, 1, None), MIXTURE)
+    policy.reset(Sizes(3, (1,), None), MIXTURE)
     asked = seen().features[:, :3]
     features = torch.cat([torch.ones(8, 3), asked, torch.full((8, 1), 0.4)], 1)
     observation, agrees = Observation(torch.arange(8), features, 0.5), asked < 1

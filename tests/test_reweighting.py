@@ -35,7 +35,7 @@ def observation(count, columns=1):
 
 
 def begun(policy, losses=1):
-    policy.reset(Sizes(losses, 0, 8), torch.full((losses,), 1 / losses))
+    policy.reset(Sizes(losses, (), 8), torch.full((losses,), 1 / losses))
     return policy
 
 
@@ -189,6 +189,14 @@ def test_class_proportional_weights_even_the_classes_out(power, ratio):
     assert weights[40].item() == 1
 
 
+@pytest.mark.parametrize("labels", [torch.ones(4, 2), torch.zeros(4), torch.zeros(4, 5, dtype=torch.long)])
+def test_examples_without_one_class_have_no_share_of_it(labels):
+    """Several yes/no labels, numbers and tokens are refused in words, before anything is looked up by them."""
+    policy = begun(ClassProportional([3, 1]))
+    with pytest.raises(ValueError, match="ClassProportional is for examples of one class each"):
+        policy.observe(Signals(torch.zeros(4, 1), torch.zeros(4, 2), (), {"labels": labels}, Task()))
+
+
 def test_hard_mining_keeps_the_largest_losses():
     """A quarter of eight examples: the two hardest, with weight four each."""
     weights = begun(HardMining(0.25)).weights(observation(8))
@@ -205,7 +213,7 @@ def test_small_loss_selection_gives_examples_up_one_by_one(progress, kept):
 def test_small_loss_selection_adds_losses_up_as_they_are_weighed():
     """A loss that the mixture leaves out does not count."""
     policy = SmallLoss()
-    policy.reset(Sizes(2, 0, 8), torch.tensor([0.25, 0.0]))
+    policy.reset(Sizes(2, (), 8), torch.tensor([0.25, 0.0]))
     losses = torch.tensor([[4.0, 100.0], [8.0, 0.0]])
     assert policy.observe(Signals(losses, torch.zeros(2, 2), (), {}, Task())).tolist() == [[1.0], [2.0]]
 
@@ -214,7 +222,7 @@ def test_small_loss_selection_adds_losses_up_as_they_are_weighed():
 def test_an_annealed_mixture_goes_from_one_end_to_the_other(progress, share):
     """From the second loss to the first in equal steps."""
     policy = AnnealedWeights([1, 0])
-    policy.reset(Sizes(2, 1, 8), torch.tensor([0.0, 1.0]))
+    policy.reset(Sizes(2, (1,), 8), torch.tensor([0.0, 1.0]))
     weights = policy.weights(observation(3, 2)._replace(progress=progress))
     torch.testing.assert_close(weights, torch.tensor([[share, 1 - share]] * 3))
 

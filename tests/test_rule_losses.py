@@ -161,7 +161,7 @@ def test_shares_of_losses_with_columns(tmp_path):
 def test_shared_weights_move_along_the_mean_slope():
     """A rule whose slopes are positive on average gains, for all examples; one that never fired stays."""
     policy = SharedWeights(learning_rate=0.1)
-    policy.reset(Sizes(3, 0, 4), torch.tensor([0.5, 0.25, 0.25]))
+    policy.reset(Sizes(3, (), 4), torch.tensor([0.5, 0.25, 0.25]))
     seen = Observation(
         torch.arange(2), torch.zeros(2, 0), 0.0, torch.tensor([[True, True, False], [True, True, False]])
     )

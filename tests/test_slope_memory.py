@@ -52,7 +52,7 @@ def test_it_finds_single_examples_that_look_alike():
     found = {}
     for memory in (False, True):
         policy = StateNetwork((), learning_rate=1e-2, normalisation=AboveAverage(), memory=memory)
-        policy.reset(Sizes(1, 0, 40), torch.ones(1))
+        policy.reset(Sizes(1, (), 40), torch.ones(1))
         for _ in range(60):
             noise = 3 * torch.randn(40, 1, generator=generator)
             policy.update(ALIKE, noise + torch.where(good, 1.0, -1.0)[:, None])

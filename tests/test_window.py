@@ -204,7 +204,7 @@ class StopAfter(TrainerCallback):
 def test_examples_of_several_steps_are_each_weighed_as_at_their_time():
     """A trajectory may lie on both sides of the moment from which weights are used."""
     policy = Delayed(ExampleTable(learning_rate=0.5), 0.5)
-    policy.reset(Sizes(1, 0, 4), torch.ones(1))
+    policy.reset(Sizes(1, (), 4), torch.ones(1))
     seen = Observation(torch.arange(4), torch.zeros(4, 0), torch.tensor([0.2, 0.8, 0.2, 0.8]))
     policy.update(seen, torch.tensor([[1.0], [1.0], [-1.0], [-1.0]]))
     assert policy.weights(seen).flatten().tolist() == [1.0, 1.5, 1.0, 0.5]
@@ -213,10 +213,10 @@ def test_examples_of_several_steps_are_each_weighed_as_at_their_time():
 def test_a_table_inside_stays_in_memory_or_is_refused(tmp_path):
     """A checkpoint holds one table that is a file, that of the weights in use; another would be lost on resuming."""
     policy = Delayed(ExampleTable(), 0.5)
-    policy.reset(Sizes(1, 0, 4, folder=str(tmp_path)), torch.ones(1))
+    policy.reset(Sizes(1, (), 4, folder=str(tmp_path)), torch.ones(1))
     assert policy.policy.store.in_memory and not policy.store.in_memory
     with pytest.raises(ValueError, match="checkpoints keep one"):
-        policy.reset(Sizes(1, 0, 2**25), torch.ones(1))
+        policy.reset(Sizes(1, (), 2**25), torch.ones(1))
 
 
 @pytest.mark.parametrize(

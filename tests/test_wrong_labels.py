@@ -25,7 +25,7 @@ from amal_hf.wrong_labels import ENOUGH, WrongLabels, class_shift
 
 
 CLASSES, WIDTH = 4, 8
-LABELS = Sizes(1, 0, None, classes=CLASSES, labels_alone=True)
+LABELS = Sizes(1, (), None, classes=CLASSES, labels_alone=True)
 
 
 def heaps(count, spread, seed):
@@ -200,7 +200,7 @@ def test_other_losses_are_weighed_as_learned():
     """Beside a teacher, or another loss, weights are a mixture; and where the only loss is of another column, it is
     not the labels that may be wrong.
     """
-    policy, rows = learned(sizes=Sizes(2, 1, None, classes=CLASSES))
+    policy, rows = learned(sizes=Sizes(2, (1,), None, classes=CLASSES))
     mixture = policy.normalisation(policy.scores(rows), None, policy.counts_for(rows))
     assert torch.equal(policy.weights(rows), mixture)
 

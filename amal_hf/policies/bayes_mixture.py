@@ -39,13 +39,13 @@ class BayesMixture(Policy):
         """
         del initial
         classes = len(self.confusions)
-        if sizes.losses != 2 or len(sizes.teacher_columns) != 1 or sizes.classes != classes:
+        if sizes.losses != 2 or len(sizes.teachers) != 1 or sizes.classes != classes:
             raise ValueError(
                 f"BayesMixture: is for two losses, CrossEntropy() and one Distillation(...), and {classes} classes; "
-                f"got {list(sizes.names)}, {sizes.teachers} of them of teachers, and {sizes.classes} classes. "
+                f"got {list(sizes.names)}, {len(sizes.teachers)} of them of teachers, and {sizes.classes} classes. "
                 f"Use amal() for other losses, and logits of the student's classes."
             )
-        self.teacher_first = sizes.teacher_columns == (0,)
+        self.teacher_first = sizes.teachers == (0,)
 
     def observe(self, signals: Signals) -> Features:
         """The label's share, `(B, 1)`."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from amal_hf.class_counts import class_weights, of_class
+from amal_hf.class_counts import class_weights, of_class, one_class_labels
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, among_present
 from amal_hf.random_numbers import generator_of
 from amal_hf.shapes import Features, LossTable, PerExample
@@ -76,7 +76,8 @@ class ClassProportional(Heuristic):
         power: weights are `n_c` to the power of `-power`, scaled to a mean of one; 0.5 is half way to equal classes.
 
     Raises:
-        ValueError: fewer than two classes, or one without a row; a power outside [0, 1].
+        ValueError: fewer than two classes, or one without a row; a power outside [0, 1]; at the first batch, labels
+            that are not one class each.
     """
 
     def __init__(self, counts: Sequence[int], power: float = 1.0) -> None:
@@ -89,8 +90,8 @@ class ClassProportional(Heuristic):
 
     def observe(self, signals: Signals) -> Features:
         """The label, `(B, 1)`."""
-        labels = signals.batch.get("labels")
-        return signals.losses.new_full((len(signals.losses), 1), -1) if labels is None else labels.float()[:, None]
+        labels = one_class_labels(signals.batch, len(signals.losses), "ClassProportional")
+        return labels.to(signals.losses)[:, None]
 
     def importance(self, observation: Observation) -> PerExample:
         """By the label; 1 without one."""

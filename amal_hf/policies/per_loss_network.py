@@ -51,12 +51,12 @@ class PerLossNetwork(NetworkPolicy):
 
     def new_network(self, sizes: Sizes, start: Tensor) -> nn.Module:
         """The reader of one loss, and the scores that losses start with."""
-        self.tables = 1 + sizes.teachers
+        self.tables = 1 + len(sizes.teachers)
         return _Reader(self.width(sizes), self.hidden, start)
 
     def width(self, sizes: Sizes) -> int:
         """What is read of one loss."""
-        return 5 + 2 * sizes.teachers
+        return 5 + 2 * len(sizes.teachers)
 
     def observe(self, signals: Signals) -> Features:
         """`(B, K (1 + teachers) + 1)`: the losses, what they cost the teachers, and the student's entropy."""

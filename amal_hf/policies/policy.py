@@ -21,7 +21,7 @@ class Sizes(NamedTuple):
 
     Attributes:
         losses: K.
-        teachers: how many of the losses compare with a teacher.
+        teachers: which of the losses compare with a teacher, by their columns.
         examples: rows of the training set; `None` for a stream of unknown length.
         classes: of the student, C.
         states: widths of the student's hidden states, one a layer.
@@ -29,11 +29,10 @@ class Sizes(NamedTuple):
         pulls: K, `Loss.pull` of each; all one by default.
         names: of the losses, where they are known.
         labels_alone: whether the only loss is that of the labels.
-        teacher_columns: which of the losses compare with a teacher.
     """
 
     losses: int
-    teachers: int
+    teachers: tuple[int, ...]
     examples: int | None
     classes: int = 0
     states: tuple[int, ...] = ()
@@ -41,7 +40,6 @@ class Sizes(NamedTuple):
     pulls: tuple[float, ...] = ()
     names: tuple[str, ...] = ()
     labels_alone: bool = False
-    teacher_columns: tuple[int, ...] = ()
 
 
 Ask: TypeAlias = Callable[[Logits | TopLogits], LossTable]

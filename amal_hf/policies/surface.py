@@ -20,7 +20,7 @@ def surface(signals: Signals) -> Features:
 
 def surface_width(sizes: Sizes) -> int:
     """Columns of `surface`."""
-    return sizes.losses + 2 * (1 + sizes.teachers)
+    return sizes.losses + 2 * (1 + len(sizes.teachers))
 
 
 def fit_and_entropy(logits: Logits | TopLogits, signals: Signals) -> Tensor:

@@ -1,0 +1,229 @@
+"""Every policy that is exported keeps one contract, on a batch as a trainer gives it: classes of which one is missing,
+a teacher, hidden states.
+"""
+
+import inspect
+import io
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+import amal_hf
+from amal_hf import (
+    AnnealedWeights,
+    BayesMixture,
+    BayesNetwork,
+    ClassProportional,
+    CommentaryNetwork,
+    Convex,
+    ConvexOrNone,
+    Delayed,
+    ExampleTable,
+    FixedWeights,
+    Frozen,
+    GatedConvex,
+    HardMining,
+    LossNetwork,
+    MeanOne,
+    MetaWeightNet,
+    PerLossNetwork,
+    Policy,
+    RandomRectified,
+    RandomWeights,
+    RectifiedSlopes,
+    SharedWeights,
+    SmallLoss,
+    StateNetwork,
+    convex,
+    label_posterior,
+)
+from amal_hf.clean_probe import CleanRows
+from amal_hf.losses import Task
+from amal_hf.policies.policy import Observation, Signals, Sizes, weights_of
+
+
+B, C, WIDTH = 8, 3, 4
+SIZES = Sizes(2, (1,), B, C, states=(WIDTH, WIDTH), names=("labels", "teacher"))
+EQUAL = torch.tensor([0.5, 0.5])
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, -100])
+PRESENT = torch.stack([LABELS >= 0, torch.ones(B, dtype=torch.bool)], 1)
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+TEACHER = drawn(B, C, seed=1)
+KNOWN = label_posterior(TEACHER, LABELS)
+
+
+def frozen():
+    """On what another of its kind has learned."""
+    learned = StateNetwork()
+    learned.reset(SIZES, EQUAL)
+    return Frozen(
+        StateNetwork(), {name: value for name, value in learned.state_dict().items() if name != "_extra_state"}
+    )
+
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "AnnealedWeights": lambda: AnnealedWeights([1.0, 0.0]),
+    "BayesMixture": lambda: BayesMixture(KNOWN),
+    "BayesNetwork": lambda: BayesNetwork(KNOWN),
+    "ClassProportional": lambda: ClassProportional([3, 2, 2]),
+    "CommentaryNetwork": lambda: CommentaryNetwork(drawn(B, 5), C),
+    "Delayed": lambda: Delayed(ExampleTable(), 0.5),
+    "ExampleTable": ExampleTable,
+    "FixedWeights": FixedWeights,
+    "Frozen": frozen,
+    "HardMining": HardMining,
+    "LossNetwork": LossNetwork,
+    "MetaWeightNet": MetaWeightNet,
+    "PerLossNetwork": PerLossNetwork,
+    "RandomRectified": RandomRectified,
+    "RandomWeights": RandomWeights,
+    "RectifiedSlopes": RectifiedSlopes,
+    "SharedWeights": SharedWeights,
+    "SmallLoss": SmallLoss,
+    "StateNetwork": StateNetwork,
+}
+VARIANTS: dict[str, Callable[[], Policy]] = {
+    "a network later": lambda: Delayed(LossNetwork(), 0.5),
+    "a convex table": lambda: ExampleTable(bound=convex),
+    "a state network with a memory": lambda: StateNetwork(memory=True),
+    **{
+        f"a loss network, {kind.__name__}": lambda kind=kind: LossNetwork(normalisation=kind())
+        for kind in (Convex, ConvexOrNone, MeanOne, GatedConvex)
+    },
+}
+every_policy = pytest.mark.parametrize(
+    "make", [pytest.param(make, id=name) for name, make in {**POLICIES, **VARIANTS}.items()]
+)
+
+
+def test_no_policy_is_left_out():
+    """A new one that is exported has to be put into the table above."""
+    found = (getattr(amal_hf, name) for name in amal_hf.__all__)
+    policies = {kind.__name__ for kind in found if inspect.isclass(kind) and issubclass(kind, Policy)}
+    assert policies - {"Policy", "NetworkPolicy"} == POLICIES.keys()
+
+
+def begun(make):
+    policy = make()
+    policy.reset(SIZES, EQUAL)
+    return policy
+
+
+def ask(logits):
+    """As both losses would: the label's, and none of the teacher."""
+    return torch.stack([-logits.log_softmax(-1)[:, 0], torch.zeros(B)], 1)
+
+
+def seen(policy, progress=0.6):
+    """What a policy makes of the batch."""
+    states = tuple(drawn(B, WIDTH, seed=seed) for seed in (2, 3))
+    losses = drawn(B, 2, seed=4).abs() * PRESENT
+    logits = drawn(B, C, seed=5).requires_grad_()
+    signals = Signals(losses, logits, (TEACHER,), {"labels": LABELS}, Task(), states, ask)
+    return Observation(torch.arange(B), policy.observe(signals), progress, PRESENT)
+
+
+SLOPES = drawn(B, 2, seed=6) * PRESENT
+
+
+def taught(policy, steps=3):
+    """Shown clean rows before every update, as by a trainer."""
+    for step in range(steps):
+        if policy.reads_clean_states:
+            policy.note_clean(CleanRows(torch.arange(6), drawn(6, WIDTH, seed=step), torch.arange(6) % C))
+        policy.update(seen(policy, 0.3), SLOPES)
+    return policy
+
+
+def weights_at(policy, progress):
+    return weights_of(policy, seen(policy, progress))
+
+
+@every_policy
+def test_weights_are_numbers_of_at_least_zero(make):
+    """One for each example and loss, before and after it has learned, and none for a loss that is not there; features
+    are as many at all times, finite, and keep no graph to the student.
+    """
+    policy = begun(make)
+    for step in range(3):
+        features = seen(policy).features
+        assert features.shape[0] == B and features.isfinite().all() and not features.requires_grad
+        for progress in (0.0, 0.6, 1.0):
+            weights = weights_at(policy, progress)
+            assert weights.shape == (B, 2) and weights.isfinite().all() and (weights >= 0).all()
+            assert weights[7, 0] == 0 and weights.sum() > 0
+        taught(policy, 1 + step)
+
+
+@every_policy
+def test_only_what_says_so_learns(make):
+    """One that does not is left alone by slopes, and needs no meta set; one that does has other weights after them."""
+    policy = begun(make)
+    before = weights_at(policy, 0.6)
+    after = weights_at(taught(policy), 0.6)
+    assert before.equal(after) != policy.learns
+
+
+@every_policy
+def test_a_resumed_policy_goes_on_as_if_it_had_not_stopped(make):
+    """The state through a file gives the same weights to the last bit, and the same further updates: an optimizer's
+    memory is part of it.
+    """
+    first, second = taught(begun(make)), begun(make)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    if not first.holds_for_one_step:
+        assert weights_at(second, 0.6).equal(weights_at(first, 0.6))
+    assert weights_at(taught(second, 2), 0.6).equal(weights_at(taught(first, 2), 0.6))
+
+
+@every_policy
+def test_a_reset_forgets_everything(make):
+    """A second `train()` or the next trial of a search starts where the first did."""
+    policy, fresh = begun(make), begun(make)
+    taught(policy).reset(SIZES, EQUAL)
+    assert weights_at(policy, 0.6).equal(weights_at(fresh, 0.6))
+    assert weights_at(taught(policy), 0.6).equal(weights_at(taught(fresh), 0.6))
+
+
+@every_policy
+def test_an_update_that_did_not_count_is_taken_back(make):
+    """A step that the gradient scaler skips leaves nothing behind."""
+    policy = taught(begun(make), 2)
+    before, restore = weights_at(policy, 0.6), policy.restorer(torch.arange(B))
+    taught(policy, 1)
+    restore()
+    if not policy.holds_for_one_step:
+        assert weights_at(policy, 0.6).equal(before)
+
+
+@every_policy
+def test_no_global_random_number_is_drawn(make, monkeypatch):
+    """Dropout masks and shuffling must be those of the same run without learned weights, or the two could not be
+    compared; on a GPU all seeds of a run would else draw the same masks.
+    """
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    weights_at(taught(begun(make)), 0.6)
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    assert before[0].equal(after[0]) and before[1:] == after[1:] and not seeds
+
+
+@every_policy
+def test_it_says_what_it_is(make):
+    """In a line, without the address of anything; its figures are finite numbers."""
+    policy = taught(begun(make))
+    said = policy.describe()
+    assert said and "\n" not in said and "0x" not in said
+    assert all(np.isfinite(value) for value in policy.figures().values())
