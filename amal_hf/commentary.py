@@ -31,7 +31,7 @@ from amal_hf.method import Method
 from amal_hf.model_labels import label_names
 from amal_hf.policies.commentary_network import CommentaryNetwork
 from amal_hf.policies.fixed_weights import FixedWeights
-from amal_hf.policies.frozen import Frozen
+from amal_hf.policies.frozen import Frozen, tensors_of
 
 
 logger = logging.getLogger(__name__)
@@ -113,8 +113,7 @@ class Commentary:
             horizon=trainer.method.restart_every or trainer.state.max_steps,
             encoder=encoder,
         )
-        state = policy.state_dict().items()
-        return cls(schema, {name: value.detach().cpu() for name, value in state if isinstance(value, Tensor)})
+        return cls(schema, {name: value.detach().cpu() for name, value in tensors_of(policy).items()})
 
     # ---- files ----
 
@@ -247,7 +246,7 @@ def _content_columns(dataset: Any) -> list[str]:
 
 
 def _fill(policy: BatchPolicy, tensors: Mapping[str, Tensor]) -> None:
-    own = {name: value for name, value in policy.state_dict().items() if isinstance(value, Tensor)}
+    own = tensors_of(policy)
     if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
         shapes = [{name: tuple(value.shape) for name, value in some.items()} for some in (tensors, own)]
         raise ValueError(f"Commentary: saved and needed shapes differ: {shapes}. Use data from the same encoder.")

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from amal_hf.cage import Cage
 from amal_hf.losses import JointLoss, at_least_fp32
+from amal_hf.own_adam import check_learning_rate, follow_to
 from amal_hf.processes import average_gradients
 from amal_hf.rule_losses import votes_of
 from amal_hf.shapes import ABSTAIN, IGNORED, VOTES, Batch, LossTable, PerExample
@@ -62,8 +63,7 @@ class Spear(JointLoss):
         column: str = VOTES,
         scores: str | None = None,
     ) -> None:
-        if not 0 < learning_rate < float("inf"):
-            raise ValueError(f"Spear: learning_rate must be positive and finite, got {learning_rate}.")
+        check_learning_rate(self, learning_rate)
         self.cage = cage
         self.learning_rate = learning_rate
         self.name = name
@@ -159,9 +159,7 @@ class Spear(JointLoss):
 
     def _fired(self, batch: Batch) -> Tensor:
         votes = batch[self.column]
-        if votes.device != self.cage.theta.device:
-            self.cage.to(votes.device)
-            self.optimizer.load_state_dict(self.optimizer.state_dict())
+        follow_to(votes.device, self.cage, self.optimizer)
         return votes != ABSTAIN  # that they are for the rules' own classes was checked once: asking would wait
 
     def _scores(self, batch: Batch) -> Tensor | None:

@@ -25,6 +25,7 @@ RESULTS = Path(__file__).parent / "results" / "quality"
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
 
 KINDS = ["control", "rule of thumb", "learned", "ours", "oracle"]
+CONTROLS = KINDS[:2]
 OURS = [
     "amal()",
     "amal(), noisy and clean rows",
@@ -111,21 +112,25 @@ class Group:
 
     def whole(self, run: str) -> bool:
         """Whether a run has as many seeds as any control: others are left out where runs are put in an order."""
-        seeds = (len(cells) for other, cells in self.cells.items() if self.kinds[other] in KINDS[:2])
+        seeds = (len(cells) for other, cells in self.cells.items() if self.kinds[other] in CONTROLS)
         return len(self.cells.get(run, {})) >= max(seeds, default=1)
 
-    def controls(self) -> dict[str, float]:
-        """The mean dev score of every run without learned weights."""
+    def dev_scores(self, kinds: Sequence[str]) -> dict[str, float]:
+        """The mean dev score of every run of some kinds."""
         return {
             run: float(np.mean([cell["dev"] for cell in cells.values()]))
             for run, cells in self.cells.items()
-            if self.kinds[run] in KINDS[:2] and self.whole(run)
+            if self.kinds[run] in kinds and self.whole(run)
         }
 
-    def best_control(self) -> str | None:
-        """The run without learned weights that is best on dev, on average."""
-        dev = self.controls()
+    def best(self, kinds: Sequence[str]) -> str | None:
+        """The run that is best on dev, on average."""
+        dev = self.dev_scores(kinds)
         return max(dev, key=lambda run: dev[run]) if dev else None
+
+    def best_control(self) -> str | None:
+        """That of the runs without learned weights."""
+        return self.best(CONTROLS)
 
     def gains(self, run: str, other: str) -> dict[int, float]:
         """By how many points a run is better on the test set, for each of the seeds that both have."""
@@ -229,6 +234,7 @@ def summary(groups: list[Group]) -> str:
         "seeds",
         "best control on dev",
         "its test score",
+        "ours, best on dev",
         *(f"`{run}`" for run in OURS),
     ]
     compared = [(g, best) for g in groups if (best := g.best_control()) and any(run in g.cells for run in OURS)]
@@ -248,13 +254,18 @@ def summary(groups: list[Group]) -> str:
 
 def best_of_all(groups: list[Group]) -> str | None:
     """The control that has the best dev score on the mean of several settings; `None` if none has them all."""
-    dev = [group.controls() for group in groups]
+    dev = [group.dev_scores(CONTROLS) for group in groups]
     shared = set.intersection(*(set(one) for one in dev))
     return max(sorted(shared), key=lambda run: float(np.mean([one[run] for one in dev])), default=None)
 
 
+def own_runs(group: Group) -> list[str]:
+    """That of ours which dev chooses, as it chooses among the controls, and those that are shown."""
+    return [group.best(["ours"]) or "", *OURS]
+
+
 def _summary_row(group: Group, best: str) -> list[str]:
-    gains = [_signed(group.gains(run, best)) for run in OURS]
+    gains = [_signed(group.gains(run, best)) for run in own_runs(group)]
     seeds = str(len(group.cells[best]))
     return [group.title, STUDENTS[group.student], seeds, best, spread(group.tests(best)), *gains]
 
@@ -262,8 +273,8 @@ def _summary_row(group: Group, best: str) -> list[str]:
 def _mean_row(title: str, student: str, faulty: list[tuple[Group, str]]) -> list[str]:
     """Over several settings; empty for a run that lacks one of them."""
     means = []
-    for run in OURS:
-        gains = [group.gains(run, best) for group, best in faulty]
+    for runs in zip(*(own_runs(group) for group, _ in faulty), strict=True):
+        gains = [group.gains(run, best) for (group, best), run in zip(faulty, runs, strict=True)]
         seeds = set.intersection(*(set(one) for one in gains))
         means.append(_signed({seed: float(np.mean([one[seed] for one in gains])) for seed in seeds}))
     return [title, STUDENTS[student], "", "", "", *means]

@@ -382,12 +382,14 @@ def card_details(recipe: RecipeArguments, rows: list[dict[str, Any]]) -> CardDet
     )
     data = "docstring sentences" if recipe.dataset is None else Path(recipe.dataset).name
     known = data_details(recipe.dataset)
+    wrong = f"{recipe.label_noise:.0%} of the training labels were made wrong on purpose."
+    told = [CLEAN_TEACHER] * recipe.clean_teacher + [wrong] * (recipe.label_noise > 0)
     return replace(
         known,
         finetuned_from=recipe.student or recipe.teacher or TEACHER_ID,
         teachers=(recipe.teacher or TEACHER_ID,),
         comparison=Comparison(contenders, rows[-1]["name"], dataset=data, hardware=hardware_name()),
-        limits=(*known.limits, CLEAN_TEACHER) if recipe.clean_teacher else known.limits,
+        limits=(*known.limits, *told),
     )
 
 

@@ -24,6 +24,7 @@ LEVELS = [
         "generators",
         "processes",
         "random_numbers",
+        "own_adam",
         "last_scores",
         "card_facts",
         "intervals",

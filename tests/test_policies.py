@@ -1,5 +1,6 @@
-"""All policies keep one contract: they start at the mixture they are given, learn towards positive slopes, and can be
-stopped and resumed.
+"""Policies start at the mixture they are given, learn towards positive slopes, and stay in their range.
+
+What all of them have in common is in test_policy_contract.py.
 """
 
 import copy

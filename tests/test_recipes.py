@@ -31,7 +31,9 @@ def test_distil_bert(tmp_path, flags):
     assert {"weights.png", "accuracy.png"} <= {file.name for file in (tmp_path / "figures").iterdir()}
     assert "fixed, teacher 50%" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "'label'" in output.splitlines()[-1]
-    assert ("on the clean set alone" in (tmp_path / "README.md").read_text()) == ("--clean_teacher" in flags)
+    card = (tmp_path / "README.md").read_text()
+    assert ("on the clean set alone" in card) == ("--clean_teacher" in flags)
+    assert ("40% of the training labels were made wrong" in card) == ("--label_noise" in flags)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from amal_hf.central_differences import both_sides
+from amal_hf.own_adam import check_learning_rate, follow_to
 from amal_hf.shapes import Batch, Params, Targets
 
 
@@ -52,8 +53,7 @@ class BatchPolicy(nn.Module, ABC):
 
     def __init__(self, learning_rate: float) -> None:
         super().__init__()
-        if not 0 < learning_rate < float("inf"):
-            raise ValueError(f"{type(self).__name__}: learning_rate must be positive and finite, got {learning_rate}.")
+        check_learning_rate(self, learning_rate)
         self.learning_rate = learning_rate
 
     @abstractmethod
@@ -95,11 +95,10 @@ class BatchPolicy(nn.Module, ABC):
 
     def follow_to(self, device: torch.device) -> None:
         """Move to the student's device, Adam's moments too."""
-        if all(p.device == device for p in self.parameters()):
-            return
-        self.to(device)
         if self.learns:
-            self.optimizer.load_state_dict(self.optimizer.state_dict())
+            follow_to(device, self, self.optimizer)
+        else:
+            self.to(device)
 
     def update(self, gradients: Sequence[Tensor]) -> None:
         """One Adam step along `dV/dφ`, one gradient a parameter."""

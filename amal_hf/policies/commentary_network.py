@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amal_hf.class_counts import one_class_labels
+from amal_hf.own_adam import follow_to
 from amal_hf.policies.bounds import MeanOne
 from amal_hf.policies.network_policy import NetworkPolicy
 from amal_hf.policies.policy import Observation, Signals, Sizes
@@ -111,7 +112,7 @@ class CommentaryNetwork(NetworkPolicy):
 
     def inputs(self, observation: Observation) -> Tensor:
         """`(B, d + 2 · frequencies)`: the text and the waves of progress."""
-        self.follow_to(observation.features.device)
+        follow_to(observation.features.device, self, self.optimizer)
         texts = self.embeddings[observation.ids]
         waves = fourier(observation.progress_of(texts)[:, 0], self.frequencies)
         return torch.cat([F.layer_norm(texts, texts.shape[1:]), waves], 1)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from amal_hf.own_adam import check_learning_rate
 from amal_hf.policies.bounds import Projection, clamp
 from amal_hf.policies.policy import Observation, Policy, Sizes, as_mixture
 from amal_hf.policies.store import RowStore
@@ -38,8 +39,7 @@ class ExampleTable(Policy):
         self, learning_rate: float = 0.1, bound: Projection = clamp, initial: list[float] | None = None
     ) -> None:
         super().__init__()
-        if not 0 < learning_rate < float("inf"):
-            raise ValueError(f"ExampleTable: learning_rate must be positive and finite, got {learning_rate}.")
+        check_learning_rate(self, learning_rate)
         self.learning_rate = learning_rate
         self.bound = bound
         self.initial = initial

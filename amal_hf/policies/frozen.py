@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
 from amal_hf.shapes import Features, LossTable
@@ -34,7 +34,7 @@ def save_policy(policy: Policy, file: str | Path) -> None:
             f"save_policy: the rows of {type(policy).__name__} are a file. Save trainer.example_weights() instead."
         )
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    save_file(_tensors(policy), str(file), metadata={"policy": policy.describe()})
+    save_file(tensors_of(policy), str(file), metadata={"policy": policy.describe()})
 
 
 class Frozen(Policy):
@@ -80,7 +80,7 @@ class Frozen(Policy):
             )
         self.policy.reset(sizes, initial)
         saved = self._read(self.saved) if isinstance(self.saved, Path) else self.saved
-        own = _tensors(self.policy)
+        own = tensors_of(self.policy)
         differing = sorted(
             name
             for name in own.keys() | saved.keys()
@@ -140,5 +140,6 @@ def _check_reusable(policy: Policy) -> None:
         )
 
 
-def _tensors(policy: Policy) -> dict[str, Tensor]:
+def tensors_of(policy: nn.Module) -> dict[str, Tensor]:
+    """What a policy has learned, without the state of its own optimizer."""
     return {name: value for name, value in policy.state_dict().items() if isinstance(value, Tensor)}

@@ -5,6 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from amal_hf.own_adam import check_learning_rate, follow_to
 from amal_hf.policies.bounds import MeanOne, Normalisation
 from amal_hf.policies.policy import Observation, Policy, Sizes
 from amal_hf.processes import summed_gradients, total_count
@@ -35,11 +36,9 @@ class NetworkPolicy(Policy):
 
     def __init__(self, hidden: int, learning_rate: float, normalisation: Normalisation | None, seed: int) -> None:
         super().__init__()
-        if hidden < 1 or not 0 < learning_rate < float("inf"):
-            raise ValueError(
-                f"{type(self).__name__}: hidden and learning_rate must be positive and finite, got {hidden} and "
-                f"{learning_rate}."
-            )
+        if hidden < 1:
+            raise ValueError(f"{type(self).__name__}: hidden must be at least 1, got {hidden}.")
+        check_learning_rate(self, learning_rate)
         self.hidden = hidden
         self.learning_rate = learning_rate
         self.register_buffer("pulls", torch.ones(1), persistent=False)
@@ -112,17 +111,9 @@ class NetworkPolicy(Policy):
     def scores(self, observation: Observation) -> Tensor:
         """What weights are normalised from, `(B, K)` or more columns; see `bounds.py`."""
         inputs = self.inputs(observation)
-        self.follow_to(inputs.device)
+        follow_to(inputs.device, self, self.optimizer)
         scores: Tensor = self.network(inputs)
         return scores
-
-    def follow_to(self, device: torch.device) -> None:
-        """Move to where the examples are, if need be."""
-        if device != next(self.network.parameters()).device:
-            # Adam's moments follow their parameters when its own state is loaded again.
-            state = self.optimizer.state_dict()
-            self.to(device)
-            self.optimizer.load_state_dict(state)
 
     def describe(self) -> str:
         """Width and normalisation."""

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from amal_hf.own_adam import check_learning_rate
 from amal_hf.policies.policy import Observation, Policy, Sizes, among_present
 from amal_hf.processes import total
 from amal_hf.shapes import LossTable
@@ -30,8 +31,7 @@ class SharedWeights(Policy):
 
     def __init__(self, learning_rate: float = 0.05) -> None:
         super().__init__()
-        if not 0 < learning_rate < float("inf"):
-            raise ValueError(f"SharedWeights: learning_rate must be positive and finite, got {learning_rate}.")
+        check_learning_rate(self, learning_rate)
         self.learning_rate = learning_rate
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
