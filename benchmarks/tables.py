@@ -34,10 +34,13 @@ OURS = [
     "amal(), smoothed labels, then clean rows",
     "amal(), clean teacher",
     "bayes_mixture(), clean teacher",
+    "amal(BayesNetwork()), clean teacher",
     "amal(), no probe",
     "tuned recipe, amal()",
     "amal(PerLossNetwork()), clean teacher, then clean rows",
 ]
+BESIDE = "amal(), clean teacher"
+"""Where this was run, a clean teacher was at hand."""
 SHORT = [
     "fixed mixture",
     "noisy, then clean rows",
@@ -244,8 +247,10 @@ def summary(groups: list[Group]) -> str:
         voted = [(group, best) for group, best in faulty if group.setting == "rules"]
         taught = [(group, best) for group, best in faulty if group.setting != "rules"]
         either = [group for group, _ in compared if group.student == student and group.setting != "rules"]
-        for what, chosen in (("errors", taught), ("rules", voted)):
-            if len(chosen) > 1:
+        beside = [(group, best) for group, best in taught if BESIDE in group.cells]
+        means = {"errors": taught, "errors and a clean teacher": beside, "rules": voted}
+        for what, chosen in means.items():
+            if len(chosen) > 1 and (what == "errors" or chosen != taught):
                 rows.append(_mean_row(f"**mean of the {len(chosen)} with {what}**", student, chosen))
         if len(either) > 2 and (one := best_of_all(either)):
             rows.append(_mean_row(f"**mean of all {len(either)}, over {one}**", student, [(g, one) for g in either]))
