@@ -31,7 +31,7 @@ from amal_hf.method import Method
 from amal_hf.model_labels import label_names
 from amal_hf.policies.commentary_network import CommentaryNetwork
 from amal_hf.policies.fixed_weights import FixedWeights
-from amal_hf.policies.frozen import Frozen, tensors_of
+from amal_hf.policies.frozen import Frozen, fill, tensors_of
 
 
 logger = logging.getLogger(__name__)
@@ -214,7 +214,7 @@ class Commentary:
         policy: BatchPolicy = (
             LabelBlend(**schema.arguments) if data is None else MASKS[schema.kind](data, **schema.arguments)
         )
-        _fill(policy, self.tensors)
+        fill(policy, self.tensors, "Commentary: the data do not fit.", "Use data from the same encoder.")
         policy.freeze()
         return Method("commentary", FixedWeights(), batch_policy=policy)
 
@@ -243,15 +243,6 @@ def _content_columns(dataset: Any) -> list[str]:
     except ValueError:
         texts = [name for name in ("input_ids",) if name in present]
     return texts + [name for name in ("label", "labels") if name in present]
-
-
-def _fill(policy: BatchPolicy, tensors: Mapping[str, Tensor]) -> None:
-    own = tensors_of(policy)
-    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in tensors.items()}:
-        shapes = [{name: tuple(value.shape) for name, value in some.items()} for some in (tensors, own)]
-        raise ValueError(f"Commentary: saved and needed shapes differ: {shapes}. Use data from the same encoder.")
-    for name, value in own.items():
-        value.copy_(tensors[name])
 
 
 def _read_schema(file: Path) -> Schema:

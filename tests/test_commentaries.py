@@ -249,6 +249,13 @@ def test_missing_data_is_refused(tmp_path):
         new_trainer(tmp_path, read.method_for(tiny_bert(), toy_rows(ROWS), EMBEDDINGS[:3]))
 
 
+def test_data_of_another_encoder_is_refused(tmp_path):
+    """By the width of its vectors, before anything is trained; the shapes are said."""
+    read = Commentary.learned_by(learned(tmp_path, KINDS["token mask"]))
+    with pytest.raises(ValueError, match=r"\(\(32, 16\), \(32, 10\)\)\}. Use data from the same encoder"):
+        read.method_for(tiny_bert(), toy_rows(ROWS), TABLE[:, :5])
+
+
 def test_what_has_no_commentary_is_refused(tmp_path):
     """`learned_by` a method of another kind says what to use."""
     trainer = new_trainer(tmp_path, amal())

@@ -80,28 +80,9 @@ class Frozen(Policy):
             )
         self.policy.reset(sizes, initial)
         saved = self._read(self.saved) if isinstance(self.saved, Path) else self.saved
-        own = tensors_of(self.policy)
-        differing = sorted(
-            name
-            for name in own.keys() | saved.keys()
-            if name not in own or name not in saved or own[name].shape != saved[name].shape
-        )
-        if differing:
-            shapes = {
-                name: (
-                    tuple(saved[name].shape) if name in saved else None,
-                    tuple(own[name].shape) if name in own else None,
-                )
-                for name in differing
-            }
-            raise ValueError(
-                f"Frozen: {self.saved if isinstance(self.saved, Path) else type(self.policy).__name__} does not fit "
-                f"this student. Saved and needed shapes: {shapes}. Losses, labels "
-                f"and hidden sizes must be those of the student that it was learned with."
-            )
-        with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(saved[name])
+        what = self.saved if isinstance(self.saved, Path) else type(self.policy).__name__
+        advice = "Losses, labels and hidden sizes must be those of the student that it was learned with."
+        fill(self.policy, saved, f"Frozen: {what} does not fit this student.", advice)
 
     def _read(self, file: Path) -> dict[str, Tensor]:
         if not file.is_file():
@@ -138,6 +119,28 @@ def _check_reusable(policy: Policy) -> None:
             f"{kind}: it reads what the clean rows of its own run say of an example, and cannot be used again without "
             f"them. Learn it without: {kind}(probe=False)."
         )
+
+
+def fill(policy: nn.Module, saved: Mapping[str, Tensor], misfit: str, advice: str) -> None:
+    """Put what was saved into a policy of the same kind.
+
+    Args:
+        policy: made and reset as the one that was saved.
+        saved: tensors by name.
+        misfit, advice: what is said where shapes differ, and what to do about it.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    own = tensors_of(policy)
+    kept, needed = ({name: tuple(value.shape) for name, value in some.items()} for some in (saved, own))
+    differing = [name for name in sorted(kept | needed) if kept.get(name) != needed.get(name)]
+    if differing:
+        shapes = {name: (kept.get(name), needed.get(name)) for name in differing}
+        raise ValueError(f"{misfit} Saved and needed shapes: {shapes}. {advice}")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(saved[name])
 
 
 def tensors_of(policy: nn.Module) -> dict[str, Tensor]:
