@@ -36,7 +36,6 @@ class TeacherInputs:
             no labels). Needed for a cache.
         tokenizer: the student's tokenizer, to compare with the teacher's.
         text_columns: one or two columns of raw text, for a teacher with another vocabulary.
-        max_length: tokens at which such a teacher's text is cut; None means its tokenizer's own limit.
         batch_size: rows in one forward pass while a cache is filled.
     """
 
@@ -45,7 +44,6 @@ class TeacherInputs:
     columns: Sequence[str] = ()
     tokenizer: PreTrainedTokenizerBase | None = None
     text_columns: Sequence[str] = ()
-    max_length: int | None = None
     batch_size: int = 32
 
 
@@ -93,7 +91,7 @@ class StudentEncoding:
 
 @dataclass(frozen=True)
 class TextEncoding:
-    """The raw text through the teacher's own tokenizer."""
+    """The raw text through the teacher's own tokenizer, cut at `max_length` tokens, by default where that one cuts."""
 
     rows: Dataset
     tokenizer: PreTrainedTokenizerBase
@@ -132,8 +130,8 @@ def text_encoding(inputs: TeacherInputs, tokenizer: PreTrainedTokenizerBase, con
             f"Distillation: text_columns is {list(inputs.text_columns)}, but a tokenizer reads one text or a pair. "
             "Join the columns into one."
         )
-    limit = inputs.max_length or text_limit(tokenizer, config)
-    return TextEncoding(_looked_up(inputs.dataset, inputs.text_columns, "text columns"), tokenizer, limit)
+    rows = _looked_up(inputs.dataset, inputs.text_columns, "text columns")
+    return TextEncoding(rows, tokenizer, text_limit(tokenizer, config))
 
 
 def own_tokenizer(

@@ -44,17 +44,18 @@ def test_student_encoding_is_the_collators() -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "max_length", "ids"),
+    ("columns", "places", "ids"),
     [
-        (["text"], None, [[3, 0], [3, 2]]),
+        (["text"], 512, [[3, 0], [3, 2]]),
         (["text"], 1, [[3], [3]]),
-        (["text", "more"], None, [[3, 2, 0, 0], [3, 2, 2, 2]]),
+        (["text", "more"], 512, [[3, 2, 0, 0], [3, 2, 2, 2]]),
     ],
 )
-def test_text_encoding_tokenises_anew(columns: list[str], max_length: int | None, ids: list[list[int]]) -> None:
-    """Texts and pairs go through the teacher's tokenizer, cut at the maximum length and padded to the longest."""
+def test_text_encoding_tokenises_anew(columns: list[str], places: int, ids: list[list[int]]) -> None:
+    """Texts and pairs go through the teacher's tokenizer, cut at what the teacher can read, padded to the longest."""
     other_way_round = tokenizer("b", "a")  # so that reading the student's ids would be noticed
-    encoding = text_encoding(inputs(ROWS, text_columns=columns, max_length=max_length), other_way_round, BertConfig())
+    config = BertConfig(max_position_embeddings=places)
+    encoding = text_encoding(inputs(ROWS, text_columns=columns), other_way_round, config)
     assert encoding([2, 0])["input_ids"].tolist() == ids
 
 
@@ -67,7 +68,7 @@ def test_text_encoding_ignores_the_dataset_format() -> None:
 
 
 def test_settings_know_tokenizer_and_length() -> None:
-    """Another vocabulary or maximum length is another cache; having been used is not."""
+    """Another vocabulary or longest text is another cache; having been used is not."""
     first = tokenizer("a", "b")
     encoding = text_encoding(inputs(ROWS, text_columns=["text"]), first, BertConfig())
     before = encoding.settings()
@@ -75,7 +76,8 @@ def test_settings_know_tokenizer_and_length() -> None:
     assert encoding.settings() == before
     assert text_encoding(inputs(ROWS, text_columns=["text"]), tokenizer("a", "b"), BertConfig()).settings() == before
     assert text_encoding(inputs(ROWS, text_columns=["text"]), tokenizer("b", "a"), BertConfig()).settings() != before
-    assert text_encoding(inputs(ROWS, text_columns=["text"], max_length=8), first, BertConfig()).settings() != before
+    shorter = BertConfig(max_position_embeddings=8)
+    assert text_encoding(inputs(ROWS, text_columns=["text"]), first, shorter).settings() != before
 
 
 def test_same_vocabulary_is_one_encoding() -> None:
