@@ -39,6 +39,7 @@ from transformers.trainer_utils import PredictionOutput
 from amal_hf import (
     AMALArguments,
     AMALTrainer,
+    BayesNetwork,
     CardDetails,
     Comparison,
     Contender,
@@ -49,6 +50,7 @@ from amal_hf import (
     amal,
     amal_as_published,
     bayes_mixture,
+    label_posterior,
     student_from_teacher,
 )
 from amal_hf.command_line import parse_arguments
@@ -187,8 +189,15 @@ def mixtures(recipe: RecipeArguments, known: PredictionOutput | None) -> list[tu
         ("labels only", [1.0, 0.0], None),
         *((f"fixed, teacher {share:.0%}", [1 - share, share], None) for share in recipe.fixed_shares),
         *((method.name, [0.5, 0.5], method) for method in by_bayes),
-        (recipe.method, [0.5, 0.5], METHODS[recipe.method]()),
+        (recipe.method, [0.5, 0.5], learned_mixture(recipe.method, known)),
     ]
+
+
+def learned_mixture(method: str, known: PredictionOutput | None) -> Method:
+    """How weights are learned; beside a clean teacher those of `amal` begin with the shares of Bayes' rule."""
+    if known is not None and method == "amal":
+        return amal(BayesNetwork(label_posterior(known.predictions, known.label_ids)))
+    return METHODS[method]()
 
 
 def parse(command_line: list[str]) -> tuple[RecipeArguments, DistilArguments]:
