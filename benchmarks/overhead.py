@@ -33,6 +33,7 @@ from transformers import BertConfig, BertForSequenceClassification, TrainerCallb
 from amal_hf import (
     AMALArguments,
     AMALTrainer,
+    BayesNetwork,
     CommentaryNetwork,
     CrossEntropy,
     Distillation,
@@ -50,6 +51,7 @@ from amal_hf import (
     bayes_mixture,
     commentaries,
     deep_interactions,
+    label_posterior,
     learning_to_reweight,
     meta_weight_net,
 )
@@ -90,6 +92,11 @@ class Variant:
     attention: str = "sdpa"
 
 
+def random_labels() -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of a teacher on the training rows, and their labels."""
+    return torch.randn(ROWS, 6), torch.randint(6, (ROWS,))
+
+
 VARIANTS = {
     "fixed mixture": Variant(lambda: None),
     "amal()": Variant(amal, "one meta gradient for 2 of 8 steps"),
@@ -102,8 +109,9 @@ VARIANTS = {
     "amal(tangent=DoubleBackward())": Variant(
         lambda: amal(tangent=DoubleBackward()), "exact slopes; eager attention", attention="eager"
     ),
-    "bayes_mixture()": Variant(
-        lambda: bayes_mixture(torch.randn(ROWS, 6), torch.randint(6, (ROWS,))), "shares in closed form"
+    "bayes_mixture()": Variant(lambda: bayes_mixture(*random_labels()), "shares in closed form"),
+    "amal(BayesNetwork())": Variant(
+        lambda: amal(BayesNetwork(label_posterior(*random_labels()))), "as `amal()`, from these shares"
     ),
     "amal_as_published()": Variant(amal_as_published, "a phase every 10 epochs"),
     "learning_to_reweight()": Variant(learning_to_reweight, "a meta step at every step"),

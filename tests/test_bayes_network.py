@@ -113,6 +113,9 @@ def test_a_run_learns_from_it(tmp_path):
     trainer.train()
     logged = trainer.state.log_history[0]
     assert logged["wrong_labels"] == pytest.approx(known.wrong)
+    assert (
+        f"GatedConvex, clean probe, teacher at temperature {known.temperature:g}" in trainer.method.policy.describe()
+    )
     assert "meta_loss" in logged
 
 

@@ -78,3 +78,7 @@ class BayesNetwork(LossNetwork):
     def figures(self) -> dict[str, float]:
         """`wrong_labels`: the share of training labels that are wrong, by Bayes' rule."""
         return self.mixture.figures()
+
+    def describe(self) -> str:
+        """As `LossNetwork`, and at what temperature the teacher is read."""
+        return f"{super().describe()}, teacher at temperature {self.mixture.temperature:g}"
