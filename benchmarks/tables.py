@@ -48,6 +48,7 @@ SHORT = [
     "amal()",
     "amal(), smoothed labels, then clean rows",
     "amal(), clean teacher",
+    "amal(BayesNetwork()), clean teacher",
     "right labels",
 ]
 SHORT_RULES = [
