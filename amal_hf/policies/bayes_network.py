@@ -30,6 +30,8 @@ class BayesNetwork(LossNetwork):
     Raises:
         ValueError: another normalisation, or a number out of its range; when a trainer is made, what `BayesMixture`
             is not for.
+
+    References: As `label_posterior` (arXiv:1712.04577) and `LossNetwork` (arXiv:2202.03250).
     """
 
     def __init__(
