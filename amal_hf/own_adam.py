@@ -1,4 +1,4 @@
-"""The Adam of a small model that learns beside the student."""
+"""What learns beside the student: its rate, and the way of a small model and its Adam to another device."""
 
 import torch
 from torch import nn

@@ -29,6 +29,7 @@ from amal_hf import (
     bayes_mixture,
     label_posterior,
 )
+from amal_hf.noisy_labels import LabelPosterior
 
 
 Losses: TypeAlias = Callable[[Bench], list[Loss]]
@@ -147,18 +148,22 @@ def by_bayes(bench: Bench) -> Method:
     return bayes_mixture(clean_teacher_logits(bench)[: len(train)], train["label"][:])
 
 
+def known_of_labels(bench: Bench) -> LabelPosterior:
+    """What the training labels and the clean teacher say together."""
+    labels = bench.splits["train"]["label"][:]
+    return label_posterior(clean_teacher_logits(bench)[: len(labels)], labels)
+
+
 def from_bayes(bench: Bench) -> Method:
     """Weights of `amal()` that start at these shares."""
-    train = bench.splits["train"]
-    known = label_posterior(clean_teacher_logits(bench)[: len(train)], train["label"][:])
-    return amal(BayesNetwork(known))
+    return amal(BayesNetwork(known_of_labels(bench)))
 
 
 def labels_by_bayes(bench: Bench) -> Method:
     """Labels alone, each as much as Bayes' rule has it that it is right, one on average; clean ones are."""
     labels = torch.tensor(bench.splits["train"]["label"][:])
-    known = label_posterior(clean_teacher_logits(bench)[: len(labels)], labels)
-    right = torch.cat([known.classes.gather(1, labels[:, None])[:, 0], torch.ones(len(bench.splits["meta"]))])
+    noisy = known_of_labels(bench).classes.gather(1, labels[:, None])[:, 0]
+    right = torch.cat([noisy, torch.ones(len(bench.splits["meta"]))])
     return Method("labels_by_bayes", GivenWeights((right / right.mean()).float()[:, None]))
 
 

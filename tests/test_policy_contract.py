@@ -153,9 +153,10 @@ def test_weights_are_numbers_of_at_least_zero(make):
     are as many at all times, finite, and keep no graph to the student.
     """
     policy = begun(make)
+    shape = (B, seen(policy).features.shape[1])
     for step in range(3):
         features = seen(policy).features
-        assert features.shape[0] == B and features.isfinite().all() and not features.requires_grad
+        assert features.shape == shape and features.isfinite().all() and not features.requires_grad
         for progress in (0.0, 0.6, 1.0):
             weights = weights_at(policy, progress)
             assert weights.shape == (B, 2) and weights.isfinite().all() and (weights >= 0).all()

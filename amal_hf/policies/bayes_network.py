@@ -18,7 +18,7 @@ SMALLEST_SHARE = 0.02
 class BayesNetwork(LossNetwork):
     """`LossNetwork` that starts at the mixture of `BayesMixture`, and reads the label's share in it.
 
-    Bayes' rule knows how labels go wrong by class; what a meta step adds is what goes wrong by text.
+    Bayes' rule knows how labels go wrong by class; a meta step can add what goes wrong by text.
 
     Args:
         known: of the training labels, `label_posterior(teacher_logits, labels)`.
