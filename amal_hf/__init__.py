@@ -26,7 +26,6 @@ from amal_hf.methods import (
 )
 from amal_hf.noisy_labels import label_posterior
 from amal_hf.policies.bayes_mixture import BayesMixture
-from amal_hf.policies.bayes_network import BayesNetwork
 from amal_hf.policies.bounds import (
     AboveAverage,
     Convex,
@@ -75,7 +74,6 @@ __all__ = [
     "AttentionMask",
     "BatchPolicy",
     "BayesMixture",
-    "BayesNetwork",
     "Cage",
     "CardDetails",
     "ClassProportional",

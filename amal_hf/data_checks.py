@@ -1,6 +1,7 @@
-"""What is checked of the data before any training: labels, targets, columns, and the first batch."""
+"""What is checked of the data before any training: labels, targets, columns, the first batch; and once after it."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,10 @@ from amal_hf.shapes import EXAMPLE_ID, IGNORED, Batch
 
 
 logger = logging.getLogger(__name__)
+
+MANY_WRONG, FAR_FEWER = 0.1, 0.5
+"""Of nine sets of labels, 0 to 40 % of them wrong, those in which a teacher had been trained on them are told in most,
+and no teacher is suspected that had not (`benchmarks/LOG.md`)."""
 
 
 def check_generator(model: Any, losses: list[Any], method: Method, sets: dict[str, Any]) -> None:
@@ -343,4 +348,21 @@ def warn_of_large_meta_batch(rows: int, batch_size: int) -> None:
             batch_size,
             rows,
             FEWEST_ROWS,
+        )
+
+
+def warn_of_seen_labels(figures: Mapping[str, float]) -> None:
+    """Say so where a teacher takes far fewer labels for wrong than clean rows do: it was trained on them.
+
+    Args:
+        figures: of a policy at the end of training.
+    """
+    by_rows, by_teacher = (figures.get(name, math.nan) for name in ("wrong_labels", "wrong_labels_by_teacher"))
+    if by_rows > MANY_WRONG and by_teacher < FAR_FEWER * by_rows:
+        logger.warning(
+            "By clean rows %.0f %% of the training labels are wrong, by the teacher of which it is said that it has "
+            "not seen them %.0f %%: it may have been trained on them after all, and then takes them for right. Leave "
+            "out has_seen_labels=False, or take a teacher of the clean rows alone.",
+            100 * by_rows,
+            100 * by_teacher,
         )

@@ -43,6 +43,9 @@ class Distillation(Loss):
         top_k: for students that generate text: keep only the k largest of the teacher's logits of a token, and all
             others as one further class (`top_logits.py`). It makes a cache of 32,000 words 250 times smaller at
             k = 64. `None` keeps all; so does a k as large as the vocabulary.
+        has_seen_labels: whether the teacher was trained on the labels of the training set. One that was fine-tuned on
+            other rows, or not at all, was not, and its answers say how these labels go wrong: with `False`
+            `LossNetwork`, which is in `amal()`, starts at the mixture of Bayes' rule.
 
     Raises:
         TypeError: no teacher, a class or a pipeline in its place, or a divergence that is no function.
@@ -62,6 +65,7 @@ class Distillation(Loss):
         columns: str | Sequence[str] = (),
         name: str = "teacher",
         top_k: int | None = None,
+        has_seen_labels: bool = True,
     ) -> None:
         if not 0 < temperature < float("inf"):
             raise ValueError(
@@ -81,14 +85,21 @@ class Distillation(Loss):
         self.columns = (columns,) if isinstance(columns, str) else tuple(columns)
         self.name = name
         self.top = None if top_k is None else TopK(top_k, temperature)
+        self.has_seen_labels = has_seen_labels
         self.task = Task()
         self.teacher: Teacher = _not_opened
 
     def describe(self) -> str:
-        """Divergence, temperature and, if not all logits are kept, how many."""
+        """Divergence, temperature, how many logits are kept if not all, and whether it knows the labels if not."""
         divergence = getattr(self.divergence, "__name__", type(self.divergence).__name__)
         kept = "" if self.top is None else f", top {self.top.k}"
-        return f"Distillation, {divergence}, temperature {self.temperature:g}{kept}"
+        unseen = "" if self.has_seen_labels else ", has not seen the labels"
+        return f"Distillation, {divergence}, temperature {self.temperature:g}{kept}{unseen}"
+
+    @property
+    def is_independent(self) -> bool:
+        """Whether what it says of every class can be held against the labels."""
+        return not self.has_seen_labels and self.top is None
 
     @property
     def logits_key(self) -> str:

@@ -234,8 +234,8 @@ def bayes_mixture(teacher_logits: Any, labels: Any) -> Method:
 
     For `losses=[CrossEntropy(), Distillation(teacher)]`. Needs no meta set, and learns nothing while training. Beside
     a good teacher students of layers were as good as with `amal()`, or better where there are many classes; over
-    frozen features `amal()` on smoothed labels is better (`benchmarks/README.md`). `amal(BayesNetwork(...))` begins
-    with the same shares and learns where they are wrong.
+    frozen features `amal()` on smoothed labels is better (`benchmarks/README.md`). With
+    `Distillation(teacher, has_seen_labels=False)` `amal()` begins with such shares and learns where they are wrong.
 
     Args:
         teacher_logits: `(N, C)` on the training rows, the `predictions` of `Trainer.predict`, classes in the order of

@@ -6,7 +6,7 @@
 The one place where the student's losses are weighed and summed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,9 +18,9 @@ from amal_hf.clean_probe import CleanRows
 from amal_hf.distillation import Distillation
 from amal_hf.example_notes import ExampleNotes
 from amal_hf.losses import CrossEntropy, CustomLoss, JointLoss, Loss, Task
-from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, as_mixture, weights_of
+from amal_hf.policies.policy import Independent, Observation, Policy, Signals, Sizes, as_mixture, weights_of
 from amal_hf.policies.store import RowStore
-from amal_hf.processes import rows_of_all
+from amal_hf.processes import process_count, rows_of_all
 from amal_hf.shapes import (
     EXAMPLE_ID,
     META_ROW,
@@ -135,7 +135,9 @@ class Mixture:
         names = tuple(self.names)
         alone = len(names) == 1 and isinstance(self.losses[0], CrossEntropy) and not self.losses[0].columns
         taught = tuple(column for column, loss in enumerate(self._by_column) if isinstance(loss, Distillation))
-        sizes = Sizes(len(names), taught, examples, classes, states, folder, pulls, names, alone)
+        sizes = Sizes(
+            len(names), taught, examples, classes, states, folder, pulls, names, alone, independent(self._by_column)
+        )
         self.policy.reset(sizes, initial)
         self.record = self.policy.rows() or RowStore(examples, torch.full((len(self.names),), float("nan")), folder)
         self.notes = ExampleNotes(examples, self.groups, {loss.name: loss.logits_key for loss in self.distillations})
@@ -178,6 +180,35 @@ class Mixture:
             return
         parts = (kept(part, batch) for part in (batch[META_ROW], states[-1], labels))
         self.policy.note_clean(CleanRows(*(rows_of_all(part) for part in parts)))
+
+    def show_labels(self, batches: Iterable[Batch], most: int) -> None:
+        """Let the policy see training labels, and what the teacher that has not seen them makes of these rows.
+
+        Args:
+            batches: as many on every process, on the student's device.
+            most: rows to show, of all processes; there are more where tokens are rows.
+        """
+        teacher = next((loss for loss in self.distillations if loss.is_independent), None)
+        if teacher is None:
+            return
+        shown = [labelled for batch in batches if (labelled := self._labelled(batch, teacher)) is not None]
+        if shown:
+            own = -(-most // process_count())
+            ids, logits, labels = (rows_of_all(torch.cat(parts)[:own]) for parts in zip(*shown, strict=True))
+            order = ids.argsort(stable=True)  # the same, however many processes there are
+            self.policy.note_labels(logits[order], labels[order])
+
+    def _labelled(self, batch: Batch, teacher: Distillation) -> tuple[ExampleIds, Logits, Tensor] | None:
+        """Ids `(B,)`, logits `(B, C)` of a teacher, labels `(B,)`; `None` where rows have not one class each."""
+        ids, answered = self.ids(batch), self._rows({**batch, **teacher.prepare(batch)})
+        logits, labels = answered[teacher.logits_key], answered.get("labels")
+        if labels is None or not one_class_each(logits, labels):
+            return None
+        return ids, kept(logits, answered), kept(labels, answered)
+
+    def _rows(self, batch: Batch) -> Batch:
+        """A prepared batch as it is for the rows that are weighed: here these are examples."""
+        return batch
 
     def ask(self, logits: Logits | TopLogits, batch: Batch) -> LossTable:
         """All losses, `(B, K)`, were these logits the student's; 0 for what depends on more than logits."""
@@ -266,6 +297,13 @@ class Mixture:
         if state["record"]:
             self.record.load_state_dict(state["record"])
         self.notes.load_state_dict(state["notes"])
+
+
+def independent(losses: Sequence[Loss]) -> Independent | None:
+    """The columns of the labels and of the teacher that has not seen them, where there is one of each."""
+    labels = [k for k, loss in enumerate(losses) if isinstance(loss, CrossEntropy) and not loss.columns]
+    teachers = [k for k, loss in enumerate(losses) if isinstance(loss, Distillation) and loss.is_independent]
+    return Independent(labels[0], teachers[0]) if len(labels) == len(teachers) == 1 else None
 
 
 def one_class_each(logits: Logits, labels: Tensor) -> bool:

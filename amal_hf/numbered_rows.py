@@ -5,6 +5,7 @@ from itertools import islice
 from typing import Any
 
 import datasets
+import torch
 from torch import nn
 
 from amal_hf.collator import ExampleCollator, is_stream, is_transformed, numbered, rows_of
@@ -14,6 +15,7 @@ from amal_hf.losses import Loss
 from amal_hf.mixing import MixingTrainer
 from amal_hf.processes import process_count
 from amal_hf.ragged import filled, own_part, without_repeats
+from amal_hf.random_numbers import generator_of
 from amal_hf.shapes import EXAMPLE_ID, REPEATED, Batch
 
 
@@ -86,6 +88,14 @@ class NumberedRowsTrainer(MixingTrainer):
         batches = (own_part(collate(rows_of(rows, range(len(rows))[start : start + size]))) for start in starts)
         while step := list(islice(batches, self.args.gradient_accumulation_steps)):
             yield step
+
+    def _training_rows(self, most: int) -> Iterator[dict[str, Any]]:
+        """So many rows drawn at random, a batch at a time: this process's part of each."""
+        rows, collate = self._rows_and_collator(self.train_dataset, "Training")
+        drawn = torch.randperm(len(rows), generator=generator_of(self.args.seed))[:most].tolist()
+        size = self._train_batch_size * process_count()
+        for start in range(0, len(drawn), size):
+            yield own_part(collate(rows_of(rows, drawn[start : start + size])))
 
     def _rows_and_collator(self, rows: Any, name: str) -> tuple[Any, Callable[[list[Any]], Batch]]:
         """A dataset and what makes its batches, as `Trainer` would have them: without columns that nobody reads."""

@@ -110,6 +110,9 @@ class TokenMixture(Mixture):
         signals = Signals(losses.detach(), flat.logits.detach(), teachers, tokens, task, states, ask)
         return Evaluation(losses * rows.share[:, None].to(losses), self.policy.observe(signals))
 
+    def _rows(self, batch: Batch) -> Batch:
+        return self._tokens(batch, token_rows(batch, self.task))
+
     def weigh(self, outputs: Any, batch: Batch, progress: float, targets: Targets | None = None) -> Weighed:
         """As for examples; what is noted for the log are the losses of tokens as they are."""
         weighed = super().weigh(outputs, batch, progress, targets)

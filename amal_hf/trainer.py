@@ -33,6 +33,7 @@ from amal_hf.data_checks import (
     check_generator,
     problem_type,
     warn_of_large_meta_batch,
+    warn_of_seen_labels,
 )
 from amal_hf.generators import is_causal
 from amal_hf.learner import Student, WeightLearner
@@ -51,7 +52,7 @@ from amal_hf.precision import compute_dtype
 from amal_hf.processes import total_count
 from amal_hf.publishing import PublishingTrainer
 from amal_hf.ragged import fills_up, own_part
-from amal_hf.random_numbers import randomness
+from amal_hf.random_numbers import own_random_numbers, randomness
 from amal_hf.resumable import ResumableTrainer
 from amal_hf.run_outputs import write_outputs, write_page
 from amal_hf.shapes import EXAMPLE_ID, Batch
@@ -296,6 +297,8 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         step = self.state.global_step
         if step == 0:
             learner.check(self.optimizer, warmup, self.state.max_steps, self.state.num_train_epochs)
+        if step >= warmup and learner.begins():
+            self._show_labels(self.method.policy.rows_wanted)
         if learner.recorder is not None:
             report = learner.before_step(self._student(), warmup, lambda b: self._prepare_inputs(own_part(b)))
             if report is not None:
@@ -308,6 +311,12 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         elif learner.is_due(step - warmup):
             # Kept for the training step, so that teachers run once.
             self._window.prepared = self._meta_step(learner, self._window.batches, learner.measures(step - warmup))
+
+    def _show_labels(self, rows: int) -> None:
+        """Let the policy see labels, and a teacher's answers, before it learns from anything."""
+        if rows and not is_stream(self.train_dataset):
+            with own_random_numbers(self.args.seed):
+                self.mixture.show_labels(map(self._prepare_inputs, self._training_rows(rows)), rows)
 
     def _meta_step(self, learner: WeightLearner, batches: Sequence[Batch], measures: bool) -> list[Batch]:
         """Learn from the micro-batches of one optimizer step, by a new meta gradient or not; returns them prepared."""
@@ -347,6 +356,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
             self._reset()
         output = super()._inner_training_loop(*args, **kwargs)
         if self.mixes:
+            warn_of_seen_labels(self.mixture.policy.figures())
             write_outputs(self)
         return output
 

@@ -23,7 +23,6 @@ from phases import (
     by_bayes,
     corrected,
     everything,
-    from_bayes,
     label_and_rules,
     labels_by_bayes,
     mixed,
@@ -34,6 +33,7 @@ from phases import (
     suspects_to_teacher,
     then_clean,
     weighed_by,
+    with_any_teacher,
     with_clean_teacher,
     with_teacher,
     without_suspects,
@@ -83,7 +83,7 @@ AMAL_SMOOTHED = Phase(method=always(amal), rows=ALL, smoothing=0.1)
 AMAL_CLEAN_TEACHER = Phase(with_clean_teacher, method=always(amal), rows=ALL)
 RIGHT = Phase(method=labels_by_bayes, rows=ALL, smoothing=0.1)
 BAYES = Phase(with_clean_teacher, method=by_bayes, rows=ALL)
-FROM_BAYES = Phase(with_clean_teacher, method=from_bayes, rows=ALL)
+AMAL_ANY_TEACHER = replace(AMAL_CLEAN_TEACHER, losses=with_any_teacher)
 AMAL_VOTES = Phase(everything, method=always(amal))
 TEACHER = Phase(with_teacher, (0.0, 1.0))
 CORRECTED = Phase(corrected, rows=ALL)
@@ -225,11 +225,11 @@ DISTILLATION: dict[str, Contender] = {
     ),
     "amal(), smoothed labels": Contender("ours", one(AMAL_SMOOTHED)),
     "amal(), smoothed labels, then clean rows": Contender("ours", one(*then_clean(AMAL_SMOOTHED, 0.25))),
-    "amal(), clean teacher": Contender(
-        "ours", {"": (AMAL_CLEAN_TEACHER,), "then clean rows": then_clean(AMAL_CLEAN_TEACHER, 0.25)}
+    "amal(), clean teacher": Contender("ours", one(AMAL_CLEAN_TEACHER)),
+    "amal(), clean teacher, equal shares": Contender(
+        "ours", {"": (AMAL_ANY_TEACHER,), "then clean rows": then_clean(AMAL_ANY_TEACHER, 0.25)}
     ),
     "bayes_mixture(), clean teacher": Contender("ours", {"": (BAYES,), "then clean rows": then_clean(BAYES, 0.25)}),
-    "amal(BayesNetwork()), clean teacher": Contender("ours", one(FROM_BAYES)),
     "amal(), no probe": Contender("ours", one(WITHOUT_PROBE)),
     "amal(), no probe, noisy and clean rows": Contender("ours", one(replace(WITHOUT_PROBE, rows=ALL))),
     "amal(), mean one": Contender("ours", one(AMAL_MEAN_ONE)),

@@ -33,7 +33,6 @@ from transformers import BertConfig, BertForSequenceClassification, TrainerCallb
 from amal_hf import (
     AMALArguments,
     AMALTrainer,
-    BayesNetwork,
     CommentaryNetwork,
     CrossEntropy,
     Distillation,
@@ -51,7 +50,6 @@ from amal_hf import (
     bayes_mixture,
     commentaries,
     deep_interactions,
-    label_posterior,
     learning_to_reweight,
     meta_weight_net,
 )
@@ -73,6 +71,7 @@ class Load:
     meta_batch: int = AMALArguments.meta_batch_size
     interval: int | None = None
     attention: str = "sdpa"
+    has_seen_labels: bool = True
 
 
 @dataclass(frozen=True)
@@ -84,12 +83,14 @@ class Variant:
         what: it does, for the table.
         interval: `meta_interval`; by default the method's own.
         attention: of the student.
+        has_seen_labels: as of `Distillation`.
     """
 
     make: Callable[[], Method | None]
     what: str = ""
     interval: int | None = None
     attention: str = "sdpa"
+    has_seen_labels: bool = True
 
 
 def random_labels() -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,9 +111,7 @@ VARIANTS = {
         lambda: amal(tangent=DoubleBackward()), "exact slopes; eager attention", attention="eager"
     ),
     "bayes_mixture()": Variant(lambda: bayes_mixture(*random_labels()), "shares in closed form"),
-    "amal(BayesNetwork())": Variant(
-        lambda: amal(BayesNetwork(label_posterior(*random_labels()))), "as `amal()`, from these shares"
-    ),
+    "amal(), clean teacher": Variant(amal, "as `amal()`, from such shares", has_seen_labels=False),
     "amal_as_published()": Variant(amal_as_published, "a phase every 10 epochs"),
     "learning_to_reweight()": Variant(learning_to_reweight, "a meta step at every step"),
     "meta_weight_net()": Variant(meta_weight_net, "a meta step at every step"),
@@ -233,7 +232,10 @@ def measure(name: str, length: int) -> dict[str, float]:
     phase_epochs = method.phase_epochs if method else 0
     # A phase is measured after one epoch, and spread over as many as lie between two.
     shortened = replace(method, phase_epochs=1) if method and phase_epochs else method
-    trainer, ticks = turns_of(shortened, Load(length, interval=variant.interval, attention=variant.attention))
+    load = Load(
+        length, interval=variant.interval, attention=variant.attention, has_seen_labels=variant.has_seen_labels
+    )
+    trainer, ticks = turns_of(shortened, load)
     if method is not None and method.trajectory is not None:
         plain, learned = whole_epochs(ticks)
     else:
@@ -251,7 +253,9 @@ def turns_of(method: Method | None, load: Load) -> tuple[AMALTrainer, list[float
     logits = torch.randn(len(rows), 6)
     turns = TakingTurns(load.losses)
     teachers = [
-        Distillation(lambda batch: logits[batch["example_id"]], name=f"teacher_{place}")
+        Distillation(
+            lambda batch: logits[batch["example_id"]], name=f"teacher_{place}", has_seen_labels=load.has_seen_labels
+        )
         for place in range(load.losses - 1)
     ]
     trainer = turns.trainer = AMALTrainer(

@@ -16,7 +16,6 @@ from suspects import kept_rows
 from teaching import clean_teacher_logits, teacher_logits
 
 from amal_hf import (
-    BayesNetwork,
     ClassProportional,
     CrossEntropy,
     Distillation,
@@ -25,7 +24,6 @@ from amal_hf import (
     Method,
     Policy,
     RuleLosses,
-    amal,
     bayes_mixture,
     label_posterior,
 )
@@ -80,7 +78,13 @@ def with_teacher(bench: Bench, temperature: float = 2.0) -> list[Loss]:
 
 
 def with_clean_teacher(bench: Bench) -> list[Loss]:
-    """The label, and a teacher that has seen the clean rows alone."""
+    """The label, and a teacher of which it is known that it has seen the clean rows alone."""
+    logits = placed(clean_teacher_logits(bench))
+    return [CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]], has_seen_labels=False)]
+
+
+def with_any_teacher(bench: Bench) -> list[Loss]:
+    """The same one, as if nothing was known of what it has seen."""
     logits = placed(clean_teacher_logits(bench))
     return [CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]])]
 
@@ -152,11 +156,6 @@ def known_of_labels(bench: Bench) -> LabelPosterior:
     """What the training labels and the clean teacher say together."""
     labels = bench.splits["train"]["label"][:]
     return label_posterior(clean_teacher_logits(bench)[: len(labels)], labels)
-
-
-def from_bayes(bench: Bench) -> Method:
-    """Weights of `amal()` that start at these shares."""
-    return amal(BayesNetwork(known_of_labels(bench)))
 
 
 def labels_by_bayes(bench: Bench) -> Method:

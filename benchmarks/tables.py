@@ -33,8 +33,8 @@ OURS = [
     "amal(), smoothed labels",
     "amal(), smoothed labels, then clean rows",
     "amal(), clean teacher",
+    "amal(), clean teacher, equal shares",
     "bayes_mixture(), clean teacher",
-    "amal(BayesNetwork()), clean teacher",
     "amal(), no probe",
     "tuned recipe, amal()",
     "amal(PerLossNetwork()), clean teacher, then clean rows",
@@ -48,7 +48,6 @@ SHORT = [
     "amal()",
     "amal(), smoothed labels, then clean rows",
     "amal(), clean teacher",
-    "amal(BayesNetwork()), clean teacher",
     "right labels",
 ]
 SHORT_RULES = [

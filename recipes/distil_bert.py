@@ -39,7 +39,6 @@ from transformers.trainer_utils import PredictionOutput
 from amal_hf import (
     AMALArguments,
     AMALTrainer,
-    BayesNetwork,
     CardDetails,
     Comparison,
     Contender,
@@ -50,7 +49,6 @@ from amal_hf import (
     amal,
     amal_as_published,
     bayes_mixture,
-    label_posterior,
     student_from_teacher,
 )
 from amal_hf.command_line import parse_arguments
@@ -189,15 +187,8 @@ def mixtures(recipe: RecipeArguments, known: PredictionOutput | None) -> list[tu
         ("labels only", [1.0, 0.0], None),
         *((f"fixed, teacher {share:.0%}", [1 - share, share], None) for share in recipe.fixed_shares),
         *((method.name, [0.5, 0.5], method) for method in by_bayes),
-        (recipe.method, [0.5, 0.5], learned_mixture(recipe.method, known)),
+        (recipe.method, [0.5, 0.5], METHODS[recipe.method]()),
     ]
-
-
-def learned_mixture(method: str, known: PredictionOutput | None) -> Method:
-    """How weights are learned; beside a clean teacher those of `amal` begin with the shares of Bayes' rule."""
-    if known is not None and method == "amal":
-        return amal(BayesNetwork(label_posterior(known.predictions, known.label_ids)))
-    return METHODS[method]()
 
 
 def parse(command_line: list[str]) -> tuple[RecipeArguments, DistilArguments]:
@@ -308,7 +299,12 @@ def train_student(
     own.teacher_cache_dir = args.teacher_cache_dir or f"{args.output_dir}/teacher_cache"
     own.push_to_hub = args.push_to_hub and name == recipe.method
     columns = find_text_columns(data["train"].column_names)
-    teacher = Distillation(f"{args.output_dir}/teacher", recipe.temperature, text_columns=columns)
+    teacher = Distillation(
+        f"{args.output_dir}/teacher",
+        recipe.temperature,
+        text_columns=columns,
+        has_seen_labels=not recipe.clean_teacher,
+    )
     return train(name, new_trainer(student, own, data, tokenizer, losses=[CrossEntropy(), teacher], method=method))
 
 

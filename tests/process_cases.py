@@ -48,6 +48,7 @@ METHODS = {
     "table": lambda: amal(ExampleTable()),
     "network": lambda: amal(LossNetwork(learning_rate=0.05)),
     "reweighting": learning_to_reweight,
+    "independent": lambda: amal(LossNetwork(learning_rate=0.5)),
     "mean one": lambda: amal(LossNetwork(learning_rate=0.05, normalisation=MeanOne())),
     "above average": lambda: amal(LossNetwork(learning_rate=0.05, normalisation=AboveAverage())),
     "neumann": lambda: amal(ExampleTable(), direction=NeumannDirection(2, 0.1)),
@@ -149,7 +150,7 @@ def new_trainer(
         args=toy_arguments(folder, **{**defaults, **options}),
         train_dataset=rows_of(rows) if train is None else train,
         meta_dataset=rows_of(10, 4) if meta is None else meta,
-        losses=[CrossEntropy(), Distillation(TableTeacher(rows))] if losses is None else losses,
+        losses=losses or [CrossEntropy(), Distillation(TableTeacher(rows), has_seen_labels=method != "independent")],
         method=METHODS[method](),
         callbacks=[seen],
     )

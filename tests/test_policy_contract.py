@@ -15,7 +15,6 @@ import amal_hf
 from amal_hf import (
     AnnealedWeights,
     BayesMixture,
-    BayesNetwork,
     ClassProportional,
     CommentaryNetwork,
     Convex,
@@ -42,7 +41,7 @@ from amal_hf import (
 )
 from amal_hf.clean_probe import CleanRows
 from amal_hf.losses import Task
-from amal_hf.policies.policy import Observation, Signals, Sizes, weights_of
+from amal_hf.policies.policy import Independent, Observation, Signals, Sizes, weights_of
 
 
 B, C, WIDTH = 8, 3, 4
@@ -69,10 +68,16 @@ def frozen():
     )
 
 
+class BesideAnIndependentTeacher(LossNetwork):
+    """Whose teacher has not seen the labels."""
+
+    def reset(self, sizes, initial):
+        super().reset(sizes._replace(independent=Independent(0, 1)), initial)
+
+
 POLICIES: dict[str, Callable[[], Policy]] = {
     "AnnealedWeights": lambda: AnnealedWeights([1.0, 0.0]),
     "BayesMixture": lambda: BayesMixture(KNOWN),
-    "BayesNetwork": lambda: BayesNetwork(KNOWN),
     "ClassProportional": lambda: ClassProportional([3, 2, 2]),
     "CommentaryNetwork": lambda: CommentaryNetwork(drawn(B, 5), C),
     "Delayed": lambda: Delayed(ExampleTable(), 0.5),
@@ -92,6 +97,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 }
 VARIANTS: dict[str, Callable[[], Policy]] = {
     "a network later": lambda: Delayed(LossNetwork(), 0.5),
+    "a loss network, independent teacher": BesideAnIndependentTeacher,
     "a convex table": lambda: ExampleTable(bound=convex),
     "a state network with a memory": lambda: StateNetwork(memory=True),
     **{
@@ -139,6 +145,9 @@ def taught(policy, steps=3):
     for step in range(steps):
         if policy.reads_clean_states:
             policy.note_clean(CleanRows(torch.arange(6), drawn(6, WIDTH, seed=step), torch.arange(6) % C))
+        if policy.rows_wanted:
+            policy.note_labels(TEACHER, LABELS)
+            assert not policy.rows_wanted
         policy.update(seen(policy, 0.3), SLOPES)
     return policy
 

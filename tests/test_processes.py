@@ -27,6 +27,7 @@ EVEN = {"even": {"method": "table", "accumulation": 1, "rows": 24}}
 OTHER = {
     **_grid(
         (
+            "independent",
             "mean one",
             "above average",
             "neumann",

@@ -9,7 +9,7 @@ from amal_hf.clean_probe import CleanRows
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, among_present, weights_of
 from amal_hf.policies.store import RowStore
 from amal_hf.processes import rows_of_all
-from amal_hf.shapes import ExampleIds, Features, LossTable
+from amal_hf.shapes import ExampleIds, Features, Logits, LossTable, PerExample
 
 
 class Delayed(Policy):
@@ -69,6 +69,15 @@ class Delayed(Policy):
     def note_clean(self, rows: CleanRows) -> None:
         """For the policy."""
         self.policy.note_clean(rows)
+
+    @property
+    def rows_wanted(self) -> int:
+        """By the policy."""
+        return self.policy.rows_wanted
+
+    def note_labels(self, logits: Logits, labels: PerExample) -> None:
+        """For the policy."""
+        self.policy.note_labels(logits, labels)
 
     def figures(self) -> dict[str, float]:
         """Those of the policy."""

@@ -7,12 +7,18 @@ from torch import Tensor
 
 from amal_hf.class_counts import MOST_CLASSES, ClassCounts, class_of
 from amal_hf.clean_probe import CleanProbe, CleanRows
-from amal_hf.policies.bounds import GatedConvex, MeanOne, Normalisation
+from amal_hf.policies.bayes_start import BayesStart
+from amal_hf.policies.bounds import Convex, ConvexOrNone, GatedConvex, MeanOne, Normalisation
 from amal_hf.policies.network_policy import NetworkPolicy
 from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.policies.surface import fit_and_entropy, surface, surface_width
-from amal_hf.shapes import Features, LossTable
+from amal_hf.shapes import Features, Logits, LossTable, PerExample
 from amal_hf.wrong_labels import WrongLabels
+
+
+SLOWER = 0.1
+"""Of the learning rate where the start is worth keeping: over features 80.5 on dev for 79.5 on the mean of nine
+settings, for 2 layers on banking77 81.9 for 81.2 (`benchmarks/LOG.md`)."""
 
 
 class LossNetwork(NetworkPolicy):
@@ -26,9 +32,15 @@ class LossNetwork(NetworkPolicy):
     (`balance`). Where there is nothing but labels, weights are what was learned only as far as clean rows tell
     that labels are wrong, or of other classes (`wrong_labels.py`): where they are as good, examples weigh alike.
 
+    Beside a teacher that has not seen the labels (`Distillation(..., has_seen_labels=False)`) it starts at the mixture
+    of Bayes' rule (`noisy_labels.py`), reads the label's share in it, and learns where it is wrong: where examples
+    have one of at most 512 classes, and `normalisation` is a mixture of each example's losses. That teacher is asked
+    about 10,000 training rows before the first meta step.
+
     Args:
         hidden: width of the one hidden layer.
-        learning_rate: of its own Adam. 1e-2: at 3e-3 the pattern came too late to matter.
+        learning_rate: of its own Adam. 1e-2: at 3e-3 the pattern came too late to matter. A tenth of it where it
+            starts from Bayes' rule.
         normalisation: by default `GatedConvex()`, a softmax over the losses of an example times how much it counts,
             where there is a teacher that can stand in for a wrong label, and `MeanOne()` where there is none: then
             examples compete, as all that is said of one may be wrong. `benchmarks/LOG.md` compares these in both
@@ -45,10 +57,12 @@ class LossNetwork(NetworkPolicy):
         ValueError: a number out of its range.
 
     References: The form of Meta-Weight-Net (Shu et al. 2019, arXiv:1902.07379), widened from one loss to several,
-        inside AMAL's objective (arXiv:2202.03250).
+        inside AMAL's objective (arXiv:2202.03250). Labels and a classifier by Bayes' rule: Khetan et al. 2018,
+        arXiv:1712.04577.
     """
 
     interval = 4
+    bayes: BayesStart | None
 
     def __init__(
         self,
@@ -64,27 +78,31 @@ class LossNetwork(NetworkPolicy):
             raise ValueError(f"LossNetwork: balance must lie in [0, 1], got {balance}.")
         self.balance = balance
         self.reads_clean_states = probe
+        self.bayes = None
 
     def usual_normalisation(self, sizes: Sizes) -> Normalisation:
         """By whether anything can stand in for a wrong label."""
         return GatedConvex() if sizes.teachers else MeanOne()
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
-        """A new network, and nothing known of classes and clean rows."""
+        """A new network, and nothing known of classes, labels and clean rows."""
         self.class_counts = ClassCounts(sizes.classes)
         if self.reads_clean_states:
             self.probe = CleanProbe(sizes.classes)
             self.wrong_labels = WrongLabels()
         self.labels_alone = sizes.labels_alone
+        mixes = self.takes_usual or isinstance(self.normalisation, Convex | ConvexOrNone)
+        self.bayes = BayesStart(sizes) if mixes and BayesStart.fits(sizes) else None
         super().reset(sizes, initial)
 
     def width(self, sizes: Sizes) -> int:
-        """The surface, what the probe says, how common the class is, and progress."""
-        return surface_width(sizes) + 2 * self.reads_clean_states + 2
+        """Bayes' share, the surface, what the probe says, how common the class is, and progress."""
+        return (self.bayes is not None) + surface_width(sizes) + 2 * self.reads_clean_states + 2
 
     def observe(self, signals: Signals) -> Features:
-        """`(B, K + 3 + 2 teachers + 2)`: the surface, fit and entropy of the probe, and the number of the class."""
-        seen = [surface(signals)]
+        """`(B, F)`: what Bayes' rule asks of, the surface, fit and entropy of the probe, the number of the class."""
+        seen = [] if self.bayes is None else [self.bayes.logits(signals)]
+        seen.append(surface(signals))
         if self.reads_clean_states:
             seen.append(self._probed(signals))
         classes = class_of(signals.batch, len(seen[0]), seen[0].device)
@@ -95,6 +113,17 @@ class LossNetwork(NetworkPolicy):
         if self.probe.classes <= MOST_CLASSES:
             self.probe.note(rows)
 
+    @property
+    def rows_wanted(self) -> int:
+        """Those that Bayes' rule asks for."""
+        return 0 if self.bayes is None else self.bayes.rows_wanted
+
+    def note_labels(self, logits: Logits, labels: PerExample) -> None:
+        """For Bayes' rule; from where it starts the network goes more slowly."""
+        if self.bayes is not None and self.bayes.note(logits, labels):
+            for group in self.optimizer.param_groups:
+                group["lr"] = SLOWER * self.learning_rate
+
     def _probed(self, signals: Signals) -> Tensor:
         """`(B, 2)`: fit and entropy of the probe; of a coin where it has not been shown anything."""
         if not self.probe.knows:
@@ -102,10 +131,17 @@ class LossNetwork(NetworkPolicy):
         return fit_and_entropy(self.probe.logits(signals.hidden_states[-1]), signals)
 
     def inputs(self, observation: Observation) -> Tensor:
-        """What the network reads: features, with how common a class is in the place of its number, and progress."""
-        features = observation.features
-        commonness = self.class_counts.commonness(features[:, -1:])
-        return super().inputs(observation._replace(features=torch.cat([features[:, :-1], commonness], 1)))
+        """What the network reads: features, what the class and Bayes' rule say in the place of numbers, progress."""
+        seen, classes = observation.features[:, :-1], observation.features[:, -1:]
+        read = [seen, self.class_counts.commonness(classes)]
+        if self.bayes is not None:
+            read = [self.bayes.share(observation)[:, None], seen[:, self.bayes.classes :], read[1]]
+        return super().inputs(observation._replace(features=torch.cat(read, 1)))
+
+    def scores(self, observation: Observation) -> Tensor:
+        """Those of the network, from where it starts."""
+        scores = super().scores(observation)
+        return scores if self.bayes is None else self.bayes.moved(scores, self.bayes.share(observation).to(scores))
 
     def counts_for(self, observation: Observation) -> Tensor:
         """By how common the class is."""
@@ -130,10 +166,17 @@ class LossNetwork(NetworkPolicy):
         super().update(observation, slopes)
 
     def figures(self) -> dict[str, float]:
-        """`wrong_labels`: the share of training labels that are wrong, where clean rows can tell."""
-        share = float(self.wrong_labels.share) if self.reads_clean_states else math.nan
-        return {} if math.isnan(share) else {"wrong_labels": share}
+        """The share of training labels that are wrong, where it can be told.
+
+        `wrong_labels` by clean rows, `wrong_labels_by_teacher` by one that has not seen them.
+        """
+        found = {
+            "wrong_labels": float(self.wrong_labels.share) if self.reads_clean_states else math.nan,
+            "wrong_labels_by_teacher": math.nan if self.bayes is None else float(self.bayes.wrong),
+        }
+        return {name: share for name, share in found.items() if not math.isnan(share)}
 
     def describe(self) -> str:
-        """Width, normalisation, and whether clean rows are read."""
-        return super().describe() + (", clean probe" if self.reads_clean_states else "")
+        """Width, normalisation, whether clean rows are read, and where it starts."""
+        probe = ", clean probe" if self.reads_clean_states else ""
+        return super().describe() + probe + ("" if self.bayes is None else ", from Bayes' rule")

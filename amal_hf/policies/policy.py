@@ -12,8 +12,15 @@ from amal_hf.clean_probe import CleanRows
 from amal_hf.losses import Task
 from amal_hf.policies.store import RowStore
 from amal_hf.processes import total
-from amal_hf.shapes import Batch, ExampleIds, Features, Logits, LossTable
+from amal_hf.shapes import Batch, ExampleIds, Features, Logits, LossTable, PerExample
 from amal_hf.top_logits import TopLogits
+
+
+class Independent(NamedTuple):
+    """The columns of the labels' loss, and of that of a teacher that has not seen these labels."""
+
+    label: int
+    teacher: int
 
 
 class Sizes(NamedTuple):
@@ -29,6 +36,7 @@ class Sizes(NamedTuple):
         pulls: K, `Loss.pull` of each; all one by default.
         names: of the losses, where they are known.
         labels_alone: whether the only loss is that of the labels.
+        independent: the labels and a teacher that has not seen them, where there is one of each.
     """
 
     losses: int
@@ -40,6 +48,7 @@ class Sizes(NamedTuple):
     pulls: tuple[float, ...] = ()
     names: tuple[str, ...] = ()
     labels_alone: bool = False
+    independent: Independent | None = None
 
 
 Ask: TypeAlias = Callable[[Logits | TopLogits], LossTable]
@@ -145,6 +154,20 @@ class Policy(nn.Module, ABC):
             rows: the meta batch of all processes.
         """
         del rows
+
+    @property
+    def rows_wanted(self) -> int:
+        """Of how many training rows `note_labels` is to be told, before weights are learned; 0 once it has been."""
+        return 0
+
+    def note_labels(self, logits: Logits, labels: PerExample) -> None:
+        """Take note of labels, and of what a teacher makes of these rows that has not seen them. Nothing by default.
+
+        Args:
+            logits: `(N, C)`, the teacher's on training rows drawn at random, of all processes.
+            labels: `(N,)`, class numbers, negative for none.
+        """
+        del logits, labels
 
     def figures(self) -> dict[str, float]:
         """What is logged beside the weights, by name. Nothing by default."""

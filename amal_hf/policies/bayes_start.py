@@ -1,0 +1,96 @@
+"""Where a network starts that mixes labels with a teacher that has not seen them: at the mixture of Bayes' rule."""
+
+import torch
+from torch import Tensor, nn
+
+from amal_hf.noisy_labels import MOST_ROWS_TO_CHOOSE, label_posterior, label_share
+from amal_hf.policies.policy import Independent, Observation, Signals, Sizes
+from amal_hf.shapes import Features, Logits, PerExample
+
+
+MOST_CLASSES = 512
+"""Expectation maximisation takes seconds for 77 classes, and grows with their number."""
+
+SMALLEST_SHARE = 0.02
+"""Of a loss at the start, so that it can come back."""
+
+
+class BayesStart(nn.Module):
+    """What label and teacher have of their mixture before a network has learned anything.
+
+    Features of its policy begin with the teacher's C logits and end with the number of the label's class.
+
+    Args:
+        sizes: those that it `fits`.
+
+    Attributes:
+        confusions: `(C, C)`, as of `LabelPosterior`, with `temperature` and `wrong`; NaN until labels were seen.
+
+    Raises:
+        ValueError: other sizes.
+    """
+
+    confusions: Tensor
+    temperature: Tensor
+    wrong: Tensor
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        if sizes.independent is None or not self.fits(sizes):
+            raise ValueError(
+                f"BayesStart: is for labels of 2 to {MOST_CLASSES} classes and one teacher that has not seen them; "
+                f"got {sizes.classes} classes and the losses {list(sizes.names)}. Start at equal shares."
+            )
+        self.columns: Independent = sizes.independent
+        self.place = sizes.teachers.index(self.columns.teacher)
+        self.classes = sizes.classes
+        self.register_buffer("confusions", torch.full((self.classes, self.classes), torch.nan))
+        self.register_buffer("temperature", torch.tensor(torch.nan))
+        self.register_buffer("wrong", torch.tensor(torch.nan))
+
+    @staticmethod
+    def fits(sizes: Sizes) -> bool:
+        """Whether there are labels of not too many classes, and one teacher that has not seen them."""
+        return sizes.independent is not None and 2 <= sizes.classes <= MOST_CLASSES
+
+    @property
+    def rows_wanted(self) -> int:
+        """So many training rows are to be shown, before weights are learned."""
+        return MOST_ROWS_TO_CHOOSE if bool(self.temperature.isnan()) else 0
+
+    def note(self, logits: Logits, labels: PerExample) -> bool:
+        """Find out how labels go wrong, see `label_posterior`; whether that could be told.
+
+        Args:
+            logits: `(N, C)`, of the teacher; rows of which some are no numbers are left out.
+            labels: `(N,)`, class numbers, negative for none.
+        """
+        told = ~logits.isnan().any(1)
+        logits, labels = logits[told].float().clamp(-1e4, 1e4), labels[told]  # minus infinity: an unknown class
+        if not bool((labels >= 0).any()) or logits.shape[1] != self.classes:  # which the loss refuses in words
+            return False
+        known = label_posterior(logits, labels)
+        self.confusions.copy_(known.confusions)
+        self.temperature.fill_(known.temperature)
+        self.wrong.fill_(known.wrong)
+        return True
+
+    def logits(self, signals: Signals) -> Features:
+        """`(B, C)`, of the teacher: the first features."""
+        return torch.as_tensor(signals.teacher_logits[self.place]).to(signals.losses)
+
+    def share(self, observation: Observation) -> PerExample:
+        """The label's share, `(B,)`; a half where nothing is known."""
+        logits, labels = observation.features[:, : self.classes], observation.features[:, -1]
+        self.to(logits.device)
+        beliefs = (logits / self.temperature).softmax(1)
+        share = label_share(beliefs, self.confusions.to(beliefs), labels.clamp(min=0).long())
+        return torch.where(labels >= 0, share, 0.5).nan_to_num(0.5)
+
+    def moved(self, scores: Tensor, share: PerExample) -> Tensor:
+        """Log shares, `(B, K)` or more columns: what label and teacher have together is divided by Bayes' rule."""
+        both = torch.stack([share, 1 - share]).clamp(min=SMALLEST_SHARE)
+        label, teacher = (both / both.mean(0)).log()
+        moves = torch.zeros_like(scores)
+        moves[:, self.columns.label], moves[:, self.columns.teacher] = label, teacher
+        return scores + moves
