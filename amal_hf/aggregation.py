@@ -45,6 +45,33 @@ def add_aggregated(rows: Dataset, column: str, aggregate: Aggregate, classes: in
     return replace_column(rows, column, found.tolist(), feature)
 
 
+def label_by_votes(rows: Dataset, aggregate: Aggregate, classes: int, seed: int = 0) -> Dataset:
+    """The dataset with the votes on each row without a label as its label, noisy as it is.
+
+    Beside a teacher that has not seen the votes, `amal()` finds out how they go wrong:
+    `losses=[CrossEntropy(), Distillation(teacher, has_seen_labels=False)]`.
+
+    Args:
+        rows: as of `add_aggregated`; a row without label and votes keeps none (-100).
+        aggregate: one that gives a class for each row, as `majority_vote` does.
+        classes: C.
+        seed: for `aggregate`.
+
+    Raises:
+        ValueError: what `aggregate` does not take, or shares of classes in the place of one.
+    """
+    voted = np.array(add_aggregated(rows, "voted", aggregate, classes, seed).with_format(None)["voted"][:])
+    if voted.ndim != 1:
+        raise ValueError(
+            f"label_by_votes: a label is one class, and {getattr(aggregate, '__name__', aggregate)} gives shares of "
+            f"{classes}. Use majority_vote, or `lambda *votes: hardened(...)`."
+        )
+    labelled = _labelled(rows)
+    own = rows.with_format(None)["label"][:] if labelled.any() else voted.tolist()
+    labels = [label if known else int(vote) for known, label, vote in zip(labelled, own, voted, strict=True)]
+    return replace_column(rows, "label", labels, Value("int64"))
+
+
 def _labelled(rows: Dataset) -> NDArray[np.bool_]:
     """`(n,)`: which rows have a label of their own."""
     if "label" not in rows.column_names:

@@ -76,7 +76,6 @@ class WeightLearner:
         self.last_phase = 0
         self.direction: Params | None = None
         self.steps_left = 0  # that the direction is still for
-        self.has_begun = False
         trajectory = method.trajectory
         self.recorder = None if trajectory is None else Recorder(trajectory, method.restart_every, interval)
 
@@ -255,11 +254,6 @@ class WeightLearner:
         if self.steps_taken == 0 and self.mixture.policy.reads_clean_states:
             rows = min(len(self.meta_set.rows), MOST_ROWS)
             yield from (self._meta_batch(number) for number in range(-(-rows // self.meta_set.batch_size)))
-
-    def begins(self) -> bool:
-        """Whether nothing has been learned in this run; says so once."""
-        first, self.has_begun = self.steps_taken == 0 and not self.has_begun, True
-        return first
 
     def show(self, student: Student, batch: Batch) -> None:
         """Let the policy see what the student makes of clean rows."""

@@ -83,7 +83,8 @@ def amal(
     Per-example weights of several losses that lower a loss on clean held-out data, as in the paper. What is computed
     differs where measurements spoke for it (see `amal_as_published` for the paper's own choices). That loss is
     `GeneralizedCrossEntropy(0.5)`, half way between the task loss, which few clean rows that the student gets badly
-    wrong decide, and the share of answers that are wrong (`benchmarks/LOG.md`).
+    wrong decide, and the share of answers that are wrong (`benchmarks/LOG.md`). Beside a teacher that has not seen the
+    labels, `Distillation(..., has_seen_labels=False)`, weights start at the mixture of Bayes' rule (`LossNetwork`).
 
     Args:
         policy: `LossNetwork()` by default: it carries what it learns on one example over to all that look alike, so

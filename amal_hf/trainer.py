@@ -119,6 +119,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
     _window: _Window
     _forward: Callable[..., Any] | None
     _anonymous: bool
+    _labels_shown: bool
 
     def __init__(
         self,
@@ -297,7 +298,8 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         step = self.state.global_step
         if step == 0:
             learner.check(self.optimizer, warmup, self.state.max_steps, self.state.num_train_epochs)
-        if step >= warmup and learner.begins():
+        if step >= warmup and not self._labels_shown:
+            self._labels_shown = True
             self._show_labels(self.method.policy.rows_wanted)
         if learner.recorder is not None:
             report = learner.before_step(self._student(), warmup, lambda b: self._prepare_inputs(own_part(b)))
@@ -385,6 +387,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         self._learner = self._new_learner() if self.method.learns else None
         self._forward = None
         self._anonymous = False
+        self._labels_shown = False
 
     def _new_learner(self) -> WeightLearner:
         args = self.args

@@ -12,7 +12,7 @@ import torch
 import transformers
 from contenders import contenders
 from datasets import concatenate_datasets
-from phases import CLEAN, Phase, Phases
+from phases import CLEAN, Phase, Phases, voted
 from settings import RULES, Bench, Place, new_bench
 from suspects import available, confidence
 from teaching import corrupted_rows, make_clean_teacher, make_teacher
@@ -92,16 +92,17 @@ def run_phases(bench: Bench, phases: Phases) -> tuple[AMALTrainer, Looks, AMALTr
     student, looks = bench.body.student(bench.classes), Looks(bench.metric)
     weighed: AMALTrainer | None = None
     for phase, steps in zip(phases, steps_of(bench, phases), strict=True):
+        seen = voted(bench) if phase.voted else bench
         trainer = train(
-            bench,
+            seen,
             student,
-            rows_of(bench, phase),
+            rows_of(seen, phase),
             steps,
             looks,
             learning_rate=phase.rate * bench.body.learning_rate,
-            losses=phase.losses(bench),
+            losses=phase.losses(seen),
             shares=None if phase.shares is None else list(phase.shares),
-            method=None if phase.method is None else phase.method(bench),
+            method=None if phase.method is None else phase.method(seen),
             smoothing=phase.smoothing,
         )
         weighed = weighed if phase.method is None else trainer

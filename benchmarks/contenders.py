@@ -19,6 +19,7 @@ from phases import (
     always,
     at_temperature,
     balanced,
+    beside_votes,
     between_clean,
     by_bayes,
     corrected,
@@ -247,6 +248,8 @@ DISTILLATION: dict[str, Contender] = {
 
 MAJORITY = Phase(aggregated("majority"))
 VOICES = Phase(rules_and_teacher)
+MAJORITY_AND_TEACHER = Phase(beside_votes, voted=True)
+AMAL_MAJORITY = replace(MAJORITY_AND_TEACHER, method=always(amal))
 AMAL_VOICES = replace(VOICES, method=always(amal))
 AMAL_EACH_VOICE = replace(VOICES, method=always(lambda: amal(PerLossNetwork())))
 
@@ -264,6 +267,9 @@ VOTES: dict[str, Contender] = {
     ),
     "rules and clean teacher, then clean rows": Contender(
         "control", {f"rate {r}": then_clean(VOICES, r) for r in CLEAN_RATES}
+    ),
+    "majority and clean teacher, then clean rows": Contender(
+        "control", {f"rate {r}": then_clean(MAJORITY_AND_TEACHER, r) for r in CLEAN_RATES}
     ),
     "majority between clean rows": Contender("control", one(*between_clean(MAJORITY))),
     "votes a clean teacher believes, then clean rows": Contender(
@@ -286,6 +292,7 @@ VOTES: dict[str, Contender] = {
     ),
     "amal()": Contender("ours", one(AMAL_VOTES)),
     "amal(), then clean rows": Contender("ours", {f"rate {r}": then_clean(AMAL_VOTES, r) for r in CLEAN_RATES}),
+    "amal(), majority and clean teacher, then clean rows": Contender("ours", one(*then_clean(AMAL_MAJORITY, 0.25))),
     "amal(), clean teacher, then clean rows": Contender(
         "ours", {f"rate {r}": then_clean(AMAL_VOICES, r) for r in CLEAN_RATES}
     ),

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from correction import CorrectedCrossEntropy, corruption_matrix
+from datasets import DatasetDict
 from rivals import GivenWeights, right_votes
 from settings import Bench
 from suspects import kept_rows
@@ -27,6 +28,7 @@ from amal_hf import (
     bayes_mixture,
     label_posterior,
 )
+from amal_hf.aggregation import label_by_votes, majority_vote
 from amal_hf.noisy_labels import LabelPosterior
 
 
@@ -52,6 +54,7 @@ class Phase:
         epochs: over these rows; `None` takes what the other phases leave of the budget.
         rate: share of the body's learning rate.
         smoothing: of labels.
+        voted: whether the majority's vote is the label of rows that have none.
     """
 
     losses: Losses = lambda bench: [CrossEntropy()]
@@ -61,6 +64,7 @@ class Phase:
     epochs: float | None = None
     rate: float = 1.0
     smoothing: float = 0.0
+    voted: bool = False
 
 
 Phases: TypeAlias = tuple[Phase, ...]
@@ -134,6 +138,18 @@ def everything(bench: Bench) -> list[Loss]:
 def rules_and_teacher(bench: Bench) -> list[Loss]:
     """The label where there is one, every rule that fired, and a teacher that was trained on the clean rows."""
     return [*label_and_rules(bench), with_teacher(bench)[1]]
+
+
+def beside_votes(bench: Bench) -> list[Loss]:
+    """What the majority says, and a teacher of the clean rows, which has not seen it."""
+    logits = placed(teacher_logits(bench))
+    return [CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]], has_seen_labels=False)]
+
+
+def voted(bench: Bench) -> Bench:
+    """With the majority's vote as the label of rows that have none."""
+    train = label_by_votes(bench.splits["train"], majority_vote, bench.classes, bench.place.seed)
+    return replace(bench, splits=DatasetDict({**bench.splits, "train": train}))
 
 
 def always(make: Callable[[], Method]) -> NewMethod:

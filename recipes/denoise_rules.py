@@ -50,7 +50,7 @@ from amal_hf import (
     meta_weight_net,
     student_from_teacher,
 )
-from amal_hf.aggregation import add_aggregated, label_model, majority_vote
+from amal_hf.aggregation import add_aggregated, label_by_votes, label_model, majority_vote
 from amal_hf.command_line import parse_arguments
 from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset
 from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
@@ -71,12 +71,16 @@ FAST_BF16 = has_fast_bf16()
 
 @dataclass
 class Run:
-    """A source of supervision: which rows, which losses, how weighed, and whether clean rows come last."""
+    """A source of supervision: which rows, which losses, how weighed, and whether clean rows come last.
+
+    `voted`: whether the majority's vote is the label of rows that have none.
+    """
 
     losses: "Callable[[Bench], Sequence[Loss]]" = lambda bench: [CrossEntropy()]
     method: Callable[[], Method] | None = None
     rows: tuple[str, ...] = ("train",)
     then_clean: bool = False
+    voted: bool = False
 
 
 def label_and_rules(bench: "Bench") -> list[Loss]:
@@ -95,8 +99,8 @@ def rules_and_teacher(bench: "Bench") -> list[Loss]:
 
 
 def label_and_teacher(bench: "Bench") -> list[Loss]:
-    """The label where there is one, and the larger model."""
-    return [CrossEntropy(), Distillation(bench.teacher)]
+    """The label where there is one, and the larger model, which has not seen any vote."""
+    return [CrossEntropy(), Distillation(bench.teacher, has_seen_labels=False)]
 
 
 def aggregated(column: str) -> "Callable[[Bench], Sequence[Loss]]":
@@ -118,6 +122,8 @@ RUNS: dict[str, Run] = {
     "amal, then clean rows": Run(everything, amal, then_clean=True),
     "teacher, then clean rows": Run(label_and_teacher, then_clean=True),
     "rules and teacher, then clean rows": Run(rules_and_teacher, then_clean=True),
+    "majority and teacher, then clean rows": Run(label_and_teacher, voted=True, then_clean=True),
+    "amal with majority and teacher, then clean rows": Run(label_and_teacher, amal, voted=True, then_clean=True),
     "amal with teacher, then clean rows": Run(rules_and_teacher, lambda: amal(PerLossNetwork()), then_clean=True),
 }
 OURS = "amal with teacher, then clean rows"
@@ -286,6 +292,8 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
     """
     chosen = RUNS[name]
     rows = rows_of(bench, chosen.rows)
+    if chosen.voted:
+        rows = label_by_votes(rows, majority_vote, len(bench.names), bench.args.seed)
     print(f"\n{name}: {len(rows)} rows")
     losses = chosen.losses(bench) if "train" in chosen.rows else [CrossEntropy()]
     set_seed(bench.args.seed)
@@ -297,7 +305,7 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
     method = chosen.method() if chosen.method else None
     trainer = new_trainer(bench, new_student(bench), args, rows, losses, method)
     seconds = trainer.train().metrics["train_runtime"]
-    order = rule_order(record_of(trainer).rule_summaries()) if chosen.method else None
+    weighed = record_of(trainer).rule_summaries() if chosen.method else []
     last = trainer
     if chosen.then_clean:
         last, more = on_clean_rows(bench, trainer.model, LAST_EPOCHS, bench.args.learning_rate / 4)
@@ -310,7 +318,7 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
         "test": float(hits.mean()),
         "test_interval": bootstrap_interval(hits, seed=0),
         "test_f1": (output.metrics or {}).get("test_f1"),
-        "rule_order": order,
+        "rule_order": rule_order(weighed) if weighed else None,
         "seconds": seconds,
     }
     return row, trainer
@@ -408,8 +416,9 @@ def card_details(bench: Bench, rows: list[dict[str, Any]]) -> CardDetails:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
+    width = 2 + max(len(row["name"]) for row in rows)
     print(
-        f"\n{'':32}"
+        f"\n{'':{width}}"
         + "".join(f"{column:>16}" for column in ("dev", "test", "95 % interval", "F1", "order", "seconds"))
     )
     for row in rows:
@@ -418,7 +427,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         order = "" if row["rule_order"] is None else f"{row['rule_order']:.2f}"
         interval = f"{low:.1%} - {high:.1%}"
         cells = (f"{row['dev']:.1%}", f"{row['test']:.1%}", interval, f1, order, f"{row['seconds']:.0f}")
-        print(f"{row['name']:32}" + "".join(f"{cell:>16}" for cell in cells))
+        print(f"{row['name']:{width}}" + "".join(f"{cell:>16}" for cell in cells))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import set_seed
 
-from amal_hf.aggregation import add_aggregated, label_model, majority_vote, vote_shares
+from amal_hf.aggregation import add_aggregated, label_by_votes, label_model, majority_vote, vote_shares
 
 
 VOTES = np.array([[0, 0, 1], [2, -1, -1], [-1, -1, -1], [0, 1, -1]])
@@ -47,6 +47,23 @@ def test_rows_without_a_label_are_known_however_they_say_so(labels):
     votes = {"weak_labels": [[0, 0], [2, -1], [-1, -1], [1, 1]]}
     rows = Dataset.from_dict(votes if labels is None else {**votes, "label": labels})
     assert add_aggregated(rows, "majority", majority_vote, 3)["majority"][:] == [0, 2, -100, 1]
+
+
+@pytest.mark.parametrize("labels", [[2, -100, -1, None], None])
+def test_votes_become_labels_where_there_are_none(labels):
+    """A known label stays, and a row without a vote keeps none."""
+    votes = {"weak_labels": [[0, 0], [1, 1], [-1, -1], [0, -1]], "text": list("abcd")}
+    rows = Dataset.from_dict(votes if labels is None else {**votes, "label": labels})
+    found = label_by_votes(rows, majority_vote, 3)
+    assert found["label"][:] == [0 if labels is None else 2, 1, -100, 0]
+    assert set(found.column_names) == {"weak_labels", "text", "label"} and found["text"][:] == list("abcd")
+
+
+def test_shares_are_no_label():
+    """They would have to be made into one class first."""
+    rows = Dataset.from_dict({"weak_labels": [[0, 1]]})
+    with pytest.raises(ValueError, match="a label is one class, and <lambda> gives shares of 2"):
+        label_by_votes(rows, lambda votes, classes, seed: vote_shares(votes, classes), 2)
 
 
 def test_rules_that_say_nothing_have_no_majority():

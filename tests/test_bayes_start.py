@@ -10,6 +10,7 @@ import torch
 from conftest import tiny_bert, toy_arguments, toy_rows
 from process_cases import Stream
 from test_token_mixture import of_tokens, tagged_rows, tagger
+from transformers import default_data_collator
 
 from amal_hf import (
     AboveAverage,
@@ -144,6 +145,33 @@ def test_what_is_no_number_is_left_out():
     features = torch.cat([odd[-2:], torch.zeros(2, 1), torch.zeros(2, 1)], 1)
     share = policy.bayes.share(Observation(torch.arange(2), features, 0.0))
     assert share[0] == 0.5 and 0 <= share[1] <= 1
+    features[1] = torch.tensor([1.0, 0, 0, 0, -1])
+    assert policy.bayes.share(Observation(torch.arange(2), features, 0.0)).tolist() == [0.5, 0.5]
+
+
+def test_the_network_reads_the_share():
+    """In the place of the teacher's logits."""
+    policy = begun()
+    inputs = policy.inputs(seen(policy))
+    torch.testing.assert_close(inputs[:, 0], SHARE)
+    assert inputs.shape[1] == policy.width(sizes())
+
+
+def test_of_two_teachers_it_holds_the_right_one_against_labels(tmp_path):
+    """Whichever comes first."""
+    other = Distillation(lambda batch: -LOGITS[batch["example_id"]], name="other")
+    trainer = new_trainer(tmp_path, losses=[other, UNSEEN, CrossEntropy()], max_steps=1)
+    trainer.train()
+    policy = trainer.method.policy
+    signals = Signals(torch.zeros(B, 3), LOGITS, (-LOGITS, LOGITS), {"labels": LABELS}, Task())
+    assert policy.bayes.logits(signals).equal(LOGITS)
+
+
+def test_a_teacher_of_other_classes_is_refused_in_words(tmp_path):
+    """Those of the loss itself."""
+    wide = Distillation(lambda batch: torch.zeros(len(batch["example_id"]), 5), has_seen_labels=False)
+    with pytest.raises(ValueError, match="the student's logits have shape"):
+        new_trainer(tmp_path, losses=[CrossEntropy(), wide]).train()
 
 
 def test_a_policy_that_is_used_later_is_told_now():
@@ -205,10 +233,11 @@ def test_which_losses_are_the_two(losses, columns):
     assert independent(losses) == columns
 
 
-def new_trainer(folder, policy=None, losses=None, rows=16, model=None, method=None, **options):
+def new_trainer(folder, policy=None, losses=None, rows=16, method=None, data_collator=None, **options):
     data = toy_rows(rows) if isinstance(rows, int) else rows
     return AMALTrainer(
-        model=tiny_bert() if model is None else model,
+        model=tiny_bert(),
+        data_collator=data_collator,
         args=toy_arguments(folder, **options),
         train_dataset=data,
         losses=[CrossEntropy(), UNSEEN] if losses is None else losses,
@@ -258,12 +287,25 @@ class Asking(LossNetwork):
         self.rows_wanted = 0
 
 
+def drawing(rows):
+    """A collator that takes a random number."""
+    torch.rand(1)
+    return default_data_collator(rows)
+
+
 def test_being_told_disturbs_nothing(tmp_path):
-    """Dropout and the order of rows are those of the same run without it; each of so many rows is shown once."""
-    parameters = []
+    """Dropout and the order of rows are those of the same run without it, whatever the collator draws; each of so many
+    rows is shown once, and the teacher is asked about no others.
+    """
+    parameters, asked = [], []
+    teacher = Distillation(
+        lambda batch: asked.append(len(batch["example_id"])) or LOGITS[batch["example_id"]], has_seen_labels=False
+    )
     for policy in (Asking(normalisation=MeanOne()), LossNetwork(normalisation=MeanOne())):
-        trainer = new_trainer(tmp_path, policy)
+        trainer = new_trainer(tmp_path, policy, losses=[CrossEntropy(), teacher], data_collator=drawing)
+        asked.clear()
         trainer.train()
+        assert sum(asked) == 6 * 4 + 10 * isinstance(policy, Asking)
         parameters.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
         if isinstance(policy, Asking):
             logits, labels = trainer.method.policy.told
@@ -373,6 +415,11 @@ def test_tokens_have_shares_of_their_own(tmp_path):
         method=of_tokens(amal()),
         meta_dataset=tagged_rows(8).remove_columns("flipped"),
     )
+    told = []
+    note = trainer.method.policy.note_labels
+    trainer.method.policy.note_labels = lambda *known: (told.append([len(part) for part in known]), note(*known))
+    trainer.mixture.show_labels([trainer.data_collator([trainer.train_dataset[n] for n in range(4)])], 7)
     trainer.train()
+    assert told == [[7, 7], [360, 360]]
     found = trainer.state.log_history[0]["wrong_labels_by_teacher"]
     assert abs(found - float(flipped.float().mean())) < 0.08
