@@ -292,7 +292,9 @@ VOTES: dict[str, Contender] = {
     ),
     "amal()": Contender("ours", one(AMAL_VOTES)),
     "amal(), then clean rows": Contender("ours", {f"rate {r}": then_clean(AMAL_VOTES, r) for r in CLEAN_RATES}),
-    "amal(), majority and clean teacher, then clean rows": Contender("ours", one(*then_clean(AMAL_MAJORITY, 0.25))),
+    "amal(), majority and clean teacher, then clean rows": Contender(
+        "ours", {f"rate {r}": then_clean(AMAL_MAJORITY, r) for r in CLEAN_RATES}
+    ),
     "amal(), clean teacher, then clean rows": Contender(
         "ours", {f"rate {r}": then_clean(AMAL_VOICES, r) for r in CLEAN_RATES}
     ),

@@ -38,6 +38,7 @@ OURS = [
     "amal(), no probe",
     "tuned recipe, amal()",
     "amal(PerLossNetwork()), clean teacher, then clean rows",
+    "amal(), majority and clean teacher, then clean rows",
 ]
 BESIDE = "amal(), clean teacher"
 """Where this was run, a clean teacher was at hand."""
@@ -55,8 +56,10 @@ SHORT_RULES = [
     "clean rows only",
     "clean teacher, then clean rows",
     "rules and clean teacher, then clean rows",
+    "majority and clean teacher, then clean rows",
     "votes a clean teacher believes, then clean rows",
     "amal(PerLossNetwork()), clean teacher, then clean rows",
+    "amal(), majority and clean teacher, then clean rows",
     "right votes and clean teacher, then clean rows",
 ]
 DETECTING = ["amal()", "meta_weight_net()", "learning_to_reweight()", "geometry network"]
