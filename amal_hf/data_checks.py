@@ -24,8 +24,8 @@ from amal_hf.shapes import EXAMPLE_ID, IGNORED, Batch
 logger = logging.getLogger(__name__)
 
 MANY_WRONG, FAR_FEWER = 0.1, 0.5
-"""Of nine sets of labels, 0 to 40 % of them wrong, those in which a teacher had been trained on them are told in most,
-and no teacher is suspected that had not (`benchmarks/LOG.md`)."""
+"""Of eight sets of wrong labels these tell five in which a teacher had been trained on them, and suspect no teacher
+that had not (`benchmarks/LOG.md`)."""
 
 
 def check_generator(model: Any, losses: list[Any], method: Method, sets: dict[str, Any]) -> None:
