@@ -316,7 +316,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
 
     def _show_labels(self, rows: int) -> None:
         """Let the policy see labels, and a teacher's answers, before it learns from anything."""
-        if rows and not is_stream(self.train_dataset):
+        if rows and self._has_rows:
             with own_random_numbers(self.args.seed):
                 self.mixture.show_labels(map(self._prepare_inputs, self._training_rows(rows)), rows)
 
@@ -363,7 +363,6 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         return output
 
     def _reset(self) -> None:
-        stream = is_stream(self.train_dataset) or self.train_dataset is None
         policy, changes = self.method.policy, self.method.batch_policy
         self._check_replaced()
         if self.args.meta_learning_rate is not None:
@@ -371,7 +370,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
             if changes is not None:
                 changes.learning_rate = self.args.meta_learning_rate
         self.mixture.reset(
-            None if stream else len(self.train_dataset),
+            len(self.train_dataset) if self._has_rows else None,
             self.mixture.initial(self.args.loss_weights),
             class_count(self.model),
             state_widths(self.model.config) if policy.needs_hidden_states else (),
@@ -388,6 +387,11 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         self._forward = None
         self._anonymous = False
         self._labels_shown = False
+
+    @property
+    def _has_rows(self) -> bool:
+        """Whether the training set is there, and its rows can be had by number."""
+        return self.train_dataset is not None and not is_stream(self.train_dataset)
 
     def _new_learner(self) -> WeightLearner:
         args = self.args

@@ -367,6 +367,27 @@ def test_a_stream_starts_at_equal_shares(tmp_path):
     assert trainer.method.policy.bayes.rows_wanted and "wrong_labels_by_teacher" not in trainer.state.log_history[0]
 
 
+class OwnLoader(AMALTrainer):
+    """A trainer whose batches come from somewhere else."""
+
+    def get_train_dataloader(self):
+        rows = toy_rows(16).add_column("example_id", list(range(16))).with_format("torch")
+        return self.accelerator.prepare(torch.utils.data.DataLoader(rows, batch_size=4))
+
+
+def test_so_does_a_data_loader_of_ones_own(tmp_path):
+    """There is no training set to draw from."""
+    trainer = OwnLoader(
+        tiny_bert(),
+        toy_arguments(tmp_path, max_steps=4),
+        losses=[CrossEntropy(), UNSEEN],
+        method=amal(),
+        meta_dataset=toy_rows(8),
+    )
+    trainer.train()
+    assert trainer.method.policy.bayes.rows_wanted
+
+
 def test_soft_labels_start_at_equal_shares(tmp_path):
     """They do not go wrong from one class to another. The teacher is asked once all the same, not at every step."""
     rows = toy_rows(16)
