@@ -64,7 +64,7 @@ def label_by_votes(rows: Dataset, aggregate: Aggregate, classes: int, seed: int 
     if voted.ndim != 1:
         raise ValueError(
             f"label_by_votes: a label is one class, and {getattr(aggregate, '__name__', aggregate)} gives shares of "
-            f"{classes}. Use majority_vote, or `lambda *votes: hardened(...)`."
+            f"{classes}. Use majority_vote, or a function that makes one class of these shares by `hardened`."
         )
     labelled = _labelled(rows)
     own = rows.with_format(None)["label"][:] if labelled.any() else voted.tolist()

@@ -233,10 +233,9 @@ def commentaries(commentary: CommentaryNetwork | BatchPolicy, *, short_runs: int
 def bayes_mixture(teacher_logits: Any, labels: Any) -> Method:
     """Noisy labels beside a teacher that has not seen them, each with the share that Bayes' rule gives it.
 
-    For `losses=[CrossEntropy(), Distillation(teacher)]`. Needs no meta set, and learns nothing while training. Beside
-    a good teacher students of layers were as good as with `amal()`, or better where there are many classes; over
-    frozen features `amal()` on smoothed labels is better (`benchmarks/README.md`). With
-    `Distillation(teacher, has_seen_labels=False)` `amal()` begins with such shares and learns where they are wrong.
+    For `losses=[CrossEntropy(), Distillation(teacher)]`. Needs no meta set, and learns nothing while training. With
+    `Distillation(teacher, has_seen_labels=False)` `amal()` begins with such shares and learns where they are wrong:
+    students of layers were level with either (`benchmarks/README.md`).
 
     Args:
         teacher_logits: `(N, C)` on the training rows, the `predictions` of `Trainer.predict`, classes in the order of

@@ -75,22 +75,26 @@ def placed(values: torch.Tensor) -> torch.Tensor:
     return values.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def beside(logits: torch.Tensor, temperature: float = 2.0, has_seen_labels: bool = True) -> list[Loss]:
+    """The label, and the teacher that gave these logits."""
+    known = placed(logits)
+    teacher = Distillation(lambda batch: known[batch["example_id"]], temperature, has_seen_labels=has_seen_labels)
+    return [CrossEntropy(), teacher]
+
+
 def with_teacher(bench: Bench, temperature: float = 2.0) -> list[Loss]:
     """The label, and the teacher."""
-    logits = placed(teacher_logits(bench))
-    return [CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]], temperature)]
+    return beside(teacher_logits(bench), temperature)
 
 
 def with_clean_teacher(bench: Bench) -> list[Loss]:
     """The label, and a teacher of which it is known that it has seen the clean rows alone."""
-    logits = placed(clean_teacher_logits(bench))
-    return [CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]], has_seen_labels=False)]
+    return beside(clean_teacher_logits(bench), has_seen_labels=False)
 
 
 def with_any_teacher(bench: Bench) -> list[Loss]:
     """The same one, as if nothing was known of what it has seen."""
-    logits = placed(clean_teacher_logits(bench))
-    return [CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]])]
+    return beside(clean_teacher_logits(bench))
 
 
 def corrected(bench: Bench) -> list[Loss]:
@@ -142,8 +146,7 @@ def rules_and_teacher(bench: Bench) -> list[Loss]:
 
 def beside_votes(bench: Bench) -> list[Loss]:
     """What the majority says, and a teacher of the clean rows, which has not seen it."""
-    logits = placed(teacher_logits(bench))
-    return [CrossEntropy(), Distillation(lambda batch: logits[batch["example_id"]], has_seen_labels=False)]
+    return beside(teacher_logits(bench), has_seen_labels=False)
 
 
 def voted(bench: Bench) -> Bench:

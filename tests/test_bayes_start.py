@@ -351,7 +351,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
 
 
 def test_with_a_warm_up_it_starts_after_it(tmp_path):
-    """Until then weights are those of the initial mixture."""
+    """It is told then, and not before."""
     trainer = new_trainer(tmp_path, max_steps=8, meta_warmup_steps=4, train_sampling_strategy="sequential")
     told = []
     show = trainer.mixture.show_labels
