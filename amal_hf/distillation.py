@@ -45,7 +45,7 @@ class Distillation(Loss):
             k = 64. `None` keeps all; so does a k as large as the vocabulary.
         has_seen_labels: whether the teacher was trained on the labels of the training set. One that was fine-tuned on
             other rows, or not at all, was not, and its answers say how these labels go wrong: with `False`
-            `LossNetwork`, which is in `amal()`, starts at the mixture of Bayes' rule.
+            `LossNetwork`, which is in `amal()`, starts at the mixture of Bayes' rule, where `bayes_mixture()` stays.
 
     Raises:
         TypeError: no teacher, a class or a pipeline in its place, or a divergence that is no function.

@@ -1,12 +1,9 @@
 """The papers, each as a few lines that combine the families."""
 
-from typing import Any
-
 from amal_hf.batch_policies.batch_policy import BatchPolicy
 from amal_hf.directions import AdamDirection, Direction, NeumannDirection, SGDDirection
 from amal_hf.last_layer import LastLayer
 from amal_hf.method import Method
-from amal_hf.noisy_labels import label_posterior
 from amal_hf.policies.bayes_mixture import BayesMixture
 from amal_hf.policies.commentary_network import CommentaryNetwork
 from amal_hf.policies.example_table import ExampleTable
@@ -63,15 +60,6 @@ META_WEIGHT_NET_CITATION = """@inproceedings{shu2019meta,
   booktitle = {Advances in Neural Information Processing Systems},
   year = {2019},
   eprint = {1902.07379},
-}"""
-
-
-BAYES_CITATION = """@inproceedings{khetan2018learning,
-  title = {Learning From Noisy Singly-labeled Data},
-  author = {Khetan, Ashish and Lipton, Zachary C. and Anandkumar, Anima},
-  booktitle = {International Conference on Learning Representations},
-  year = {2018},
-  eprint = {1712.04577},
 }"""
 
 
@@ -230,22 +218,14 @@ def commentaries(commentary: CommentaryNetwork | BatchPolicy, *, short_runs: int
     )
 
 
-def bayes_mixture(teacher_logits: Any, labels: Any) -> Method:
+def bayes_mixture() -> Method:
     """Noisy labels beside a teacher that has not seen them, each with the share that Bayes' rule gives it.
 
-    For `losses=[CrossEntropy(), Distillation(teacher)]`. Needs no meta set, and learns nothing while training. With
-    `Distillation(teacher, has_seen_labels=False)` `amal()` begins with such shares and learns where they are wrong:
-    students of layers were level with either (`benchmarks/README.md`).
-
-    Args:
-        teacher_logits: `(N, C)` on the training rows, the `predictions` of `Trainer.predict`, classes in the order of
-            the student's.
-        labels: `(N,)`, the `label_ids` of the same call; a negative one is none.
-
-    Raises:
-        ValueError: as `label_posterior`.
+    For `losses=[CrossEntropy(), Distillation(teacher, has_seen_labels=False)]`. Needs no meta set, and learns nothing
+    while training. `amal()` begins with such shares and learns where they are wrong: students of layers were level
+    with either (`benchmarks/README.md`).
     """
-    return Method("bayes_mixture", BayesMixture(label_posterior(teacher_logits, labels)), citation=BAYES_CITATION)
+    return Method("bayes_mixture", BayesMixture())
 
 
 def random_weights(seed: int = 0) -> Method:

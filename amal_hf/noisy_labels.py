@@ -14,6 +14,14 @@ from torch import Tensor
 from amal_hf.random_numbers import generator_of
 
 
+CITATION = """@inproceedings{khetan2018learning,
+  title = {Learning From Noisy Singly-labeled Data},
+  author = {Khetan, Ashish and Lipton, Zachary C. and Anandkumar, Anima},
+  booktitle = {International Conference on Learning Representations},
+  year = {2018},
+  eprint = {1712.04577},
+}"""
+
 TEMPERATURES = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 """Teachers of few clean rows are too sure, or not sure enough: all but the first were chosen (`benchmarks/LOG.md`)."""
 

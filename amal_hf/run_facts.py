@@ -97,6 +97,7 @@ def _mixing(trainer: Any, details: CardDetails) -> dict[str, Any]:
     teachers = [_hub_name(source) for source in map(_name_of, mixture.distillations) if _hub_name(source)]
     shown = trainer.hub_model_id and trainer.args.hub_include_weights
     table = trainer.example_weights()
+    sources = [method, method.policy, *mixture.losses]
     lowest, highest = _extremes(table, trainer.train_dataset, trainer.processing_class, details.shown_examples)
     return {
         "teachers": list(details.teachers) or teachers,
@@ -108,7 +109,7 @@ def _mixing(trainer: Any, details: CardDetails) -> dict[str, Any]:
         "lowest": lowest,
         "highest": highest,
         "weights_dataset": weights_name(trainer.hub_model_id) if shown else "",
-        "citations": list(dict.fromkeys(filter(None, [method.citation, *(loss.citation for loss in mixture.losses)]))),
+        "citations": list(dict.fromkeys(source.citation for source in sources if source.citation)),
     }
 
 

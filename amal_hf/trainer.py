@@ -192,9 +192,9 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
             examples = sum(len(ids_of(batch)) for batch in batches)
             self._window = _Window(batches, total_count(examples, self.args.device))
             # Not in the training step, where Accelerate may have put off sums over processes to the last micro-batch.
-            if batches and self._learner is not None:
+            if batches:
                 with memory_advice():
-                    self._learn(self._learner)
+                    self._before_step()
         return batches, items
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -292,15 +292,20 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
 
     # ---- the meta step ----
 
-    def _learn(self, learner: WeightLearner) -> None:
-        """Let the weights learn, if it is time to."""
-        warmup = self.args.get_meta_warmup_steps(self.state.max_steps)
-        step = self.state.global_step
-        if step == 0:
+    def _before_step(self) -> None:
+        """Show labels once, and let the weights learn, if it is time to."""
+        step, learner = self.state.global_step, self._learner
+        warmup = self.args.get_meta_warmup_steps(self.state.max_steps) if learner else 0
+        if learner and step == 0:
             learner.check(self.optimizer, warmup, self.state.max_steps, self.state.num_train_epochs)
         if step >= warmup and not self._labels_shown:
             self._labels_shown = True
             self._show_labels(self.method.policy.rows_wanted)
+        if learner:
+            self._learn(learner, step, warmup)
+
+    def _learn(self, learner: WeightLearner, step: int, warmup: int) -> None:
+        """Let the weights learn, if it is time to."""
         if learner.recorder is not None:
             report = learner.before_step(self._student(), warmup, lambda b: self._prepare_inputs(own_part(b)))
             if report is not None:

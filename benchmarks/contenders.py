@@ -21,7 +21,6 @@ from phases import (
     balanced,
     beside_votes,
     between_clean,
-    by_bayes,
     corrected,
     everything,
     label_and_rules,
@@ -54,6 +53,7 @@ from amal_hf import (
     SharedWeights,
     SmallLoss,
     amal,
+    bayes_mixture,
     learning_to_reweight,
     meta_weight_net,
     random_weights,
@@ -83,7 +83,7 @@ AMAL_ON_ALL = replace(AMAL, rows=ALL)
 AMAL_SMOOTHED = Phase(method=always(amal), rows=ALL, smoothing=0.1)
 AMAL_CLEAN_TEACHER = Phase(with_clean_teacher, method=always(amal), rows=ALL)
 RIGHT = Phase(method=labels_by_bayes, rows=ALL, smoothing=0.1)
-BAYES = Phase(with_clean_teacher, method=by_bayes, rows=ALL)
+BAYES = replace(AMAL_CLEAN_TEACHER, method=always(bayes_mixture))
 AMAL_ANY_TEACHER = replace(AMAL_CLEAN_TEACHER, losses=with_any_teacher)
 AMAL_VOTES = Phase(everything, method=always(amal))
 TEACHER = Phase(with_teacher, (0.0, 1.0))

@@ -93,11 +93,6 @@ class Variant:
     has_seen_labels: bool = True
 
 
-def random_labels() -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of a teacher on the training rows, and their labels."""
-    return torch.randn(ROWS, 6), torch.randint(6, (ROWS,))
-
-
 VARIANTS = {
     "fixed mixture": Variant(lambda: None),
     "amal()": Variant(amal, "one meta gradient for 2 of 8 steps"),
@@ -110,7 +105,7 @@ VARIANTS = {
     "amal(tangent=DoubleBackward())": Variant(
         lambda: amal(tangent=DoubleBackward()), "exact slopes; eager attention", attention="eager"
     ),
-    "bayes_mixture()": Variant(lambda: bayes_mixture(*random_labels()), "shares in closed form"),
+    "bayes_mixture()": Variant(bayes_mixture, "shares in closed form", has_seen_labels=False),
     "amal(), clean teacher": Variant(amal, "as `amal()`, from such shares", has_seen_labels=False),
     "amal_as_published()": Variant(amal_as_published, "a phase every 10 epochs"),
     "learning_to_reweight()": Variant(learning_to_reweight, "a meta step at every step"),

@@ -25,7 +25,6 @@ from amal_hf import (
     Method,
     Policy,
     RuleLosses,
-    bayes_mixture,
     label_posterior,
 )
 from amal_hf.aggregation import label_by_votes, majority_vote
@@ -163,12 +162,6 @@ def always(make: Callable[[], Method]) -> NewMethod:
 def weighed_by(make: Callable[[], Policy], name: str = "fixed_rule") -> NewMethod:
     """A method that is nothing but a policy."""
     return lambda bench: Method(name, make())
-
-
-def by_bayes(bench: Bench) -> Method:
-    """Labels beside the clean teacher, each with the share that Bayes' rule gives it."""
-    train = bench.splits["train"]
-    return bayes_mixture(clean_teacher_logits(bench)[: len(train)], train["label"][:])
 
 
 def known_of_labels(bench: Bench) -> LabelPosterior:

@@ -34,7 +34,6 @@ from transformers import (
     pipeline,
     set_seed,
 )
-from transformers.trainer_utils import PredictionOutput
 
 from amal_hf import (
     AMALArguments,
@@ -165,24 +164,20 @@ def main() -> None:
     data = tokenised(texts, tokenizer, recipe.max_length)
     teacher = train_teacher(recipe, args, data, tokenizer)
     rows = [scores(teacher, teacher, data)]
-    known = teacher.trainer.predict(data["train"]) if recipe.clean_teacher else None
     if recipe.student is not None:
         # The student may speak another vocabulary; the teacher then reads the texts itself.
         tokenizer = AutoTokenizer.from_pretrained(recipe.student)
         data = tokenised(texts, tokenizer, recipe.max_length)
-    for name, weights, method in mixtures(recipe, known):
+    for name, weights, method in mixtures(recipe):
         run = train_student(name, weights, method, recipe, args, data, tokenizer)
         rows.append(scores(run, teacher, data))
     show(rows)
     save(run, rows, recipe, args, data)
 
 
-def mixtures(recipe: RecipeArguments, known: PredictionOutput | None) -> list[tuple[str, list[float], Method | None]]:
-    """The students: name, weights of (labels, teacher) to start from, and how these are learned.
-
-    A clean teacher's predictions on the training set are `known`.
-    """
-    by_bayes = [] if known is None else [bayes_mixture(known.predictions, known.label_ids)]
+def mixtures(recipe: RecipeArguments) -> list[tuple[str, list[float], Method | None]]:
+    """The students: name, weights of (labels, teacher) to start from, and how these are learned."""
+    by_bayes = [bayes_mixture()] if recipe.clean_teacher else []
     return [
         ("labels only", [1.0, 0.0], None),
         *((f"fixed, teacher {share:.0%}", [1 - share, share], None) for share in recipe.fixed_shares),

@@ -65,7 +65,7 @@ LEVELS = [
         "policies.row_file",
         "policies.row_log",
         "policies.bayes_mixture",
-        "policies.bayes_start",
+        "policies.bayes_share",
         "policies.bounds",
         "policies.inward_softmax",
         "policies.slope_memory",

@@ -1,13 +1,12 @@
-"""Noisy labels and a teacher that has not seen them, read together by Bayes' rule; and the mixture of both."""
+"""Noisy labels and a teacher that has not seen them, read together by Bayes' rule."""
 
 import math
 import re
 
 import pytest
 import torch
-from conftest import tiny_bert, toy_arguments, toy_rows
 
-from amal_hf import AMALTrainer, BayesMixture, CrossEntropy, Distillation, bayes_mixture, label_posterior, noisy_labels
+from amal_hf import label_posterior, noisy_labels
 from amal_hf.noisy_labels import PRIOR_ROWS, label_share
 
 
@@ -160,63 +159,3 @@ def test_what_is_no_array(logits, labels, words):
     """A model's several outputs, and predictions of rows without labels."""
     with pytest.raises(TypeError, match=words):
         label_posterior(logits, labels)
-
-
-LOGITS = torch.randn(16, 3, generator=torch.Generator().manual_seed(1))
-"""Of a teacher that sees the row's number."""
-
-
-def mixed(folder, losses, method, rows=None):
-    return AMALTrainer(
-        model=tiny_bert(),
-        args=toy_arguments(folder, max_steps=4),
-        train_dataset=toy_rows(16) if rows is None else rows,
-        losses=losses,
-        method=method,
-    )
-
-
-def teacher():
-    return Distillation(lambda batch: LOGITS[batch["example_id"]])
-
-
-@pytest.mark.parametrize("teacher_first", [False, True])
-def test_a_run_weighs_label_and_teacher_by_it(tmp_path, teacher_first):
-    """No meta set, whatever the order of the losses; the log says how many labels are wrong; an example without a
-    label follows its teacher.
-    """
-    rows = toy_rows(16)
-    labels = rows["labels"][:15] + [-100]
-    rows = rows.remove_columns("labels").add_column("labels", labels)
-    losses = [teacher(), CrossEntropy()] if teacher_first else [CrossEntropy(), teacher()]
-    trainer = mixed(tmp_path, losses, bayes_mixture(LOGITS, labels), rows)
-    trainer.train()
-    found, weights = label_posterior(LOGITS, labels), trainer.example_weights().with_format("torch")
-    beliefs = (LOGITS.double() / found.temperature).softmax(1)
-    share = label_share(beliefs[:15], found.confusions, torch.tensor(labels[:15])).float()
-    torch.testing.assert_close(weights["labels"][:15], share)
-    torch.testing.assert_close(weights["teacher"][:15], 1 - share)
-    assert weights["teacher"][15] == 1 and share.min() < share.max()
-    assert trainer.state.log_history[0]["wrong_labels"] == pytest.approx(found.wrong)
-
-
-@pytest.mark.parametrize(
-    ("losses", "words"),
-    [
-        ([CrossEntropy()], "is for two losses"),
-        ([CrossEntropy(), CrossEntropy("other", column="labels")], "0 of them of teachers"),
-        ([CrossEntropy(), teacher(), CrossEntropy("other", column="labels")], "is for two losses"),
-    ],
-)
-def test_other_losses_are_refused(tmp_path, losses, words):
-    """When the trainer is made, before a teacher is asked."""
-    with pytest.raises(ValueError, match=words):
-        mixed(tmp_path, losses, bayes_mixture(LOGITS, [0] * 16))
-
-
-def test_other_classes_are_refused(tmp_path):
-    """A teacher of two classes says nothing of labels of three."""
-    known = bayes_mixture(LOGITS[:, :2], [0] * 16)
-    assert isinstance(known.policy, BayesMixture)
-    with pytest.raises(ValueError, match="2 classes; got .* 3 classes"):
-        mixed(tmp_path, [CrossEntropy(), teacher()], known)

@@ -58,6 +58,7 @@ class Delayed(Policy):
         self.store = RowStore(sizes.examples, initial, sizes.folder)
         self.policy.learning_rate = self.learning_rate
         self.policy.reset(sizes._replace(folder=None), initial)
+        self.citation = self.policy.citation
         rows = self.policy.rows()
         if rows is not None and not rows.in_memory:
             raise ValueError(

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from amal_hf.class_counts import MOST_CLASSES, ClassCounts, class_of
 from amal_hf.clean_probe import CleanProbe, CleanRows
-from amal_hf.policies.bayes_start import BayesStart
+from amal_hf.noisy_labels import CITATION as BAYES_CITATION
+from amal_hf.policies.bayes_share import BayesShare
 from amal_hf.policies.bounds import Convex, ConvexOrNone, GatedConvex, MeanOne, Normalisation
 from amal_hf.policies.network_policy import NetworkPolicy
 from amal_hf.policies.policy import Observation, Signals, Sizes
@@ -63,7 +64,7 @@ class LossNetwork(NetworkPolicy):
     """
 
     interval = 4
-    bayes: BayesStart | None
+    bayes: BayesShare | None
 
     def __init__(
         self,
@@ -93,7 +94,8 @@ class LossNetwork(NetworkPolicy):
             self.wrong_labels = WrongLabels()
         self.labels_alone = sizes.labels_alone
         mixes = self.takes_usual or isinstance(self.normalisation, Convex | ConvexOrNone)
-        self.bayes = BayesStart(sizes) if mixes and BayesStart.fits(sizes) else None
+        self.bayes = BayesShare(sizes) if mixes and BayesShare.fits(sizes) else None
+        self.citation = "" if self.bayes is None else BAYES_CITATION
         super().reset(sizes, initial)
 
     def width(self, sizes: Sizes) -> int:

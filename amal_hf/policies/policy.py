@@ -112,6 +112,7 @@ class Policy(nn.Module, ABC):
         interval: of how many optimizer steps one is enough to be judged, where neither the method nor
             `AMALArguments.meta_interval` says otherwise.
         learning_rate: how far one update goes, in units of slopes whose mean magnitude is one.
+        citation: BibTeX of a source of its own, beside that of the method.
     """
 
     learns: bool = True
@@ -121,6 +122,7 @@ class Policy(nn.Module, ABC):
     holds_for_one_step: bool = False
     interval: int = 1
     learning_rate: float = 0.0
+    citation: str = ""
 
     @abstractmethod
     def reset(self, sizes: Sizes, initial: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""A teacher that has not seen the labels: the network of `amal()` starts at the mixture of Bayes' rule."""
+"""A teacher that has not seen the labels: `amal()` starts at the mixture of Bayes' rule, `bayes_mixture()` is it."""
 
 import copy
 import math
@@ -15,6 +15,7 @@ from transformers import default_data_collator
 from amal_hf import (
     AboveAverage,
     AMALTrainer,
+    CardDetails,
     Convex,
     ConvexOrNone,
     CrossEntropy,
@@ -33,9 +34,10 @@ from amal_hf import (
 )
 from amal_hf.losses import Task
 from amal_hf.mixture import independent
-from amal_hf.noisy_labels import label_share
-from amal_hf.policies.bayes_start import MOST_CLASSES, SMALLEST_SHARE, BayesStart
+from amal_hf.noisy_labels import CITATION, label_share
+from amal_hf.policies.bayes_share import MOST_CLASSES, SMALLEST_SHARE, BayesShare
 from amal_hf.policies.policy import Independent, Observation, Signals, Sizes
+from amal_hf.run_facts import gather
 
 
 B, C = 200, 3
@@ -205,7 +207,7 @@ def test_so_it_does_with_too_many_classes():
     policy.reset(sizes(classes=MOST_CLASSES + 1), torch.tensor([0.5, 0.5]))
     assert policy.bayes is None
     with pytest.raises(ValueError, match="is for labels of 2 to 512 classes.*got 513 classes"):
-        BayesStart(sizes(classes=MOST_CLASSES + 1))
+        BayesShare(sizes(classes=MOST_CLASSES + 1))
 
 
 def teacher(**options):
@@ -265,7 +267,7 @@ def test_at_first_it_weighs_as_bayes_mixture(tmp_path):
     """
     data = datasets.Dataset.from_dict({**toy_rows(B)[:], "labels": LABELS.tolist()})
     found = []
-    for method in (amal(LossNetwork(normalisation=Convex())), bayes_mixture(LOGITS, LABELS)):
+    for method in (amal(LossNetwork(normalisation=Convex())), bayes_mixture()):
         trainer = new_trainer(tmp_path, method=method, rows=data, max_steps=B // 4)
         trainer.method.policy.update = lambda *args: None
         trainer.train()
@@ -274,6 +276,19 @@ def test_at_first_it_weighs_as_bayes_mixture(tmp_path):
         found.append(table["labels"][:])
     torch.testing.assert_close(*found, rtol=0, atol=SMALLEST_SHARE)
     assert found[0].std() > 0.1
+
+
+@pytest.mark.parametrize("make", [LossNetwork, lambda: Delayed(LossNetwork(), 0.5)], ids=["network", "delayed"])
+def test_its_source_is_cited_where_it_is_used(tmp_path, make):
+    """In the card, beside that of the method; not where the teacher may have seen the labels."""
+    cited = []
+    for seen_labels in (False, True):
+        trainer = new_trainer(tmp_path, make(), [CrossEntropy(), teacher(has_seen_labels=seen_labels)], max_steps=1)
+        trainer.train()
+        citations = gather(trainer, CardDetails()).citations
+        assert trainer.method.citation in citations
+        cited.append(CITATION in citations)
+    assert cited == [True, False]
 
 
 class Asking(LossNetwork):

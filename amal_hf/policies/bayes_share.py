@@ -1,4 +1,4 @@
-"""Where a network starts that mixes labels with a teacher that has not seen them: at the mixture of Bayes' rule."""
+"""What labels have of their mixture with a teacher that has not seen them, by Bayes' rule: for policies."""
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ SMALLEST_SHARE = 0.02
 """Of a loss at the start, so that it can come back."""
 
 
-class BayesStart(nn.Module):
-    """What label and teacher have of their mixture before a network has learned anything.
+class BayesShare(nn.Module):
+    """The label's share of an example, as far as labels and teacher tell; see `label_share`.
 
     Features of its policy begin with the teacher's C logits and end with the number of the label's class.
 
@@ -38,8 +38,8 @@ class BayesStart(nn.Module):
         super().__init__()
         if sizes.independent is None or not self.fits(sizes):
             raise ValueError(
-                f"BayesStart: is for labels of 2 to {MOST_CLASSES} classes and one teacher that has not seen them; "
-                f"got {sizes.classes} classes and the losses {list(sizes.names)}. Start at equal shares."
+                f"BayesShare: is for labels of 2 to {MOST_CLASSES} classes and one teacher that has not seen them; "
+                f"got {sizes.classes} classes and the losses {list(sizes.names)}. Go without: amal()."
             )
         self.columns: Independent = sizes.independent
         self.place = sizes.teachers.index(self.columns.teacher)
@@ -55,7 +55,7 @@ class BayesStart(nn.Module):
 
     @property
     def rows_wanted(self) -> int:
-        """So many training rows are to be shown, before weights are learned."""
+        """So many training rows are to be shown, before it knows anything."""
         return MOST_ROWS_TO_CHOOSE if bool(self.temperature.isnan()) else 0
 
     def note(self, logits: Logits, labels: PerExample) -> bool:
