@@ -13,10 +13,13 @@ from torch import Tensor
 
 from amal_hf.clean_probe import FEWEST_ROWS
 from amal_hf.collator import is_stream, is_transformed, rows_of
+from amal_hf.distillation import Distillation
 from amal_hf.generators import is_causal, is_encoder_decoder
 from amal_hf.losses import CrossEntropy, Loss, Task
 from amal_hf.method import Method
 from amal_hf.model_labels import class_count
+from amal_hf.policies.bayes_share import MOST_CLASSES
+from amal_hf.policies.policy import Policy
 from amal_hf.random_numbers import own_random_numbers
 from amal_hf.shapes import EXAMPLE_ID, IGNORED, Batch
 
@@ -348,6 +351,26 @@ def warn_of_large_meta_batch(rows: int, batch_size: int) -> None:
             batch_size,
             rows,
             FEWEST_ROWS,
+        )
+
+
+def warn_of_unread_teacher(policy: Policy, teachers: Sequence[Distillation]) -> None:
+    """Say so where it makes no difference to the weights that a teacher has not seen the labels.
+
+    Args:
+        policy: once it was told of labels.
+        teachers: of the losses.
+    """
+    names = [teacher.name for teacher in teachers if not teacher.has_seen_labels]
+    if names and "wrong_labels_by_teacher" not in policy.figures():
+        logger.warning(
+            "Distillation %s: has_seen_labels=False makes no difference to weights of %s, which start at the initial "
+            "mixture. LossNetwork(), which is in amal(), reads it of one such teacher beside CrossEntropy(), for "
+            "weights that are a mixture, where labels are one class each, of at most %d, and training rows can be "
+            "drawn by number.",
+            names,
+            policy.describe(),
+            MOST_CLASSES,
         )
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from amal_hf.shapes import Evaluate, LossTable, Params
+from amal_hf.student_states import with_logits
 from amal_hf.tangents import Slopes, Tangent
 
 
@@ -76,12 +77,13 @@ def frozen_body(model: nn.Module, head: nn.Module, inputs: dict[str, Tensor]) ->
 
     Raises:
         ValueError: the logits are not what `head` gives.
+        TypeError: there are none, as in a dictionary.
     """
     calls: list[tuple[Tensor, Tensor]] = []
     handle = head.register_forward_hook(lambda _, args, output: calls.append((args[0].detach(), output)))
     try:
         with torch.no_grad():
-            outputs = model(**inputs)
+            outputs = with_logits(model(**inputs))
     finally:
         handle.remove()
     if len(calls) != 1 or not torch.equal(calls[0][1].float(), outputs.logits.float()):

@@ -22,7 +22,8 @@ from amal_hf.processes import total, total_count, whole
 from amal_hf.recorder import Recorder
 from amal_hf.shapes import META_ROW, Batch, Evaluate, Evaluation, Params
 from amal_hf.sharded import cut_again, differentiation, placed
-from amal_hf.student_inputs import StudentInputs, with_logits
+from amal_hf.student_inputs import StudentInputs
+from amal_hf.student_states import with_logits
 from amal_hf.tangents import movable_parameters
 from amal_hf.trajectories import walk_back
 from amal_hf.undisturbed import differentiable_checkpointing, kept_buffers, undisturbed

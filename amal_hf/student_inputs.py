@@ -9,20 +9,6 @@ from amal_hf.batch_policies.batch_policy import BatchPolicy
 from amal_hf.shapes import Batch, Targets
 
 
-def with_logits(outputs: Any) -> Any:
-    """A student's outputs, once it is known that losses can read them.
-
-    Raises:
-        TypeError: a dictionary or a tuple.
-    """
-    if not hasattr(outputs, "logits"):
-        raise TypeError(
-            f"AMALTrainer: losses read `outputs.logits`, and the student's forward returned a "
-            f"{type(outputs).__name__}. Return a ModelOutput, such as SequenceClassifierOutput(loss=..., logits=...)."
-        )
-    return outputs
-
-
 class StudentInputs:
     """Picks from a batch what the student's forward takes; never labels, since losses are computed outside.
 

@@ -1,4 +1,4 @@
-"""The hidden states of a student, as policies read them: one vector for each example, or for each token."""
+"""What a student shows: logits, for losses; hidden states, for policies, one vector for each example or token."""
 
 from typing import Any
 
@@ -6,6 +6,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amal_hf.shapes import IGNORED, Batch
+
+
+def with_logits(outputs: Any) -> Any:
+    """A student's outputs, once it is known that losses can read them.
+
+    Raises:
+        TypeError: a dictionary or a tuple.
+    """
+    if not hasattr(outputs, "logits"):
+        raise TypeError(
+            f"AMALTrainer: losses read `outputs.logits`, and the student's forward returned a "
+            f"{type(outputs).__name__}. Return a ModelOutput, such as SequenceClassifierOutput(loss=..., logits=...)."
+        )
+    return outputs
 
 
 def hidden_states(outputs: Any, batch: Batch) -> tuple[Tensor, ...]:

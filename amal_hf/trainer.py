@@ -34,6 +34,7 @@ from amal_hf.data_checks import (
     problem_type,
     warn_of_large_meta_batch,
     warn_of_seen_labels,
+    warn_of_unread_teacher,
 )
 from amal_hf.generators import is_causal
 from amal_hf.learner import Student, WeightLearner
@@ -59,7 +60,8 @@ from amal_hf.shapes import EXAMPLE_ID, Batch
 from amal_hf.shared_rows import warn_of_shared_sets
 from amal_hf.shown_states import shows_states, state_widths
 from amal_hf.skipped_steps import SkippedSteps
-from amal_hf.student_inputs import StudentInputs, with_logits
+from amal_hf.student_inputs import StudentInputs
+from amal_hf.student_states import with_logits
 from amal_hf.token_mixture import TokenMixture
 from amal_hf.weight_histograms import weight_histograms
 from amal_hf.weights import weights_dataset
@@ -301,6 +303,8 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         if step >= warmup and not self._labels_shown:
             self._labels_shown = True
             self._show_labels(self.method.policy.rows_wanted)
+            if learner:
+                warn_of_unread_teacher(self.method.policy, self.mixture.distillations)
         if learner:
             self._learn(learner, step, warmup)
 

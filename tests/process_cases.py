@@ -35,6 +35,7 @@ from amal_hf import (
     Trajectory,
     amal,
     amal_as_published,
+    bayes_mixture,
     deep_interactions,
     learning_to_reweight,
 )
@@ -49,6 +50,7 @@ METHODS = {
     "network": lambda: amal(LossNetwork(learning_rate=0.05)),
     "reweighting": learning_to_reweight,
     "independent": lambda: amal(LossNetwork(learning_rate=0.5)),
+    "bayes mixture": bayes_mixture,
     "mean one": lambda: amal(LossNetwork(learning_rate=0.05, normalisation=MeanOne())),
     "above average": lambda: amal(LossNetwork(learning_rate=0.05, normalisation=AboveAverage())),
     "neumann": lambda: amal(ExampleTable(), direction=NeumannDirection(2, 0.1)),
@@ -62,6 +64,10 @@ METHODS = {
     ),
     "tokens": lambda: replace(amal(LossNetwork(learning_rate=0.05)), per_token=True),
 }
+
+
+UNSEEN = ("independent", "bayes mixture")
+"""Methods whose teacher has not seen the labels."""
 
 
 class TableTeacher:
@@ -150,7 +156,7 @@ def new_trainer(
         args=toy_arguments(folder, **{**defaults, **options}),
         train_dataset=rows_of(rows) if train is None else train,
         meta_dataset=rows_of(10, 4) if meta is None else meta,
-        losses=losses or [CrossEntropy(), Distillation(TableTeacher(rows), has_seen_labels=method != "independent")],
+        losses=losses or [CrossEntropy(), Distillation(TableTeacher(rows), has_seen_labels=method not in UNSEEN)],
         method=METHODS[method](),
         callbacks=[seen],
     )
@@ -190,7 +196,7 @@ def train(folder, count, sharded=None, **case):
     cut = sharded if count > 1 else None
     with fsdp_on_cpus() if cut else nullcontext():
         seen = new_trainer(folder, count, **case, **(fsdp_options(cut) if cut else {}))
-        found = {"slopes": [], "untouched": True}
+        found = {"slopes": [], "untouched": True, "learns": seen.trainer.method.learns}
         watch_updates(seen.trainer, found)
         seen.trainer.train(resume_from_checkpoint=case.get("resume"))
         found |= {"gradients": seen.gradients, "weights": weights_of(seen.trainer)}

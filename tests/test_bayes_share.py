@@ -21,11 +21,14 @@ from amal_hf import (
     CrossEntropy,
     Delayed,
     Distillation,
+    ExampleTable,
+    FixedWeights,
     Frozen,
     GatedConvex,
     GeneralizedCrossEntropy,
     LossNetwork,
     MeanOne,
+    Method,
     Trajectory,
     amal,
     bayes_mixture,
@@ -235,10 +238,10 @@ def test_which_losses_are_the_two(losses, columns):
     assert independent(losses) == columns
 
 
-def new_trainer(folder, policy=None, losses=None, rows=16, method=None, data_collator=None, **options):
+def new_trainer(folder, policy=None, losses=None, rows=16, method=None, data_collator=None, model=None, **options):
     data = toy_rows(rows) if isinstance(rows, int) else rows
     return AMALTrainer(
-        model=tiny_bert(),
+        model=tiny_bert() if model is None else model,
         data_collator=data_collator,
         args=toy_arguments(folder, **options),
         train_dataset=data,
@@ -422,6 +425,32 @@ def test_soft_labels_start_at_equal_shares(tmp_path):
     assert told == [0]
     assert trainer.method.policy.bayes.rows_wanted
     assert trainer.state.log_history[0]["weight_labels_mean"] == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, False),
+        ({"losses": [CrossEntropy(), teacher()]}, False),
+        ({"method": Method("fixed", FixedWeights())}, False),
+        ({"rows": Stream(16)}, True),
+        ({"losses": [CrossEntropy(), UNSEEN, teacher(name="second", has_seen_labels=False)]}, True),
+        ({"policy": LossNetwork(normalisation=MeanOne())}, True),
+        ({"policy": ExampleTable()}, True),
+        ({"model": tiny_bert(num_labels=MOST_CLASSES + 1)}, True),
+    ],
+    ids=["read", "has seen them", "fixed", "stream", "two such", "no mixture", "table", "many classes"],
+)
+def test_what_makes_no_difference_is_said(tmp_path, caplog, options, told):
+    """Once, where a teacher has not seen the labels and no learned weight begins with what it says of them."""
+    if "model" in options:
+        wide = torch.randn(16, MOST_CLASSES + 1)
+        options["losses"] = [
+            CrossEntropy(),
+            Distillation(lambda batch: wide[batch["example_id"]], has_seen_labels=False),
+        ]
+    new_trainer(tmp_path, max_steps=8, **options).train()
+    assert caplog.text.count("has_seen_labels=False makes no difference") == told
 
 
 @pytest.mark.parametrize(("by_rows", "by_teacher", "warns"), [(0.4, 0.1, True), (0.4, 0.3, False), (0.08, 0.0, False)])

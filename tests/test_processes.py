@@ -28,6 +28,7 @@ OTHER = {
     **_grid(
         (
             "independent",
+            "bayes mixture",
             "mean one",
             "above average",
             "neumann",
@@ -180,7 +181,7 @@ def assert_equal(ranks, one):
         for ours, theirs in zip(found["gradients"], one["gradients"], strict=True):
             assert difference(ours, theirs) < 1e-6
     torch.testing.assert_close(ranks[0]["losses"], one["losses"], rtol=1e-6, atol=0)
-    assert len(one["slopes"]) >= 1
+    assert len(one["slopes"]) >= one["learns"]
     for number, (ids, slopes) in enumerate(one["slopes"]):
         ours = [torch.cat(parts) for parts in zip(*(found["slopes"][number] for found in ranks), strict=True)]
         assert ours[0].sort().values.equal(ids.sort().values), "an example was left out, or counted twice"

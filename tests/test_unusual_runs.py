@@ -31,6 +31,7 @@ from amal_hf import (
     ExampleTable,
     FixedWeights,
     LabelBlend,
+    LastLayer,
     LossNetwork,
     Method,
     NeumannDirection,
@@ -500,7 +501,11 @@ class Returns(type(tiny_bert())):
 
 
 @pytest.mark.parametrize("kind", [dict, tuple])
-@pytest.mark.parametrize("method", [amal, lambda: Method("fixed", FixedWeights())])
+@pytest.mark.parametrize(
+    "method",
+    [amal, lambda: amal(tangent=LastLayer()), lambda: Method("fixed", FixedWeights())],
+    ids=["all layers", "the last", "fixed"],
+)
 def test_outputs_that_losses_cannot_read_are_refused(tmp_path, kind, method):
     """`Trainer` takes them; the message says what to return."""
     with pytest.raises(TypeError, match=f"returned a {kind.__name__}. Return a ModelOutput"):
