@@ -369,7 +369,7 @@ def warn_of_unread_teacher(policy: Policy, teachers: Sequence[Distillation]) -> 
             "weights that are a mixture, where labels are one class each, of at most %d, and training rows can be "
             "drawn by number.",
             names,
-            policy.describe(),
+            type(policy).__name__,
             MOST_CLASSES,
         )
 

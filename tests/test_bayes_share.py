@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import datasets
@@ -464,6 +465,24 @@ def test_a_teacher_that_must_have_seen_the_labels_is_told_of(
     trainer.train()
     said = [record.message for record in caplog.records if "trained on them after all" in record.message]
     assert len(said) == warns and all("40 % of the training labels" in one and "them 10 %" in one for one in said)
+
+
+@pytest.mark.parametrize("method", [amal, bayes_mixture])
+def test_sentences_of_labelled_tokens_have_no_share(tmp_path, caplog, method):
+    """Examples have not one class: learned weights start at equal shares, which is said; `bayes_mixture()` refuses."""
+    rows = tagged_rows(40).remove_columns("flipped")
+    known = torch.randn(40, len(rows[0]["labels"]), 3)
+    trainer = AMALTrainer(
+        model=tagger(),
+        args=toy_arguments(tmp_path, max_steps=8),
+        train_dataset=rows,
+        losses=[CrossEntropy(), Distillation(lambda batch: known[batch["example_id"]], has_seen_labels=False)],
+        method=method(),
+        meta_dataset=rows.select(range(8)) if method is amal else None,
+    )
+    with nullcontext() if method is amal else pytest.raises(ValueError, match="needs labels of one class each"):
+        trainer.train()
+    assert ("has_seen_labels=False makes no difference" in caplog.text) == (method is amal)
 
 
 def test_tokens_have_shares_of_their_own(tmp_path):

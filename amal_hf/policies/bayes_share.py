@@ -76,8 +76,10 @@ class BayesShare(nn.Module):
         return True
 
     def logits(self, signals: Signals) -> Features:
-        """`(B, C)`, of the teacher: the first features."""
-        return torch.as_tensor(signals.teacher_logits[self.place]).to(signals.losses)
+        """`(B, C)`, of the teacher: the first features; zeros where examples have not one class each, but words."""
+        logits = torch.as_tensor(signals.teacher_logits[self.place]).to(signals.losses)
+        shape = len(signals.losses), self.classes
+        return logits if logits.shape == shape else signals.losses.new_zeros(shape)
 
     def share(self, observation: Observation) -> PerExample:
         """The label's share, `(B,)`; a half where nothing is known."""
