@@ -5,13 +5,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from datasets import ClassLabel, List
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
+)
 
 from amal_hf.generators import is_causal, is_encoder_decoder, is_one_of
 
 
 def class_count(model: Any) -> int:
-    """How many values a label may have: words of the vocabulary for a language model, classes for others."""
+    """How many values a label may have: words of the vocabulary for a language model, classes for others.
+
+    0 for multiple choice, where every row brings choices of its own and a label is the place of one of them.
+    """
+    if is_one_of(model, MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES):
+        return 0
     if is_encoder_decoder(model) or is_causal(model) or is_one_of(model, MODEL_FOR_MASKED_LM_MAPPING_NAMES):
         return int(model.config.get_text_config(decoder=True).vocab_size)
     return int(model.config.num_labels)

@@ -25,13 +25,14 @@ def with_logits(outputs: Any) -> Any:
 def hidden_states(outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
     """The student's hidden states `(B, D)`, averaged over tokens and detached; empty if they were not asked for.
 
-    Those of an encoder-decoder one side after the other; on the decoder's side labelled tokens count.
+    Those of an encoder-decoder one side after the other; on the decoder's side labelled tokens count. Those of the
+    choices of an example are averaged too.
     """
     mask, labels = batch.get("attention_mask"), batch.get("labels")
     labelled = None if labels is None or labels.ndim != 2 else labels != IGNORED
     sides = {"hidden_states": mask, "encoder_hidden_states": mask, "decoder_hidden_states": labelled}
     return tuple(
-        pooled(state.detach(), tokens)
+        of_examples(pooled(state.detach(), tokens), len(outputs.logits))
         for name, tokens in sides.items()
         for state in getattr(outputs, name, None) or ()
     )
@@ -45,6 +46,11 @@ def token_states(outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
     return (*sources, *(state.detach() for state in own))
 
 
+def of_examples(states: Tensor, examples: int) -> Tensor:
+    """`(B, D)` of `(B, D)`, or of `(B n, D)` where each of B examples has n choices, one after the other."""
+    return states if len(states) % examples else states.unflatten(0, (examples, -1)).mean(1)
+
+
 def pooled(states: Tensor, tokens: Tensor | None) -> Tensor:
     """Mean of `(B, T, D)` over the tokens `(B, T)` that count, `(B, D)`.
 
@@ -53,6 +59,7 @@ def pooled(states: Tensor, tokens: Tensor | None) -> Tensor:
     """
     if states.ndim != 3:
         return states.flatten(2).mean(2) if states.ndim > 3 else states
+    tokens = tokens.flatten(0, 1) if tokens is not None and tokens.ndim == 3 else tokens  # those of choices
     if tokens is None or tokens.ndim != 2 or len(tokens) != len(states) or tokens.shape[1] > states.shape[1]:
         return states.mean(1)
     counted = F.pad(tokens, (states.shape[1] - tokens.shape[1], 0), value=1).to(states)[..., None]

@@ -105,15 +105,27 @@ def test_states_are_averaged_over_attended_tokens():
     """Padding must not count; on a decoder's side the labelled tokens do, whatever the mask of the source."""
     states = torch.arange(12.0).reshape(1, 4, 3)
     batch = {"attention_mask": torch.tensor([[1, 1, 0, 0]]), "labels": torch.tensor([[5, 6, 7, -100]])}
-    plain = SimpleNamespace(hidden_states=(states,))
-    translator = SimpleNamespace(encoder_hidden_states=(states,), decoder_hidden_states=(states,))
+    one, four = ({"logits": torch.zeros(rows, 2)} for rows in (1, 4))
+    plain = SimpleNamespace(hidden_states=(states,), **one)
+    translator = SimpleNamespace(encoder_hidden_states=(states,), decoder_hidden_states=(states,), **one)
     torch.testing.assert_close(hidden_states(plain, batch), (states[:, :2].mean(1),))
     torch.testing.assert_close(hidden_states(translator, batch), (states[:, :2].mean(1), states[:, :3].mean(1)))
     torch.testing.assert_close(hidden_states(plain, {}), (states.mean(1),))
     assert hidden_states(SimpleNamespace(), batch) == ()
     maps = torch.randn(4, 8, 3, 2)
-    pictured = SimpleNamespace(hidden_states=(maps, maps[:, :, 0, 0]))
+    pictured = SimpleNamespace(hidden_states=(maps, maps[:, :, 0, 0]), **four)
     torch.testing.assert_close(hidden_states(pictured, {}), (maps.mean((2, 3)), maps[:, :, 0, 0]))
+
+
+def test_states_of_choices_are_averaged():
+    """Multiple choice reads every choice of an example on its own: two examples of two choices, of which the last is
+    one token shorter.
+    """
+    states = torch.arange(24.0).reshape(4, 2, 3)
+    mask = torch.tensor([[[1, 1], [1, 1]], [[1, 1], [1, 0]]])
+    outputs = SimpleNamespace(hidden_states=(states,), logits=torch.zeros(2, 2))
+    first, second = states[:2].mean((0, 1)), (states[2].mean(0) + states[3, 0]) / 2
+    torch.testing.assert_close(hidden_states(outputs, {"attention_mask": mask}), (torch.stack([first, second]),))
 
 
 def test_labels_of_every_task_become_shares():

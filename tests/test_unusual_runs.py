@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     BertForMaskedLM,
+    BertForMultipleChoice,
     BertForTokenClassification,
     DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
@@ -210,6 +211,28 @@ def test_a_masked_language_model_learns(tmp_path):
         trainer = new_trainer(tmp_path, amal(), train=train, meta=clean, model=student, collator=collate)
         trainer.train()
         assert trainer.state.log_history[-1]["train_loss"] > 1
+
+
+@pytest.mark.parametrize("method", [amal, deep_interactions, learning_to_reweight, lambda: amal(ExampleTable())])
+def test_multiple_choice(tmp_path, method):
+    """A checkpoint says nothing of how many choices there are, and `num_labels` stays at two; a label is a place, and
+    no class whose rows are counted.
+    """
+
+    def rows(count):
+        ids = torch.randint(5, VOCABULARY, (count, 4, 6), generator=torch.Generator().manual_seed(count))
+        labels = [number % 4 for number in range(count)]
+        return Dataset.from_dict({"input_ids": ids.tolist(), "labels": labels})
+
+    teacher = Distillation(lambda batch: torch.eye(4)[batch["labels"]])
+    student = BertForMultipleChoice(tiny_bert(num_labels=2).config)
+    losses = [CrossEntropy(), teacher]
+    trainer = new_trainer(tmp_path, method(), rows(24), losses, student, rows(12), max_steps=8)
+    trainer.eval_dataset = rows(8)
+    trainer.train()
+    weights = trainer.example_weights().with_format("torch")
+    assert weights["labels"][:].isfinite().all() and weights["labels"][:].std() > 0
+    assert trainer.evaluate()["eval_loss"] > 0 and class_count(trainer.model) == 0
 
 
 def test_longer_logits_than_labels_are_refused():
