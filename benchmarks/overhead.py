@@ -209,6 +209,7 @@ class TakingTurns(TrainerCallback):
         trainer: Any = self.trainer
         turn = round(trainer.state.epoch or 0) % 2
         trainer.mixture.policy, trainer._learner, trainer._inputs.batch_policy = self.turns[turn]
+        trainer._labels_shown = turn == 0  # a fixed mixture wants none; the method has once been shown them
         self.tick()
 
     def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:

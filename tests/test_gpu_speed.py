@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from amal_hf import AMALTrainer
+from amal_hf import AMALTrainer, bayes_mixture
 
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -41,6 +41,17 @@ def test_a_meta_step_is_timed_with_the_steps_that_learn(scripts, tmp_path, monke
     assert 0.2 < found["seconds"] - found["fixed_seconds"] < 0.6
     assert found["tokens"] == 64
     assert found["fixed_bytes"] == 0  # of a CPU no such figure is kept
+
+
+def test_a_method_that_is_shown_labels_is_shown_them_in_its_own_turn(scripts, tmp_path, monkeypatch):
+    """And not in the first, which is the fixed mixture's."""
+    import overhead
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(overhead, "ROWS", 32)
+    monkeypatch.setattr(overhead, "STEPS_PER_EPOCH", 1)
+    trainer, ticks = overhead.turns_of(bayes_mixture(), overhead.Load(4, layers=1, has_seen_labels=False))
+    assert trainer.method.policy.rows_wanted == 0 and len(ticks) == 4
 
 
 def test_operations_are_those_of_the_literature(scripts):
