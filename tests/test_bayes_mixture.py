@@ -8,7 +8,7 @@ from process_cases import Stream
 
 from amal_hf import AMALTrainer, CardDetails, CrossEntropy, Distillation, bayes_mixture, label_posterior
 from amal_hf.noisy_labels import label_share
-from amal_hf.policies.bayes_share import MOST_CLASSES
+from amal_hf.policies.bayes_share import MOST_CLASSES, BayesShare
 from amal_hf.run_facts import gather
 
 
@@ -64,6 +64,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert ours.equal(theirs)
+
+
+def test_whether_it_was_told_is_asked_once(tmp_path, monkeypatch):
+    """When labels would be shown, and at the first step: a GPU is waited for at each such question."""
+    asked = []
+    monkeypatch.setattr(BayesShare, "rows_wanted", property(lambda self: asked.append(self) or 0))
+    mixed(tmp_path).train()
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ class BayesMixture(Policy):
                 f"Use amal() for others."
             )
         self.bayes = BayesShare(sizes)
+        self.told = False
 
     @property
     def rows_wanted(self) -> int:
@@ -63,7 +64,8 @@ class BayesMixture(Policy):
         Raises:
             ValueError: nothing is known of the labels.
         """
-        if self.rows_wanted:
+        self.told = self.told or not self.rows_wanted  # asked once: a GPU would be waited for
+        if not self.told:
             raise ValueError(
                 "BayesMixture: was shown no labels. It needs labels of one class each, in a training set whose rows "
                 "can be drawn by number, which those of a stream or of a data loader of your own cannot. Use amal(), "
