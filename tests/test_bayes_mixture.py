@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import tiny_bert, toy_arguments, toy_rows
 from process_cases import Stream
+from test_token_mixture import of_tokens, tagged_rows, tagger
 
 from amal_hf import AMALTrainer, CardDetails, CrossEntropy, Distillation, bayes_mixture, label_posterior
 from amal_hf.noisy_labels import label_share
@@ -64,6 +65,25 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert ours.equal(theirs)
+
+
+def test_tokens_have_shares_of_their_own(tmp_path):
+    """Where weights are those of tokens: as many wrong labels as planted are found, and these count for nothing."""
+    rows = tagged_rows(40, wrong=0.4)
+    flipped = torch.tensor(rows["flipped"][:])[:, 1:]
+    sure = 3 * torch.nn.functional.one_hot(torch.tensor(rows["input_ids"][:]) % 3, 3).float()
+    losses = [CrossEntropy(), Distillation(lambda batch: sure[batch["example_id"]], has_seen_labels=False)]
+    trainer = AMALTrainer(
+        model=tagger(),
+        args=toy_arguments(tmp_path, max_steps=2),
+        train_dataset=rows.remove_columns("flipped"),
+        losses=losses,
+        method=of_tokens(bayes_mixture()),
+    )
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["wrong_labels_by_teacher"] == pytest.approx(float(flipped.float().mean()), abs=0.02)
+    assert log["weight_labels_p25"] < 0.01 < 0.5 < log["weight_labels_p50"]
 
 
 def test_whether_it_was_told_is_asked_once(tmp_path, monkeypatch):
