@@ -364,10 +364,10 @@ def warn_of_unread_teacher(policy: Policy, teachers: Sequence[Distillation]) -> 
     names = [teacher.name for teacher in teachers if not teacher.has_seen_labels]
     if names and "wrong_labels_by_teacher" not in policy.figures():
         logger.warning(
-            "Distillation %s: has_seen_labels=False makes no difference to weights of %s, which start at the initial "
-            "mixture. LossNetwork(), which is in amal(), reads it of one such teacher beside CrossEntropy(), for "
-            "weights that are a mixture, where labels are one class each, of at most %d, and training rows can be "
-            "drawn by number.",
+            "Distillation %s: has_seen_labels=False makes no difference to weights of %s here. LossNetwork(), which "
+            "is in amal(), reads it of one such teacher beside CrossEntropy(), for weights that are a mixture, where "
+            "labels are one class each, of at most %d, and training rows can be drawn by number. Train so, or leave "
+            "it out.",
             names,
             type(policy).__name__,
             MOST_CLASSES,

@@ -224,6 +224,11 @@ def bayes_mixture() -> Method:
     For `losses=[CrossEntropy(), Distillation(teacher, has_seen_labels=False)]`. Needs no meta set, and learns nothing
     while training. `amal()` begins with such shares and learns where they are wrong: students of layers were level
     with either (`benchmarks/README.md`).
+
+    Raises:
+        ValueError: other losses, classes, labels or training sets than these; see `BayesMixture`.
+
+    References: Khetan et al. 2018, "Learning From Noisy Singly-labeled Data", arXiv:1712.04577.
     """
     return Method("bayes_mixture", BayesMixture())
 

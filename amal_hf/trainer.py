@@ -301,10 +301,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         if learner and step == 0:
             learner.check(self.optimizer, warmup, self.state.max_steps, self.state.num_train_epochs)
         if step >= warmup and not self._labels_shown:
-            self._labels_shown = True
-            self._show_labels(self.method.policy.rows_wanted)
-            if learner:
-                warn_of_unread_teacher(self.method.policy, self.mixture.distillations)
+            self._show_labels()
         if learner:
             self._learn(learner, step, warmup)
 
@@ -323,11 +320,15 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
             # Kept for the training step, so that teachers run once.
             self._window.prepared = self._meta_step(learner, self._window.batches, learner.measures(step - warmup))
 
-    def _show_labels(self, rows: int) -> None:
-        """Let the policy see labels, and a teacher's answers, before it learns from anything."""
+    def _show_labels(self) -> None:
+        """Once let the policy see labels, and a teacher's answers, before it learns from anything."""
+        self._labels_shown = True
+        rows = self.method.policy.rows_wanted
         if rows and self._has_rows:
             with own_random_numbers(self.args.seed):
                 self.mixture.show_labels(map(self._prepare_inputs, self._training_rows(rows)), rows)
+        if self.method.learns:
+            warn_of_unread_teacher(self.method.policy, self.mixture.distillations)
 
     def _meta_step(self, learner: WeightLearner, batches: Sequence[Batch], measures: bool) -> list[Batch]:
         """Learn from the micro-batches of one optimizer step, by a new meta gradient or not; returns them prepared."""

@@ -159,7 +159,7 @@ class Policy(nn.Module, ABC):
 
     @property
     def rows_wanted(self) -> int:
-        """Of how many training rows `note_labels` is to be told, before its first update; 0 once it has been."""
+        """Of how many training rows `note_labels` is to be told before it learns, or is used; 0 once it was."""
         return 0
 
     def note_labels(self, logits: Logits, labels: PerExample) -> None:
