@@ -5,6 +5,7 @@ from amal_hf.batch_policies.batch_policy import BatchPolicy
 from amal_hf.batch_policies.label_blend import LabelBlend
 from amal_hf.batch_policies.token_mask import AttentionMask, TokenMask
 from amal_hf.cage import Cage, split_rules
+from amal_hf.calibration import calibrated_temperature
 from amal_hf.card_facts import CardDetails, Comparison, Contender
 from amal_hf.checkpoints import last_checkpoint
 from amal_hf.commentary import Commentary
@@ -129,6 +130,7 @@ __all__ = [
     "amal",
     "amal_as_published",
     "bayes_mixture",
+    "calibrated_temperature",
     "checkpoint_from_hub",
     "clamp",
     "commentaries",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amal_hf.calibration import CITATION as CALIBRATION_CITATION
 from amal_hf.divergences import Divergence, forward_kl, logit_mse
 from amal_hf.losses import Loss, Task, as_two_classes, at_least_fp32, distilled_tokens, squared_error
 from amal_hf.shapes import Batch, Logits, PerExample, Teacher
@@ -46,10 +47,14 @@ class Distillation(Loss):
         has_seen_labels: whether the teacher was trained on the labels of the training set. One that was fine-tuned on
             other rows, or not at all, was not, and its answers say how these labels go wrong: with `False`
             `LossNetwork`, which is in `amal()`, starts at the mixture of Bayes' rule, where `bayes_mixture()` stays.
+        calibrated_at: the temperature at which that teacher's probabilities are right, `calibrated_temperature(...)`
+            of what it predicts for dev or other rows that it was not trained on. Without, it is chosen by the labels,
+            which is less exact: right labels are believed less (`benchmarks/LOG.md`).
 
     Raises:
         TypeError: no teacher, a class or a pipeline in its place, or a divergence that is no function.
-        ValueError: a temperature that is not positive and finite, or a `top_k` below 1.
+        ValueError: a temperature that is not positive and finite, `calibrated_at` of a teacher that has seen the
+            labels, or a `top_k` below 1.
     """
 
     citation = CITATION
@@ -66,11 +71,9 @@ class Distillation(Loss):
         name: str = "teacher",
         top_k: int | None = None,
         has_seen_labels: bool = True,
+        calibrated_at: float | None = None,
     ) -> None:
-        if not 0 < temperature < float("inf"):
-            raise ValueError(
-                f"Distillation: temperature must be positive and finite, got {temperature}. Usual values are 1 to 8."
-            )
+        _check_temperatures(temperature, calibrated_at, has_seen_labels)
         _check_teacher(teacher)
         if divergence is not None and not callable(divergence):
             raise TypeError(
@@ -86,6 +89,9 @@ class Distillation(Loss):
         self.name = name
         self.top = None if top_k is None else TopK(top_k, temperature)
         self.has_seen_labels = has_seen_labels
+        self.calibrated_at = calibrated_at
+        if calibrated_at is not None:
+            self.citation = f"{CITATION}\n\n{CALIBRATION_CITATION}"
         self.task = Task()
         self.teacher: Teacher = _not_opened
 
@@ -94,6 +100,8 @@ class Distillation(Loss):
         divergence = getattr(self.divergence, "__name__", type(self.divergence).__name__)
         kept = "" if self.top is None else f", top {self.top.k}"
         unseen = "" if self.has_seen_labels else ", has not seen the labels"
+        if self.calibrated_at is not None:
+            unseen += f", calibrated at temperature {self.calibrated_at:.3g}"
         return f"Distillation, {divergence}, temperature {self.temperature:g}{kept}{unseen}"
 
     @property
@@ -196,6 +204,25 @@ def _not_opened(batch: Batch) -> Logits:
         "Distillation: the teacher has not been opened. AMALTrainer does so; on your own, set `loss.teacher` to a "
         "callable (batch) -> logits."
     )
+
+
+def _check_temperatures(temperature: float, calibrated_at: float | None, has_seen_labels: bool) -> None:
+    if not 0 < temperature < float("inf"):
+        raise ValueError(
+            f"Distillation: temperature must be positive and finite, got {temperature}. Usual values are 1 to 8."
+        )
+    if calibrated_at is None:
+        return
+    if not 0 < calibrated_at < float("inf"):
+        raise ValueError(
+            f"Distillation: calibrated_at must be a positive and finite temperature, got {calibrated_at}. "
+            f"`calibrated_temperature(known.predictions, known.label_ids)` finds it."
+        )
+    if has_seen_labels:
+        raise ValueError(
+            "Distillation: calibrated_at is for Bayes' rule, for which a teacher must not have seen the labels it is "
+            "held against. Add has_seen_labels=False if it has not, or leave it out."
+        )
 
 
 def _check_teacher(teacher: Any) -> None:

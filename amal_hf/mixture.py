@@ -300,10 +300,13 @@ class Mixture:
 
 
 def independent(losses: Sequence[Loss]) -> Independent | None:
-    """The columns of the labels and of the teacher that has not seen them, where there is one of each."""
+    """The labels and the teacher that has not seen them, where there is one of each."""
     labels = [k for k, loss in enumerate(losses) if isinstance(loss, CrossEntropy) and not loss.columns]
-    teachers = [k for k, loss in enumerate(losses) if isinstance(loss, Distillation) and loss.is_independent]
-    return Independent(labels[0], teachers[0]) if len(labels) == len(teachers) == 1 else None
+    teachers = [(k, loss) for k, loss in enumerate(losses) if isinstance(loss, Distillation) and loss.is_independent]
+    if len(labels) != 1 or len(teachers) != 1:
+        return None
+    place, teacher = teachers[0]
+    return Independent(labels[0], place, teacher.calibrated_at)
 
 
 def one_class_each(logits: Logits, labels: Tensor) -> bool:

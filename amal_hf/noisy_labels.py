@@ -3,7 +3,8 @@
 1. The teacher, made softer or sharper, says how probable each class is, given the text.
 2. How often a row of each class is given each label is estimated from the labels themselves, by expectation
    maximisation: no truth is needed.
-3. The teacher is read at the temperature that makes labels most probable which were not counted.
+3. The teacher is read at the temperature that is known (`calibration.py`), or else at that which makes labels most
+   probable which were not counted.
 """
 
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from amal_hf.predicted import read_predicted
 from amal_hf.random_numbers import generator_of
 
 
@@ -27,8 +29,11 @@ TEMPERATURES = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
 choose from wrong labels passed for right ones (`benchmarks/LOG.md`)."""
 
 PRIOR_ROWS = 10.0
-"""Of each class, labelled as rows are on the whole: a table of 77 classes has about as many entries as there are
-labels. With 1 the wrong temperature was chosen for TREC, with 1 and with 100 for banking77 (`benchmarks/LOG.md`)."""
+"""Of each class: a table of 77 classes has about as many entries as there are labels. Where labels choose the
+temperature, these rows are labelled as rows are on the whole: with 1 of them the wrong one was chosen for TREC, with 1
+and with 100 for banking77, and so it was when they were labelled right. Where the temperature is known they are
+labelled right, but for the share of labels that is found wrong, by the rows' labels on the whole
+(`benchmarks/LOG.md`)."""
 
 MOST_ROWS_TO_CHOOSE = 10_000
 """Of one temperature more rows say no more."""
@@ -52,7 +57,7 @@ class LabelPosterior(NamedTuple):
     wrong: float
 
 
-def label_posterior(logits: Any, labels: Any) -> LabelPosterior:
+def label_posterior(logits: Any, labels: Any, temperature: float | None = None) -> LabelPosterior:
     """Read labels by a teacher, and the teacher by labels.
 
     Labels are taken to go wrong by class and not by text. Where their errors follow a pattern in the texts, the result
@@ -62,23 +67,30 @@ def label_posterior(logits: Any, labels: Any) -> LabelPosterior:
     Args:
         logits: `(N, C)` of the teacher on the training rows, the `predictions` of `Trainer.predict`; array or tensor.
         labels: `(N,)`, the `label_ids` of the same call: class numbers, those of the logits; a negative one is none.
+        temperature: at which the teacher's probabilities are right, see `calibrated_temperature`. By default one of
+            eight is chosen by these labels, which cannot tell a teacher that is wrong and sure of it from labels that
+            are wrong.
 
     Raises:
         TypeError: what is no array of numbers, as the several outputs of one model are.
-        ValueError: other shapes, logits that are not finite, a label that is no class, or no label at all.
+        ValueError: other shapes, logits that are not finite, a label that is no class, or no label at all; a
+            temperature that is not positive and finite.
 
     References:
         Dawid and Skene 1979, with a classifier in the place of the frequencies of classes as in Khetan et al. 2018,
         "Learning From Noisy Singly-labeled Data", arXiv:1712.04577.
     """
-    scores, given = _array("logits", logits).double(), _array("labels", labels)
-    _check(scores, given)
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise ValueError(f"label_posterior: temperature must be positive and finite, got {temperature}.")
+    scores, given = read_predicted("label_posterior", logits, labels)
     labelled = given >= 0
     known, numbers = scores[labelled], given[labelled].long()
-    temperature = _best_temperature(known, numbers)
+    is_known = temperature is not None
+    if temperature is None:
+        temperature = _best_temperature(known, numbers)
     classes = (scores / temperature).softmax(1)
     beliefs = classes[labelled]
-    confusions = _confusions(beliefs, numbers)
+    confusions = _confusions(beliefs, numbers, is_known)
     classes[labelled] = _posterior(beliefs, confusions, numbers)
     wrong = 1 - classes[labelled].gather(1, numbers[:, None]).mean()
     return LabelPosterior(classes, confusions, temperature, float(wrong))
@@ -122,12 +134,16 @@ def _best_temperature(scores: Tensor, labels: Tensor) -> float:
     return max(TEMPERATURES, key=log_likelihood) if len(order) > 1 else 1.0
 
 
-def _confusions(beliefs: Tensor, labels: Tensor) -> Tensor:
+def _confusions(beliefs: Tensor, labels: Tensor, is_calibrated: bool = False) -> Tensor:
     """`(C, C)`, by expectation maximisation."""
     usual = labels.bincount(minlength=beliefs.shape[1]).to(beliefs) / len(labels)
     table, posterior = usual.expand(len(usual), -1), beliefs
     for _ in range(ITERATIONS):
-        counts = torch.zeros_like(table).index_add(0, labels, posterior).T + PRIOR_ROWS * usual
+        prior = usual
+        if is_calibrated:
+            wrong = 1 - posterior.gather(1, labels[:, None]).mean()
+            prior = torch.eye(len(usual), dtype=usual.dtype).lerp(usual.expand(len(usual), -1), wrong)
+        counts = torch.zeros_like(table).index_add(0, labels, posterior).T + PRIOR_ROWS * prior
         before = table
         table = counts / counts.sum(1, keepdim=True)
         if (table - before).abs().max() < TOLERANCE:
@@ -144,32 +160,3 @@ def _joint(beliefs: Tensor, confusions: Tensor, labels: Tensor) -> Tensor:
 def _posterior(beliefs: Tensor, confusions: Tensor, labels: Tensor) -> Tensor:
     joint = _joint(beliefs, confusions, labels)
     return joint / joint.sum(1, keepdim=True)
-
-
-def _array(name: str, values: Any) -> Tensor:
-    try:
-        return torch.as_tensor(values).cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"label_posterior: {name} must be an array, a tensor or a list of numbers, got {type(values).__name__}. "
-            f"Of Trainer.predict it is `predictions` (the first, where a model returns several) and `label_ids`."
-        ) from error
-
-
-def _check(logits: Tensor, labels: Tensor) -> None:
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.is_floating_point():
-        raise ValueError(
-            f"label_posterior: logits must be (N, C), and labels N whole numbers; got {tuple(logits.shape)}, and "
-            f"{labels.dtype} of shape {tuple(labels.shape)}. Both are of the training rows, in their order."
-        )
-    if not bool(logits.isfinite().all()):
-        rows = (~logits.isfinite().all(1)).nonzero()[:, 0].tolist()
-        raise ValueError(
-            f"label_posterior: logits must be finite; those of {len(rows)} rows are not, the first is {rows[0]}. "
-            f"Look at the teacher, or predict in fp32."
-        )
-    if not bool((labels >= 0).any()) or int(labels.max()) >= logits.shape[1]:
-        raise ValueError(
-            f"label_posterior: labels must be class numbers below {logits.shape[1]}, or negative for none, and some "
-            f"must be there; got {sorted(set(labels.tolist()))[-3:]} as the largest. Both must know the same classes."
-        )

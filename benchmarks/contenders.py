@@ -24,6 +24,7 @@ from phases import (
     corrected,
     everything,
     label_and_rules,
+    labels_believed,
     labels_by_bayes,
     mixed,
     robust,
@@ -34,6 +35,7 @@ from phases import (
     then_clean,
     weighed_by,
     with_any_teacher,
+    with_calibrated_teacher,
     with_clean_teacher,
     with_teacher,
     without_suspects,
@@ -83,12 +85,15 @@ AMAL_ON_ALL = replace(AMAL, rows=ALL)
 AMAL_SMOOTHED = Phase(method=always(amal), rows=ALL, smoothing=0.1)
 AMAL_CLEAN_TEACHER = Phase(with_clean_teacher, method=always(amal), rows=ALL)
 RIGHT = Phase(method=labels_by_bayes, rows=ALL, smoothing=0.1)
+AMAL_CALIBRATED = replace(AMAL_CLEAN_TEACHER, losses=with_calibrated_teacher)
 BAYES = replace(AMAL_CLEAN_TEACHER, method=always(bayes_mixture))
+BAYES_CALIBRATED = replace(AMAL_CALIBRATED, method=always(bayes_mixture))
 AMAL_ANY_TEACHER = replace(AMAL_CLEAN_TEACHER, losses=with_any_teacher)
 AMAL_VOTES = Phase(everything, method=always(amal))
 TEACHER = Phase(with_teacher, (0.0, 1.0))
 CORRECTED = Phase(corrected, rows=ALL)
 BELIEVED = Phase(with_clean_teacher, method=weighed_by(BelievedLabels), rows=ALL)
+BELIEVED_CALIBRATED = replace(BELIEVED, method=labels_believed)
 
 
 def recipe(method: NewMethod | None) -> dict[str, Phases]:
@@ -101,6 +106,12 @@ def recipe(method: NewMethod | None) -> dict[str, Phases]:
         "smoothed labels": (labels,),
         "smoothed labels, then clean rows": then_clean(labels, 0.25),
     }
+
+
+def believed(phase: Phase) -> dict[str, Phases]:
+    """Labels as they stand, smoothed, and with clean rows last."""
+    smoothed = replace(phase, smoothing=0.1)
+    return {"": (phase,), "smoothed": (smoothed,), "smoothed, then clean rows": then_clean(smoothed, 0.25)}
 
 
 def one(*phases: Phase) -> dict[str, Phases]:
@@ -137,14 +148,8 @@ DISTILLATION: dict[str, Contender] = {
     ),
     "gold loss correction": Contender("control", {"": (CORRECTED,), "then clean rows": then_clean(CORRECTED, 0.25)}),
     "tuned recipe": Contender("control", recipe(None)),
-    "labels a clean teacher believes": Contender(
-        "rule of thumb",
-        {
-            "": (BELIEVED,),
-            "smoothed": (replace(BELIEVED, smoothing=0.1),),
-            "smoothed, then clean rows": then_clean(replace(BELIEVED, smoothing=0.1), 0.25),
-        },
-    ),
+    "labels a clean teacher believes": Contender("rule of thumb", believed(BELIEVED)),
+    "labels a calibrated clean teacher believes": Contender("rule of thumb", believed(BELIEVED_CALIBRATED)),
     "labels as right as Bayes has them": Contender(
         "rule of thumb",
         {"smoothed": (RIGHT,), "smoothed, then clean rows": then_clean(RIGHT, 0.25)},
@@ -227,6 +232,8 @@ DISTILLATION: dict[str, Contender] = {
     "amal(), smoothed labels": Contender("ours", one(AMAL_SMOOTHED)),
     "amal(), smoothed labels, then clean rows": Contender("ours", one(*then_clean(AMAL_SMOOTHED, 0.25))),
     "amal(), clean teacher": Contender("ours", one(AMAL_CLEAN_TEACHER)),
+    "amal(), calibrated clean teacher": Contender("ours", one(AMAL_CALIBRATED)),
+    "bayes_mixture(), calibrated clean teacher": Contender("ours", one(BAYES_CALIBRATED)),
     "amal(), clean teacher, equal shares": Contender(
         "ours", {"": (AMAL_ANY_TEACHER,), "then clean rows": then_clean(AMAL_ANY_TEACHER, 0.25)}
     ),

@@ -5,16 +5,16 @@ A run of the quality benchmark is one phase or a few (contenders.py).
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from correction import CorrectedCrossEntropy, corruption_matrix
 from datasets import DatasetDict
-from rivals import GivenWeights, right_votes
+from rivals import BelievedLabels, GivenWeights, right_votes
 from settings import Bench
 from suspects import kept_rows
-from teaching import clean_teacher_logits, teacher_logits
+from teaching import clean_teacher_calibration, clean_teacher_logits, teacher_logits
 
 from amal_hf import (
     ClassProportional,
@@ -74,11 +74,10 @@ def placed(values: torch.Tensor) -> torch.Tensor:
     return values.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def beside(logits: torch.Tensor, temperature: float = 2.0, has_seen_labels: bool = True) -> list[Loss]:
+def beside(logits: torch.Tensor, temperature: float = 2.0, **known_of_it: Any) -> list[Loss]:
     """The label, and the teacher that gave these logits."""
     known = placed(logits)
-    teacher = Distillation(lambda batch: known[batch["example_id"]], temperature, has_seen_labels=has_seen_labels)
-    return [CrossEntropy(), teacher]
+    return [CrossEntropy(), Distillation(lambda batch: known[batch["example_id"]], temperature, **known_of_it)]
 
 
 def with_teacher(bench: Bench, temperature: float = 2.0) -> list[Loss]:
@@ -89,6 +88,12 @@ def with_teacher(bench: Bench, temperature: float = 2.0) -> list[Loss]:
 def with_clean_teacher(bench: Bench) -> list[Loss]:
     """The label, and a teacher of which it is known that it has seen the clean rows alone."""
     return beside(clean_teacher_logits(bench), has_seen_labels=False)
+
+
+def with_calibrated_teacher(bench: Bench) -> list[Loss]:
+    """And how sure it may be."""
+    at = clean_teacher_calibration(bench)
+    return beside(clean_teacher_logits(bench), has_seen_labels=False, calibrated_at=at)
 
 
 def with_any_teacher(bench: Bench) -> list[Loss]:
@@ -176,6 +181,11 @@ def labels_by_bayes(bench: Bench) -> Method:
     noisy = known_of_labels(bench).classes.gather(1, labels[:, None])[:, 0]
     right = torch.cat([noisy, torch.ones(len(bench.splits["meta"]))])
     return Method("labels_by_bayes", GivenWeights((right / right.mean()).float()[:, None]))
+
+
+def labels_believed(bench: Bench) -> Method:
+    """Labels alone, each as much as a teacher believes it that is as sure as it may be."""
+    return Method("labels_believed", BelievedLabels(clean_teacher_calibration(bench)))
 
 
 def without_suspects(bench: Bench) -> Method:

@@ -72,7 +72,20 @@ class TeacherAgreement(TeacherConfidence):
 
 
 class BelievedLabels(TeacherAgreement):
-    """Labels alone, each as much as the teacher believes it, one on average over the batch."""
+    """Labels alone, each as much as the teacher believes it, one on average over the batch.
+
+    Args:
+        temperature: of the teacher.
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def observe(self, signals: Signals) -> Tensor:
+        """`(B, 1)`."""
+        softer = tuple(torch.as_tensor(logits) / self.temperature for logits in signals.teacher_logits)
+        return super().observe(signals._replace(teacher_logits=softer))
 
     def weights(self, observation: Observation) -> Tensor:
         """`(B, 2)`."""

@@ -1,7 +1,7 @@
 """The teachers of the quality benchmark: trained once, kept as logits in a file.
 
 Each setting has a teacher of its labels as they stand, and a clean one, of the clean rows alone. With rules there are
-labels on clean rows alone, and the two are one.
+labels on clean rows alone, and the two are one. How sure a clean teacher may be is read from dev.
 """
 
 from dataclasses import replace
@@ -17,6 +17,8 @@ from torch import Tensor
 from training import Looks, read, train
 from transformers import set_seed
 
+from amal_hf import calibrated_temperature
+
 
 CORRUPTED = 0.3
 FEWEST_STEPS = 150
@@ -25,12 +27,18 @@ FEWEST_STEPS = 150
 
 def clean_teacher_logits(bench: Bench) -> Tensor:
     """Logits `(N + M, C)` of the clean teacher."""
-    return torch.from_numpy(np.load(make_clean_teacher(bench)))
+    return torch.from_numpy(np.load(make_clean_teacher(bench))[: _rows_to_train_on(bench)])
+
+
+def clean_teacher_calibration(bench: Bench) -> float:
+    """The temperature at which the clean teacher's probabilities are right, by dev."""
+    logits = np.load(make_clean_teacher(bench))[_rows_to_train_on(bench) :]
+    return calibrated_temperature(logits, bench.splits["validation"]["label"][:])
 
 
 def teacher_logits(bench: Bench) -> Tensor:
     """Logits `(N + M, C)` on the rows of train and then meta; in the setting `teacher30` some are another row's."""
-    logits = np.load(make_teacher(bench))
+    logits = np.load(make_teacher(bench))[: _rows_to_train_on(bench)]
     if bench.place.setting == "teacher30":
         sound = ~corrupted_rows(bench)
         rows = np.flatnonzero(~sound)
@@ -74,6 +82,11 @@ def make_clean_teacher(bench: Bench) -> Path:
     return file
 
 
+def _rows_to_train_on(bench: Bench) -> int:
+    """N + M; logits of dev follow."""
+    return len(bench.splits["train"]) + len(bench.splits["meta"])
+
+
 def _file(place: Place, taught_by: str) -> Path:
     kind = FrozenBody.kind if place.student == FrozenBody.kind else LayeredBody.kind
     return CACHE / "teachers" / f"{place.data.name}-{kind}-{taught_by}-{place.seed}.npy"
@@ -93,5 +106,6 @@ def _taught(bench: Bench, splits: tuple[str, ...], fewest: int) -> NDArray[np.fl
     steps = max(body.teacher_epochs * -(-len(rows) // body.batch_size), fewest)
     teacher = body.teacher(bench.classes)
     trainer = train(bench, teacher, rows, steps, Looks(bench.metric), learning_rate=body.teacher_rate)
-    parts = [trainer.predict(read(bench, bench.splits[name])).predictions for name in ("train", "meta")]
+    asked = ("train", "meta", "validation")
+    parts = [trainer.predict(read(bench, bench.splits[name])).predictions for name in asked]
     return np.concatenate(parts).astype(np.float32)

@@ -224,18 +224,30 @@ UNSEEN = teacher(has_seen_labels=False)
 @pytest.mark.parametrize(
     ("losses", "columns"),
     [
-        ([CrossEntropy(), UNSEEN], (0, 1)),
-        ([teacher(), UNSEEN, GeneralizedCrossEntropy(0.5)], (2, 1)),
+        ([CrossEntropy(), UNSEEN], (0, 1, None)),
+        ([CrossEntropy(), teacher(has_seen_labels=False, calibrated_at=0.7)], (0, 1, 0.7)),
+        ([teacher(), UNSEEN, GeneralizedCrossEntropy(0.5)], (2, 1, None)),
         ([CrossEntropy(), teacher()], None),
         ([CrossEntropy("votes", column="majority"), UNSEEN], None),
         ([CrossEntropy(), UNSEEN, teacher(name="second", has_seen_labels=False)], None),
         ([CrossEntropy(), GeneralizedCrossEntropy(0.5), UNSEEN], None),
         ([CrossEntropy(), teacher(has_seen_labels=False, top_k=2)], None),
     ],
-    ids=["label and teacher", "and another", "any teacher", "votes", "two teachers", "two of labels", "top logits"],
+    ids=[
+        "label and teacher",
+        "calibrated",
+        "and another",
+        "any teacher",
+        "votes",
+        "two teachers",
+        "two of labels",
+        "top logits",
+    ],
 )
 def test_which_losses_are_the_two(losses, columns):
-    """One of the labels themselves, and one of a teacher that has not seen them and gives all its logits."""
+    """One of the labels themselves, and one of a teacher that has not seen them and gives all its logits; and the
+    temperature of one that is calibrated.
+    """
     assert independent(losses) == columns
 
 
@@ -263,6 +275,23 @@ def test_a_run_starts_there(tmp_path):
     assert trainer.state.log_history[0]["wrong_labels_by_teacher"] == pytest.approx(known.wrong)
     assert trainer.method.policy.describe().endswith("from Bayes' rule")
     assert "has not seen the labels" in UNSEEN.describe()
+
+
+@pytest.mark.parametrize("method", [amal(), bayes_mixture()], ids=lambda method: method.name)
+def test_a_calibrated_teacher_is_read_at_its_temperature(tmp_path, method):
+    """Which labels do not choose then; the description and the card say so."""
+    losses = [CrossEntropy(), teacher(has_seen_labels=False, calibrated_at=1.7)]
+    trainer = new_trainer(tmp_path, losses=losses, method=method, max_steps=1)
+    trainer.train()
+    known = label_posterior(LOGITS[:16], toy_rows(16)["labels"][:], temperature=1.7)
+    bayes = trainer.method.policy.bayes
+    torch.testing.assert_close(bayes.confusions, known.confusions.float())
+    assert float(bayes.temperature) == pytest.approx(1.7)
+    assert label_posterior(LOGITS[:16], toy_rows(16)["labels"][:]).temperature != known.temperature
+    assert "has not seen the labels, calibrated at temperature 1.7" in trainer.mixture.distillations[0].describe()
+    assert any(
+        "On Calibration of Modern Neural Networks" in entry for entry in gather(trainer, CardDetails()).citations
+    )
 
 
 def test_at_first_it_weighs_as_bayes_mixture(tmp_path):

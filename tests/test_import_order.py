@@ -29,8 +29,9 @@ LEVELS = [
         "card_facts",
         "intervals",
         "checkpoints",
+        "predicted",
     },
-    {"scores", "class_counts", "clean_probe", "central_differences", "model_labels", "noisy_labels"},
+    {"scores", "class_counts", "clean_probe", "central_differences", "model_labels", "noisy_labels", "calibration"},
     {"wrong_labels", "shown_states", "label_order"},
     {
         "losses",

@@ -400,6 +400,20 @@ def test_a_temperature_that_means_nothing_is_refused(temperature):
         Distillation(lambda batch: batch["seen"], temperature)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"calibrated_at": 0.0, "has_seen_labels": False}, "calibrated_at must be a positive and finite"),
+        ({"calibrated_at": math.nan, "has_seen_labels": False}, "calibrated_at must be a positive and finite"),
+        ({"calibrated_at": 2.0}, "calibrated_at is for Bayes' rule.*Add has_seen_labels=False"),
+    ],
+)
+def test_a_calibration_that_means_nothing_is_refused(options, words):
+    """And one of a teacher that has seen the labels, which Bayes' rule does not ask."""
+    with pytest.raises(ValueError, match=words):
+        Distillation(lambda batch: batch["seen"], **options)
+
+
 def test_a_teacher_of_other_classes_is_refused():
     """Broadcasting could hide the difference, so the message names both shapes."""
     case = CASES["forward_kl at 1.0"]

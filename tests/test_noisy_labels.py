@@ -6,13 +6,14 @@ import re
 import pytest
 import torch
 
-from amal_hf import label_posterior, noisy_labels
+from amal_hf import calibrated_temperature, label_posterior, noisy_labels
 from amal_hf.noisy_labels import PRIOR_ROWS, label_share
 
 
 EVEN = torch.full((4, 4), 0.1, dtype=torch.float64) + 0.6 * torch.eye(4, dtype=torch.float64)
 SWALLOWED = torch.eye(4, dtype=torch.float64) * 0.6 + torch.tensor([0.4, 0, 0, 0], dtype=torch.float64)
 RIGHT = torch.eye(4, dtype=torch.float64)
+READERS = pytest.mark.parametrize("reader", [label_posterior, calibrated_temperature])
 
 
 def planted(confusions, rows=20_000, softness=2.0, spread=1.5):
@@ -55,15 +56,17 @@ def test_the_temperature_is_what_labels_say_that_were_not_counted():
     assert label_posterior(logits, labels).temperature == 1.0
 
 
-def by_hand(beliefs, labels, iterations):
+def by_hand(beliefs, labels, iterations, is_calibrated):
     """Expectation maximisation with loops over rows and classes."""
     classes, rows = len(beliefs[0]), range(len(labels))
     usual = [labels.count(c) / len(labels) for c in range(classes)]
     posterior = beliefs
     for _ in range(iterations):
         table = []
+        wrong = 1 - sum(posterior[row][labels[row]] for row in rows) / len(labels) if is_calibrated else 1.0
         for c in range(classes):
-            counts = [PRIOR_ROWS * share for share in usual]
+            prior = [wrong * share + (1 - wrong) * (c == k) for k, share in enumerate(usual)]
+            counts = [PRIOR_ROWS * share for share in prior]
             for row in rows:
                 counts[labels[row]] += posterior[row][c]
             table.append([count / sum(counts) for count in counts])
@@ -72,13 +75,16 @@ def by_hand(beliefs, labels, iterations):
     return table, posterior
 
 
-def test_steps_are_those_of_the_definition(monkeypatch):
-    """Three rounds by plain loops give the same table and the same classes, in float64."""
+@pytest.mark.parametrize("temperature", [None, 1.0])
+def test_steps_are_those_of_the_definition(monkeypatch, temperature):
+    """Three rounds by plain loops give the same table and the same classes, in float64; of a teacher whose temperature
+    is known, labels are taken for right where few rows speak.
+    """
     monkeypatch.setattr(noisy_labels, "ITERATIONS", 3)
     monkeypatch.setattr(noisy_labels, "TEMPERATURES", (1.0,))
     logits, labels, _ = planted(SWALLOWED, rows=30)
-    table, classes = by_hand(logits.softmax(1).tolist(), labels.tolist(), 3)
-    found = label_posterior(logits, labels)
+    table, classes = by_hand(logits.softmax(1).tolist(), labels.tolist(), 3, temperature is not None)
+    found = label_posterior(logits, labels, temperature)
     torch.testing.assert_close(found.confusions, torch.tensor(table, dtype=torch.float64), rtol=1e-10, atol=0)
     torch.testing.assert_close(found.classes, torch.tensor(classes, dtype=torch.float64), rtol=1e-10, atol=0)
 
@@ -131,6 +137,35 @@ def test_one_row_is_enough_to_say_something():
     assert found.temperature == 1.0 and math.isclose(float(found.classes.sum()), 1)
 
 
+def test_a_temperature_that_is_known_is_taken():
+    """Then labels choose none, and are read by it, in however many classes a teacher is surely wrong."""
+    logits, labels, _ = planted(EVEN, rows=2000)
+    found = label_posterior(logits, labels, temperature=3.3)
+    assert found.temperature == 3.3
+    torch.testing.assert_close(found.classes, label_posterior(logits / 3.3, labels, temperature=1.0).classes)
+    assert label_posterior(logits, labels).temperature == 2.0
+
+
+def test_rows_it_was_not_trained_on_tell_a_teachers_errors_from_those_of_labels():
+    """A teacher that now and then says of a text what it should of another: by labels alone, all of which are right,
+    they are wrong nearly as often; by a teacher that other rows have calibrated, about half as often.
+    """
+    logits, labels, _ = planted(RIGHT, rows=4000, softness=1.0)
+    mistaken = torch.arange(4000) % 10 == 3
+    logits[mistaken] = logits[mistaken].roll(1, 0)
+    calibrated = calibrated_temperature(logits[:400], labels[:400])
+    by_labels, by_rows = (label_posterior(logits[400:], labels[400:], at) for at in (None, calibrated))
+    assert by_labels.wrong > 0.08 > 0.045 > by_rows.wrong
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
+def test_a_temperature_that_means_nothing_is_refused(temperature):
+    """Before anything is estimated."""
+    with pytest.raises(ValueError, match=f"temperature must be positive and finite, got {temperature}"):
+        label_posterior([[1.0, 0.0]], [0], temperature)
+
+
+@READERS
 @pytest.mark.parametrize(
     ("logits", "labels", "words"),
     [
@@ -142,12 +177,13 @@ def test_one_row_is_enough_to_say_something():
         ([[1.0, 2.0]], [-100], "some must be there"),
     ],
 )
-def test_what_cannot_be_read(logits, labels, words):
+def test_what_cannot_be_read(logits, labels, words, reader):
     """Refused in words, before anything is estimated."""
-    with pytest.raises(ValueError, match=re.escape(words)):
-        label_posterior(logits, labels)
+    with pytest.raises(ValueError, match=f"{reader.__name__}: .*{re.escape(words)}"):
+        reader(logits, labels)
 
 
+@READERS
 @pytest.mark.parametrize(
     ("logits", "labels", "words"),
     [
@@ -155,7 +191,7 @@ def test_what_cannot_be_read(logits, labels, words):
         (torch.zeros(2, 2), None, "labels must be an array, a tensor or a list of numbers, got NoneType"),
     ],
 )
-def test_what_is_no_array(logits, labels, words):
+def test_what_is_no_array(logits, labels, words, reader):
     """A model's several outputs, and predictions of rows without labels."""
-    with pytest.raises(TypeError, match=words):
-        label_posterior(logits, labels)
+    with pytest.raises(TypeError, match=f"{reader.__name__}: {words}"):
+        reader(logits, labels)

@@ -69,7 +69,7 @@ class BayesShare(nn.Module):
         logits, labels = logits[told].float().clamp(-1e4, 1e4), labels[told]  # minus infinity: an unknown class
         if not bool((labels >= 0).any()) or logits.shape[1] != self.classes:  # which the loss refuses in words
             return False
-        known = label_posterior(logits, labels)
+        known = label_posterior(logits, labels, self.columns.temperature)
         self.confusions.copy_(known.confusions)
         self.temperature.fill_(known.temperature)
         self.wrong.fill_(known.wrong)

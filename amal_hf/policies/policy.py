@@ -17,10 +17,16 @@ from amal_hf.top_logits import TopLogits
 
 
 class Independent(NamedTuple):
-    """The columns of the labels' loss, and of that of a teacher that has not seen these labels."""
+    """Labels, and a teacher that has not seen them.
+
+    Attributes:
+        label, teacher: the columns of their losses.
+        temperature: at which the teacher's probabilities are right, where that is known.
+    """
 
     label: int
     teacher: int
+    temperature: float | None = None
 
 
 class Sizes(NamedTuple):
