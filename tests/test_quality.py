@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
@@ -24,7 +25,11 @@ import tables  # noqa: E402
 import teaching  # noqa: E402
 from bodies import Body  # noqa: E402
 from frozen_head import new_head, standardised  # noqa: E402
+from rivals import BelievedLabels  # noqa: E402
 from settings import Bench, Place  # noqa: E402
+
+from amal_hf.losses import Task  # noqa: E402
+from amal_hf.policies.policy import Signals  # noqa: E402
 
 
 CLASSES, TRAIN, OTHER = 3, 40, 12
@@ -89,6 +94,7 @@ RUNS = [("flipped40", name) for name in contenders.DISTILLATION] + [("rules", na
 def test_every_run_takes_the_same_number_of_steps_and_can_be_measured(setting, run, monkeypatch, tmp_path):
     """Whatever its phases: the budget is that of the training rows, and the table's numbers come out."""
     monkeypatch.setattr(phases, "teacher_logits", lambda bench: torch.randn(TRAIN + OTHER, CLASSES))
+    monkeypatch.setattr(phases, "clean_teacher_calibration", lambda bench: 2.0)  # it knows nothing of random rows
     monkeypatch.setattr(phases, "kept_rows", lambda bench: torch.arange(TRAIN).remainder(4).bool().numpy())
     monkeypatch.setattr(teaching, "CACHE", tmp_path)
     bench = tiny_bench(setting, rules=4 if setting == "rules" else 0)
@@ -115,6 +121,34 @@ def test_a_clean_teacher_has_seen_the_clean_rows_alone(monkeypatch, tmp_path):
     (file,) = (tmp_path / "teachers").iterdir()
     file.unlink()
     assert torch.equal(teaching.clean_teacher_logits(other), logits)
+
+
+def test_dev_says_how_sure_a_clean_teacher_may_be(monkeypatch, tmp_path):
+    """What it thinks of dev, and the labels there; nothing of the rows that students are trained on."""
+    monkeypatch.setattr(teaching, "CACHE", tmp_path)
+    asked = []
+    monkeypatch.setattr(teaching, "calibrated_temperature", lambda *known: asked.extend(known) or 2.0)
+    bench = tiny_bench("flipped40")
+    assert teaching.clean_teacher_calibration(bench) == 2.0
+    (file,) = (tmp_path / "teachers").iterdir()
+    logits, labels = asked
+    assert labels == bench.splits["validation"]["label"][:] and len(np.load(file)) == TRAIN + 2 * OTHER
+    assert (logits == np.load(file)[-OTHER:]).all()
+
+
+def test_a_calibrated_teacher_is_read_at_its_temperature(monkeypatch):
+    """By Bayes' rule, and where labels count for what it believes of them."""
+    monkeypatch.setattr(phases, "clean_teacher_calibration", lambda bench: 2.0)
+    monkeypatch.setattr(phases, "clean_teacher_logits", lambda bench: torch.zeros(TRAIN + OTHER, CLASSES))
+    bench = tiny_bench("flipped40")
+    _, teacher = phases.with_calibrated_teacher(bench)
+    assert teacher.calibrated_at == 2.0 and not teacher.has_seen_labels
+    logits, labels = torch.tensor([[2.0, 0, 0], [0, 4.0, 0]]), torch.tensor([0, 0])
+    signals = Signals(torch.zeros(2, 2), logits, (logits,), {"labels": labels}, Task())
+    policy = phases.labels_believed(bench).policy
+    belief = (logits / 2).softmax(1)[:, :1]
+    torch.testing.assert_close(policy.observe(signals), belief)
+    torch.testing.assert_close(BelievedLabels().observe(signals), logits.softmax(1)[:, :1])
 
 
 @pytest.mark.parametrize(("a_class", "steps"), [(0, 150), (40, 150), (60, 60 * CLASSES)])
