@@ -85,12 +85,12 @@ def label_posterior(logits: Any, labels: Any, temperature: float | None = None) 
     scores, given = read_predicted("label_posterior", logits, labels)
     labelled = given >= 0
     known, numbers = scores[labelled], given[labelled].long()
-    is_known = temperature is not None
+    is_calibrated = temperature is not None
     if temperature is None:
         temperature = _best_temperature(known, numbers)
     classes = (scores / temperature).softmax(1)
     beliefs = classes[labelled]
-    confusions = _confusions(beliefs, numbers, is_known)
+    confusions = _confusions(beliefs, numbers, is_calibrated)
     classes[labelled] = _posterior(beliefs, confusions, numbers)
     wrong = 1 - classes[labelled].gather(1, numbers[:, None]).mean()
     return LabelPosterior(classes, confusions, temperature, float(wrong))
@@ -139,10 +139,8 @@ def _confusions(beliefs: Tensor, labels: Tensor, is_calibrated: bool = False) ->
     usual = labels.bincount(minlength=beliefs.shape[1]).to(beliefs) / len(labels)
     table, posterior = usual.expand(len(usual), -1), beliefs
     for _ in range(ITERATIONS):
-        prior = usual
-        if is_calibrated:
-            wrong = 1 - posterior.gather(1, labels[:, None]).mean()
-            prior = torch.eye(len(usual), dtype=usual.dtype).lerp(usual.expand(len(usual), -1), wrong)
+        wrong = 1 - posterior.gather(1, labels[:, None]).mean() if is_calibrated else 1.0
+        prior = torch.eye(len(usual)).to(usual).lerp(usual.expand(len(usual), -1), wrong)
         counts = torch.zeros_like(table).index_add(0, labels, posterior).T + PRIOR_ROWS * prior
         before = table
         table = counts / counts.sum(1, keepdim=True)

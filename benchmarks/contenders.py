@@ -26,6 +26,7 @@ from phases import (
     label_and_rules,
     labels_believed,
     labels_by_bayes,
+    labels_by_calibrated_bayes,
     mixed,
     robust,
     robust_majority,
@@ -85,6 +86,7 @@ AMAL_ON_ALL = replace(AMAL, rows=ALL)
 AMAL_SMOOTHED = Phase(method=always(amal), rows=ALL, smoothing=0.1)
 AMAL_CLEAN_TEACHER = Phase(with_clean_teacher, method=always(amal), rows=ALL)
 RIGHT = Phase(method=labels_by_bayes, rows=ALL, smoothing=0.1)
+RIGHT_CALIBRATED = replace(RIGHT, method=labels_by_calibrated_bayes)
 AMAL_CALIBRATED = replace(AMAL_CLEAN_TEACHER, losses=with_calibrated_teacher)
 BAYES = replace(AMAL_CLEAN_TEACHER, method=always(bayes_mixture))
 BAYES_CALIBRATED = replace(AMAL_CALIBRATED, method=always(bayes_mixture))
@@ -153,6 +155,10 @@ DISTILLATION: dict[str, Contender] = {
     "labels as right as Bayes has them": Contender(
         "rule of thumb",
         {"smoothed": (RIGHT,), "smoothed, then clean rows": then_clean(RIGHT, 0.25)},
+    ),
+    "labels as right as calibrated Bayes has them": Contender(
+        "rule of thumb",
+        {"smoothed": (RIGHT_CALIBRATED,), "smoothed, then clean rows": then_clean(RIGHT_CALIBRATED, 0.25)},
     ),
     "confidence-weighted": Contender(
         "rule of thumb",

@@ -28,7 +28,6 @@ from amal_hf import (
     label_posterior,
 )
 from amal_hf.aggregation import label_by_votes, majority_vote
-from amal_hf.noisy_labels import LabelPosterior
 
 
 Losses: TypeAlias = Callable[[Bench], list[Loss]]
@@ -169,18 +168,18 @@ def weighed_by(make: Callable[[], Policy], name: str = "fixed_rule") -> NewMetho
     return lambda bench: Method(name, make())
 
 
-def known_of_labels(bench: Bench) -> LabelPosterior:
-    """What the training labels and the clean teacher say together."""
-    labels = bench.splits["train"]["label"][:]
-    return label_posterior(clean_teacher_logits(bench)[: len(labels)], labels)
-
-
-def labels_by_bayes(bench: Bench) -> Method:
+def labels_by_bayes(bench: Bench, calibrated_at: float | None = None) -> Method:
     """Labels alone, each as much as Bayes' rule has it that it is right, one on average; clean ones are."""
     labels = torch.tensor(bench.splits["train"]["label"][:])
-    noisy = known_of_labels(bench).classes.gather(1, labels[:, None])[:, 0]
+    known = label_posterior(clean_teacher_logits(bench)[: len(labels)], labels, calibrated_at)
+    noisy = known.classes.gather(1, labels[:, None])[:, 0]
     right = torch.cat([noisy, torch.ones(len(bench.splits["meta"]))])
     return Method("labels_by_bayes", GivenWeights((right / right.mean()).float()[:, None]))
+
+
+def labels_by_calibrated_bayes(bench: Bench) -> Method:
+    """The same by a teacher that is as sure as it may be."""
+    return labels_by_bayes(bench, clean_teacher_calibration(bench))
 
 
 def labels_believed(bench: Bench) -> Method:

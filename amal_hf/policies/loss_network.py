@@ -36,8 +36,9 @@ class LossNetwork(NetworkPolicy):
     Beside a teacher that has not seen the labels (`Distillation(..., has_seen_labels=False)`) it starts at the mixture
     of Bayes' rule (`noisy_labels.py`), reads the label's share in it, and learns where it is wrong: where examples
     have one of at most 512 classes, and `normalisation` is a mixture of each example's losses. That teacher is asked
-    about up to 10,000 training rows, drawn at random, before the first meta step, and read as surely as its calibration
-    says, or else as these labels do; of a stream, which has none to draw from, it starts at the initial mixture.
+    about up to 10,000 training rows, drawn at random, before the first meta step, and believed as surely as it is
+    calibrated, or else as these labels say; of a stream, which has none to draw from, it starts at the initial
+    mixture.
 
     Args:
         hidden: width of the one hidden layer.
