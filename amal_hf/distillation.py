@@ -48,8 +48,9 @@ class Distillation(Loss):
             other rows, or not at all, was not, and its answers say how these labels go wrong: with `False`
             `LossNetwork`, which is in `amal()`, starts at the mixture of Bayes' rule, where `bayes_mixture()` stays.
         calibrated_at: the temperature at which that teacher's probabilities are right, `calibrated_temperature(...)`
-            of what it predicts for dev or other rows that it was not trained on. Without, it is chosen by the labels,
-            which is less exact: right labels are believed less (`benchmarks/LOG.md`).
+            of what it predicts for dev or other rows that it was not trained on. Without, it is chosen by the labels.
+            Say it where most of these are right: they are believed then. Where many are wrong evenly it was level, or
+            worse (`benchmarks/LOG.md`).
 
     Raises:
         TypeError: no teacher, a class or a pipeline in its place, or a divergence that is no function.

@@ -28,7 +28,7 @@ def read_predicted(reader: str, logits: Any, labels: Any) -> tuple[Tensor, Tenso
         rows = (~scores.isfinite().all(1)).nonzero()[:, 0].tolist()
         raise ValueError(
             f"{reader}: logits must be finite; those of {len(rows)} rows are not, the first is {rows[0]}. "
-            f"Look at the teacher, or predict in fp32."
+            f"Look at the model, or predict in fp32."
         )
     if not bool((given >= 0).any()) or int(given.max()) >= scores.shape[1]:
         raise ValueError(

@@ -7,8 +7,7 @@
     python recipes/distil_bert.py settings.yaml
 
 1. Read the data; take a clean meta set (and dev and test sets, where there are none) out of the training set.
-2. Fine-tune the teacher, on the training set or on the meta set alone, and keep its logits on the training set. How
-   sure one of the meta set alone may be is read from dev.
+2. Fine-tune the teacher, on the training set or on the meta set alone, and keep its logits on the training set.
 3. Train the student three times on the same budget: labels only, a fixed half-and-half mixture, the learned mixture;
    beside a teacher of the meta set alone also with the mixture that Bayes' rule gives.
 4. Print a table, save the student with its card, and a report to look through the training examples by their weights;
@@ -49,7 +48,6 @@ from amal_hf import (
     amal,
     amal_as_published,
     bayes_mixture,
-    calibrated_temperature,
     student_from_teacher,
 )
 from amal_hf.command_line import parse_arguments
@@ -170,9 +168,8 @@ def main() -> None:
         # The student may speak another vocabulary; the teacher then reads the texts itself.
         tokenizer = AutoTokenizer.from_pretrained(recipe.student)
         data = tokenised(texts, tokenizer, recipe.max_length)
-    calibrated_at = calibration(teacher, data) if recipe.clean_teacher else None
     for name, weights, method in mixtures(recipe):
-        run = train_student(name, weights, method, recipe, args, data, tokenizer, calibrated_at)
+        run = train_student(name, weights, method, recipe, args, data, tokenizer)
         rows.append(scores(run, teacher, data))
     show(rows)
     save(run, rows, recipe, args, data)
@@ -264,12 +261,6 @@ def train_teacher(
     return run
 
 
-def calibration(teacher: Run, data: DatasetDict) -> float:
-    """The temperature at which the teacher is as sure as it may be, by rows that it was not trained on."""
-    known = teacher.trainer.predict(data["validation"])
-    return calibrated_temperature(known.predictions, known.label_ids)
-
-
 def as_it_is(checkpoint: str | Path) -> PreTrainedModel:
     """A checkpoint with the head and the classes that it was trained with.
 
@@ -290,7 +281,6 @@ def train_student(
     args: DistilArguments,
     data: DatasetDict,
     tokenizer: PreTrainedTokenizerBase,
-    calibrated_at: float | None,
 ) -> Run:
     """Train the student with one mixture; all students start from the same weights and see the same batches."""
     set_seed(args.seed)
@@ -309,7 +299,6 @@ def train_student(
         recipe.temperature,
         text_columns=columns,
         has_seen_labels=not recipe.clean_teacher,
-        calibrated_at=calibrated_at,
     )
     return train(name, new_trainer(student, own, data, tokenizer, losses=[CrossEntropy(), teacher], method=method))
 
