@@ -32,7 +32,7 @@ PRIOR_ROWS = 10.0
 """Of each class: a table of 77 classes has about as many entries as there are labels. Where labels choose the
 temperature, these rows are labelled as rows are on the whole: with 1 of them the wrong one was chosen for TREC, with 1
 and with 100 for banking77, and so it was when they were labelled right. Where the temperature is known they are
-labelled right, but for the share of labels that is found wrong, by the rows' labels on the whole
+labelled right, but for as many as labels are found wrong, which are labelled as rows are on the whole
 (`benchmarks/LOG.md`)."""
 
 MOST_ROWS_TO_CHOOSE = 10_000
