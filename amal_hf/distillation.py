@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amal_hf.calibration import CITATION as CALIBRATION_CITATION
 from amal_hf.divergences import Divergence, forward_kl, logit_mse
 from amal_hf.losses import Loss, Task, as_two_classes, at_least_fp32, distilled_tokens, squared_error
 from amal_hf.shapes import Batch, Logits, PerExample, Teacher
@@ -91,8 +90,6 @@ class Distillation(Loss):
         self.top = None if top_k is None else TopK(top_k, temperature)
         self.has_seen_labels = has_seen_labels
         self.calibrated_at = calibrated_at
-        if calibrated_at is not None:
-            self.citation = f"{CITATION}\n\n{CALIBRATION_CITATION}"
         self.task = Task()
         self.teacher: Teacher = _not_opened
 
@@ -221,8 +218,9 @@ def _check_temperatures(temperature: float, calibrated_at: float | None, has_see
         )
     if has_seen_labels:
         raise ValueError(
-            "Distillation: calibrated_at is for Bayes' rule, for which a teacher must not have seen the labels it is "
-            "held against. Add has_seen_labels=False if it has not, or leave it out."
+            f"Distillation: calibrated_at is for Bayes' rule, for which a teacher must not have seen the labels it is "
+            f"held against; got {calibrated_at} and has_seen_labels=True. Add has_seen_labels=False if it has not, or "
+            f"leave it out."
         )
 
 

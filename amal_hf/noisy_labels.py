@@ -31,9 +31,9 @@ choose from wrong labels passed for right ones (`benchmarks/LOG.md`)."""
 PRIOR_ROWS = 10.0
 """Of each class: a table of 77 classes has about as many entries as there are labels. Where labels choose the
 temperature, these rows are labelled as rows are on the whole: with 1 of them the wrong one was chosen for TREC, with 1
-and with 100 for banking77, and so it was when they were labelled right. Where the temperature is known they are
-labelled right, but for as many as labels are found wrong, which are labelled as rows are on the whole
-(`benchmarks/LOG.md`)."""
+and with 100 for banking77, and where labels go wrong evenly too soft a one when they were labelled right. Where the
+temperature is known they are labelled right, but for as many as labels are found wrong, which are labelled as rows are
+on the whole (`benchmarks/LOG.md`)."""
 
 MOST_ROWS_TO_CHOOSE = 10_000
 """Of one temperature more rows say no more."""
@@ -81,7 +81,10 @@ def label_posterior(logits: Any, labels: Any, temperature: float | None = None) 
         "Learning From Noisy Singly-labeled Data", arXiv:1712.04577.
     """
     if temperature is not None and not 0 < temperature < float("inf"):
-        raise ValueError(f"label_posterior: temperature must be positive and finite, got {temperature}.")
+        raise ValueError(
+            f"label_posterior: temperature must be positive and finite, got {temperature}. Leave it out, or take that "
+            f"of calibrated_temperature(...)."
+        )
     scores, given = read_predicted("label_posterior", logits, labels)
     labelled = given >= 0
     known, numbers = scores[labelled], given[labelled].long()
@@ -136,12 +139,13 @@ def _best_temperature(scores: Tensor, labels: Tensor) -> float:
 
 def _confusions(beliefs: Tensor, labels: Tensor, is_calibrated: bool = False) -> Tensor:
     """`(C, C)`, by expectation maximisation."""
-    usual = labels.bincount(minlength=beliefs.shape[1]).to(beliefs) / len(labels)
-    table, posterior = usual.expand(len(usual), -1), beliefs
+    usual = (labels.bincount(minlength=beliefs.shape[1]).to(beliefs) / len(labels)).expand(beliefs.shape[1], -1)
+    right = torch.eye(len(usual)).to(usual)
+    table, posterior = usual, beliefs
     for _ in range(ITERATIONS):
         wrong = 1 - posterior.gather(1, labels[:, None]).mean() if is_calibrated else 1.0
-        prior = torch.eye(len(usual)).to(usual).lerp(usual.expand(len(usual), -1), wrong)
-        counts = torch.zeros_like(table).index_add(0, labels, posterior).T + PRIOR_ROWS * prior
+        prior = PRIOR_ROWS * right.lerp(usual, wrong)
+        counts = torch.zeros_like(table).index_add(0, labels, posterior).T + prior
         before = table
         table = counts / counts.sum(1, keepdim=True)
         if (table - before).abs().max() < TOLERANCE:

@@ -138,7 +138,7 @@ def test_one_row_is_enough_to_say_something():
 
 
 def test_a_temperature_that_is_known_is_taken():
-    """Then labels choose none, and are read by it, in however many classes a teacher is surely wrong."""
+    """Labels choose none then."""
     logits, labels, _ = planted(EVEN, rows=2000)
     found = label_posterior(logits, labels, temperature=3.3)
     assert found.temperature == 3.3

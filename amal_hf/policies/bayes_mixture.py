@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from amal_hf.class_counts import class_of
-from amal_hf.noisy_labels import CITATION
 from amal_hf.policies.bayes_share import MOST_CLASSES, BayesShare
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
 from amal_hf.shapes import Features, Logits, LossTable, PerExample
@@ -25,7 +24,6 @@ class BayesMixture(Policy):
     """
 
     learns = False
-    citation = CITATION
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
         """The initial mixture is of no interest.
@@ -42,6 +40,7 @@ class BayesMixture(Policy):
                 f"Use amal() for others."
             )
         self.bayes = BayesShare(sizes)
+        self.citation = self.bayes.citation
         self.told = False
 
     @property

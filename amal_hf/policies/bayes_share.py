@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from amal_hf.noisy_labels import MOST_ROWS_TO_CHOOSE, label_posterior, label_share
+from amal_hf.calibration import CITATION as CALIBRATION_CITATION
+from amal_hf.noisy_labels import CITATION, MOST_ROWS_TO_CHOOSE, label_posterior, label_share
 from amal_hf.policies.policy import Independent, Observation, Signals, Sizes
 from amal_hf.shapes import Features, Logits, PerExample
 
@@ -52,6 +53,11 @@ class BayesShare(nn.Module):
     def fits(sizes: Sizes) -> bool:
         """Whether there are labels of not too many classes, and one teacher that has not seen them."""
         return sizes.independent is not None and 2 <= sizes.classes <= MOST_CLASSES
+
+    @property
+    def citation(self) -> str:
+        """Of the rule, and of the calibration where the teacher has one."""
+        return CITATION if self.columns.temperature is None else f"{CITATION}\n\n{CALIBRATION_CITATION}"
 
     @property
     def rows_wanted(self) -> int:

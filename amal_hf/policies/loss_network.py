@@ -7,7 +7,6 @@ from torch import Tensor
 
 from amal_hf.class_counts import MOST_CLASSES, ClassCounts, class_of
 from amal_hf.clean_probe import CleanProbe, CleanRows
-from amal_hf.noisy_labels import CITATION as BAYES_CITATION
 from amal_hf.policies.bayes_share import BayesShare
 from amal_hf.policies.bounds import Convex, ConvexOrNone, GatedConvex, MeanOne, Normalisation
 from amal_hf.policies.network_policy import NetworkPolicy
@@ -96,7 +95,7 @@ class LossNetwork(NetworkPolicy):
         self.labels_alone = sizes.labels_alone
         mixes = self.takes_usual or isinstance(self.normalisation, Convex | ConvexOrNone)
         self.bayes = BayesShare(sizes) if mixes and BayesShare.fits(sizes) else None
-        self.citation = "" if self.bayes is None else BAYES_CITATION
+        self.citation = "" if self.bayes is None else self.bayes.citation
         super().reset(sizes, initial)
 
     def width(self, sizes: Sizes) -> int:
