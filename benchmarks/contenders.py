@@ -22,6 +22,7 @@ from phases import (
     beside_votes,
     between_clean,
     corrected,
+    corrected_by_bayes,
     everything,
     label_and_rules,
     labels_believed,
@@ -84,6 +85,7 @@ AMAL_MEAN_ONE = Phase(with_teacher, method=always(lambda: amal(LossNetwork(norma
 WITHOUT_PROBE = Phase(with_teacher, method=always(lambda: amal(LossNetwork(probe=False))))
 AMAL_ON_ALL = replace(AMAL, rows=ALL)
 AMAL_SMOOTHED = Phase(method=always(amal), rows=ALL, smoothing=0.1)
+AMAL_CORRECTED = replace(AMAL_SMOOTHED, losses=corrected_by_bayes)
 AMAL_CLEAN_TEACHER = Phase(with_clean_teacher, method=always(amal), rows=ALL)
 RIGHT = Phase(method=labels_by_bayes, rows=ALL, smoothing=0.1)
 RIGHT_CALIBRATED = replace(RIGHT, method=labels_by_calibrated_bayes)
@@ -94,6 +96,7 @@ AMAL_ANY_TEACHER = replace(AMAL_CLEAN_TEACHER, losses=with_any_teacher)
 AMAL_VOTES = Phase(everything, method=always(amal))
 TEACHER = Phase(with_teacher, (0.0, 1.0))
 CORRECTED = Phase(corrected, rows=ALL)
+CORRECTED_BY_BAYES = Phase(corrected_by_bayes, rows=ALL)
 BELIEVED = Phase(with_clean_teacher, method=weighed_by(BelievedLabels), rows=ALL)
 BELIEVED_CALIBRATED = replace(BELIEVED, method=labels_believed)
 
@@ -114,6 +117,16 @@ def believed(phase: Phase) -> dict[str, Phases]:
     """Labels as they stand, smoothed, and with clean rows last."""
     smoothed = replace(phase, smoothing=0.1)
     return {"": (phase,), "smoothed": (smoothed,), "smoothed, then clean rows": then_clean(smoothed, 0.25)}
+
+
+def corrections(phase: Phase) -> dict[str, Phases]:
+    """Alone, with clean rows last, and with smoothed answers besides."""
+    smoothed = replace(phase, smoothing=0.1)
+    return {
+        "": (phase,),
+        "then clean rows": then_clean(phase, 0.25),
+        "smoothed, then clean rows": then_clean(smoothed, 0.25),
+    }
 
 
 def one(*phases: Phase) -> dict[str, Phases]:
@@ -149,6 +162,7 @@ DISTILLATION: dict[str, Contender] = {
         },
     ),
     "gold loss correction": Contender("control", {"": (CORRECTED,), "then clean rows": then_clean(CORRECTED, 0.25)}),
+    "labels corrected by Bayes' rule": Contender("control", corrections(CORRECTED_BY_BAYES)),
     "tuned recipe": Contender("control", recipe(None)),
     "labels a clean teacher believes": Contender("rule of thumb", believed(BELIEVED)),
     "labels a calibrated clean teacher believes": Contender("rule of thumb", believed(BELIEVED_CALIBRATED)),
@@ -237,6 +251,7 @@ DISTILLATION: dict[str, Contender] = {
     ),
     "amal(), smoothed labels": Contender("ours", one(AMAL_SMOOTHED)),
     "amal(), smoothed labels, then clean rows": Contender("ours", one(*then_clean(AMAL_SMOOTHED, 0.25))),
+    "amal(), corrected labels, then clean rows": Contender("ours", one(*then_clean(AMAL_CORRECTED, 0.25))),
     "amal(), clean teacher": Contender("ours", one(AMAL_CLEAN_TEACHER)),
     "amal(), calibrated clean teacher": Contender("ours", one(AMAL_CALIBRATED)),
     "bayes_mixture(), calibrated clean teacher": Contender("ours", one(BAYES_CALIBRATED)),

@@ -36,6 +36,8 @@ def corruption_matrix(logits: Logits, classes: Tensor) -> Tensor:
 class CorrectedCrossEntropy(CrossEntropy):
     """`−log Σ_c p_c M[c, y]` where labels may be wrong, plain cross-entropy where they are right.
 
+    Smoothed, it is mixed with the mean of `−log p_c`, as cross-entropy is.
+
     Args:
         matrix: M, of the classes that are right and the labels they get.
         doubtful: examples with a number below this one may be wrong.
@@ -51,4 +53,5 @@ class CorrectedCrossEntropy(CrossEntropy):
         log_p = outputs.logits.float().log_softmax(-1)
         garbled = (log_p.exp() @ self.matrix).clamp(min=SMALLEST).log()
         answers = torch.where((batch[EXAMPLE_ID] < self.doubtful)[:, None], garbled, log_p)
-        return -answers.gather(1, batch["labels"][:, None])[:, 0]
+        costs = -answers.gather(1, batch["labels"][:, None])[:, 0]
+        return torch.lerp(costs, -log_p.mean(1), self.task.label_smoothing)

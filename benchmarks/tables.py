@@ -32,6 +32,7 @@ OURS = [
     "amal(), noisy and clean, then clean rows",
     "amal(), smoothed labels",
     "amal(), smoothed labels, then clean rows",
+    "amal(), corrected labels, then clean rows",
     "amal(), clean teacher",
     "amal(), calibrated clean teacher",
     "amal(), clean teacher, equal shares",

@@ -28,7 +28,7 @@ from frozen_head import new_head, standardised  # noqa: E402
 from rivals import BelievedLabels  # noqa: E402
 from settings import Bench, Place  # noqa: E402
 
-from amal_hf.losses import Task  # noqa: E402
+from amal_hf.losses import CrossEntropy, Task  # noqa: E402
 from amal_hf.policies.policy import Signals  # noqa: E402
 
 
@@ -183,6 +183,17 @@ def test_corrected_answers_are_as_wrong_as_labels():
     batch = {"example_id": torch.arange(3), "labels": torch.tensor([1, 2, 0])}
     loss = correction.CorrectedCrossEntropy(matrix, doubtful=2)
     torch.testing.assert_close(loss(outputs, batch), -torch.tensor([0.3, 0.6, 1.0]).log())
+
+
+def test_corrected_answers_without_errors_are_smoothed_as_labels_are():
+    """Where a label always is its class, smoothed correction is smoothed cross-entropy."""
+    outputs = SimpleNamespace(logits=torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+    batch = {"example_id": torch.arange(5), "labels": torch.tensor([1, 2, 0, 1, 1])}
+    losses = [correction.CorrectedCrossEntropy(torch.eye(3), doubtful=3), CrossEntropy()]
+    for loss in losses:
+        loss.bind(Task(label_smoothing=0.1))
+    corrected, plain = (loss(outputs, batch) for loss in losses)
+    torch.testing.assert_close(corrected, plain)
 
 
 def test_the_test_set_is_not_touched_while_tuning(monkeypatch):
