@@ -185,6 +185,22 @@ def test_corrected_answers_are_as_wrong_as_labels():
     torch.testing.assert_close(loss(outputs, batch), -torch.tensor([0.3, 0.6, 1.0]).log())
 
 
+def test_labels_are_corrected_by_the_confusions_of_bayes_rule(monkeypatch):
+    """A sure teacher, and labels that are each the next class: right answers cost little, those of the label much."""
+    bench = tiny_bench("flipped40")
+    labels = torch.tensor(bench.splits["train"]["label"][:])
+    sure = 20 * torch.nn.functional.one_hot((labels - 1) % CLASSES, CLASSES).double()
+    monkeypatch.setattr(phases, "clean_teacher_logits", lambda bench: torch.cat([sure, sure[:OTHER]]))
+    monkeypatch.setattr(phases, "clean_teacher_calibration", lambda bench: 1.0)
+    (loss,) = phases.corrected_by_bayes(bench)
+    batch = {"example_id": torch.arange(TRAIN), "labels": labels.to(loss.matrix.device)}
+    right, as_labelled = (
+        loss(SimpleNamespace(logits=20 * torch.nn.functional.one_hot(classes, CLASSES).float()), batch).mean()
+        for classes in ((labels - 1) % CLASSES, labels)
+    )
+    assert right < as_labelled
+
+
 def test_corrected_answers_without_errors_are_smoothed_as_labels_are():
     """Where a label always is its class, smoothed correction is smoothed cross-entropy."""
     outputs = SimpleNamespace(logits=torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
