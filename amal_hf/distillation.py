@@ -46,7 +46,7 @@ class Distillation(Loss):
         has_seen_labels: whether the teacher was trained on the labels of the training set. One that was fine-tuned on
             other rows, or not at all, was not, and its answers say how these labels go wrong: with `False`
             `LossNetwork`, which is in `amal()`, starts at the mixture of Bayes' rule, where `bayes_mixture()` stays.
-            Only for one that is better on dev than a teacher of these labels: a poor one is followed all the same.
+            A poor one is followed all the same: see on dev whether a teacher of these labels is better.
         calibrated_at: the temperature at which that teacher's probabilities are right, `calibrated_temperature(...)`
             of what it predicts for dev or other rows that it was not trained on. Without, it is chosen by the labels.
             Say it where most of these are right: they are believed then. Where many are wrong evenly it was level, or

@@ -119,16 +119,6 @@ def believed(phase: Phase) -> dict[str, Phases]:
     return {"": (phase,), "smoothed": (smoothed,), "smoothed, then clean rows": then_clean(smoothed, 0.25)}
 
 
-def corrections(phase: Phase) -> dict[str, Phases]:
-    """Alone, with clean rows last, and with smoothed answers besides."""
-    smoothed = replace(phase, smoothing=0.1)
-    return {
-        "": (phase,),
-        "then clean rows": then_clean(phase, 0.25),
-        "smoothed, then clean rows": then_clean(smoothed, 0.25),
-    }
-
-
 def one(*phases: Phase) -> dict[str, Phases]:
     """Nothing to choose."""
     return {"": phases}
@@ -162,7 +152,14 @@ DISTILLATION: dict[str, Contender] = {
         },
     ),
     "gold loss correction": Contender("control", {"": (CORRECTED,), "then clean rows": then_clean(CORRECTED, 0.25)}),
-    "labels corrected by Bayes' rule": Contender("control", corrections(CORRECTED_BY_BAYES)),
+    "labels corrected by Bayes' rule": Contender(
+        "control",
+        {
+            "": (CORRECTED_BY_BAYES,),
+            "then clean rows": then_clean(CORRECTED_BY_BAYES, 0.25),
+            "smoothed, then clean rows": then_clean(replace(CORRECTED_BY_BAYES, smoothing=0.1), 0.25),
+        },
+    ),
     "tuned recipe": Contender("control", recipe(None)),
     "labels a clean teacher believes": Contender("rule of thumb", believed(BELIEVED)),
     "labels a calibrated clean teacher believes": Contender("rule of thumb", believed(BELIEVED_CALIBRATED)),
