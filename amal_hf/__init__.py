@@ -9,6 +9,7 @@ from amal_hf.calibration import calibrated_temperature
 from amal_hf.card_facts import CardDetails, Comparison, Contender
 from amal_hf.checkpoints import last_checkpoint
 from amal_hf.commentary import Commentary
+from amal_hf.corrected_loss import CorrectedCrossEntropy
 from amal_hf.directions import AdamDirection, Direction, NeumannDirection, SGDDirection
 from amal_hf.distillation import Distillation
 from amal_hf.divergences import forward_kl, jensen_shannon, logit_mse, reverse_kl
@@ -84,6 +85,7 @@ __all__ = [
     "Contender",
     "Convex",
     "ConvexOrNone",
+    "CorrectedCrossEntropy",
     "CrossEntropy",
     "CustomLoss",
     "Delayed",

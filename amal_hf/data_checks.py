@@ -107,7 +107,7 @@ def check_data(train_dataset: Any, meta_dataset: Any, method: Method, losses: li
             raise ValueError(f"AMALTrainer: {name} holds several splits, {list(rows)}. Pass one: {name}[...].")
     check_labels(train_dataset, "train_dataset", num_labels)
     for loss in losses:
-        if isinstance(loss, CrossEntropy) and loss.columns:
+        if isinstance(loss, CrossEntropy) and loss.column != "labels":
             _check_column(train_dataset, loss, num_labels)
     columns = getattr(train_dataset, "column_names", None)
     if method.policy.needs_ids and is_stream(train_dataset) and columns is not None and EXAMPLE_ID not in columns:
@@ -189,7 +189,7 @@ def _check_column(dataset: Any, loss: CrossEntropy, num_labels: int) -> None:
                 f"Loss '{loss.name}': the training set has no column '{loss.column}' (it has {dataset.column_names}). "
                 f"Set column= to one of these."
             )
-        check_labels(dataset, "train_dataset", num_labels, loss.columns)
+        check_labels(dataset, "train_dataset", num_labels, (loss.column,))
 
 
 def check_labels(dataset: Any, name: str, num_labels: int, columns: Sequence[str] = ("labels", "label")) -> None:
@@ -298,7 +298,7 @@ def _first_batch(dataset: Any, collate: Callable[[list[Any]], Batch], name: str)
 
 def _check_read(loss: Loss, batch: Batch, name: str) -> None:
     """Refuse a batch that lacks what a loss reads."""
-    read = (loss.column,) if isinstance(loss, CrossEntropy) else loss.columns
+    read = (loss.column, *loss.columns) if isinstance(loss, CrossEntropy) else loss.columns
     missing = [column for column in read if column not in batch]
     if missing:
         raise ValueError(

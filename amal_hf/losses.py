@@ -179,7 +179,7 @@ class CrossEntropy(Loss):
     def bind(self, task: Task) -> None:
         """Take over the student's problem type and label smoothing."""
         # Floats in a column of its own are soft labels, where the student does not say otherwise.
-        soft = self.columns and task.problem_type is None
+        soft = self.column != "labels" and task.problem_type is None
         self.task = replace(task, problem_type="single_label_classification") if soft else task
 
     def present(self, batch: Batch) -> Tensor | None:

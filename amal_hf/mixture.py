@@ -133,7 +133,7 @@ class Mixture:
             loss.reset()
         pulls = tuple(loss.pull for loss in self._by_column)
         names = tuple(self.names)
-        alone = len(names) == 1 and isinstance(self.losses[0], CrossEntropy) and not self.losses[0].columns
+        alone = len(names) == 1 and reads_labels(self.losses[0])
         taught = tuple(column for column, loss in enumerate(self._by_column) if isinstance(loss, Distillation))
         sizes = Sizes(
             len(names), taught, examples, classes, states, folder, pulls, names, alone, independent(self._by_column)
@@ -301,12 +301,17 @@ class Mixture:
 
 def independent(losses: Sequence[Loss]) -> Independent | None:
     """The labels and the teacher that has not seen them, where there is one of each."""
-    labels = [k for k, loss in enumerate(losses) if isinstance(loss, CrossEntropy) and not loss.columns]
+    labels = [k for k, loss in enumerate(losses) if reads_labels(loss)]
     teachers = [(k, loss) for k, loss in enumerate(losses) if isinstance(loss, Distillation) and loss.is_independent]
     if len(labels) != 1 or len(teachers) != 1:
         return None
     place, teacher = teachers[0]
     return Independent(labels[0], place, teacher.calibrated_at)
+
+
+def reads_labels(loss: Loss) -> bool:
+    """Whether it is a loss to the rows' labels, and not to another column of the kind."""
+    return isinstance(loss, CrossEntropy) and loss.column == "labels"
 
 
 def one_class_each(logits: Logits, labels: Tensor) -> bool:

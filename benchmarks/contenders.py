@@ -119,6 +119,15 @@ def believed(phase: Phase) -> dict[str, Phases]:
     return {"": (phase,), "smoothed": (smoothed,), "smoothed, then clean rows": then_clean(smoothed, 0.25)}
 
 
+def correcting(phase: Phase) -> dict[str, Phases]:
+    """A corrected loss alone, and with clean rows last, smoothed too."""
+    return {
+        "": (phase,),
+        "then clean rows": then_clean(phase, 0.25),
+        "smoothed, then clean rows": then_clean(replace(phase, smoothing=0.1), 0.25),
+    }
+
+
 def one(*phases: Phase) -> dict[str, Phases]:
     """Nothing to choose."""
     return {"": phases}
@@ -151,15 +160,8 @@ DISTILLATION: dict[str, Contender] = {
             "with labels, then clean rows": then_clean(Phase(with_clean_teacher, rows=ALL), 0.25),
         },
     ),
-    "gold loss correction": Contender("control", {"": (CORRECTED,), "then clean rows": then_clean(CORRECTED, 0.25)}),
-    "labels corrected by Bayes' rule": Contender(
-        "control",
-        {
-            "": (CORRECTED_BY_BAYES,),
-            "then clean rows": then_clean(CORRECTED_BY_BAYES, 0.25),
-            "smoothed, then clean rows": then_clean(replace(CORRECTED_BY_BAYES, smoothing=0.1), 0.25),
-        },
-    ),
+    "gold loss correction": Contender("control", correcting(CORRECTED)),
+    "labels corrected by Bayes' rule": Contender("control", correcting(CORRECTED_BY_BAYES)),
     "tuned recipe": Contender("control", recipe(None)),
     "labels a clean teacher believes": Contender("rule of thumb", believed(BELIEVED)),
     "labels a calibrated clean teacher believes": Contender("rule of thumb", believed(BELIEVED_CALIBRATED)),

@@ -9,15 +9,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from correction import CorrectedCrossEntropy, corruption_matrix
+from correction import corruption_matrix
 from datasets import DatasetDict
 from rivals import BelievedLabels, GivenWeights, right_votes
-from settings import Bench
+from settings import TRUSTED, Bench
 from suspects import kept_rows
 from teaching import clean_teacher_calibration, clean_teacher_logits, teacher_logits
 
 from amal_hf import (
     ClassProportional,
+    CorrectedCrossEntropy,
     CrossEntropy,
     Distillation,
     GeneralizedCrossEntropy,
@@ -104,15 +105,14 @@ def corrected(bench: Bench) -> list[Loss]:
     """The label, as one that may be another class's."""
     train, meta = bench.splits["train"], bench.splits["meta"]
     matrix = corruption_matrix(teacher_logits(bench)[len(train) :], torch.tensor(meta["label"][:]))
-    return [CorrectedCrossEntropy(placed(matrix), len(train))]
+    return [CorrectedCrossEntropy(matrix, trusted=TRUSTED)]
 
 
 def corrected_by_bayes(bench: Bench) -> list[Loss]:
     """The same, as wrong as Bayes' rule has it beside a teacher that is as sure as it may be."""
     labels = torch.tensor(bench.splits["train"]["label"][:])
     logits, at = clean_teacher_logits(bench)[: len(labels)], clean_teacher_calibration(bench)
-    matrix = label_posterior(logits, labels, at).confusions.float()
-    return [CorrectedCrossEntropy(placed(matrix), len(labels))]
+    return [CorrectedCrossEntropy(label_posterior(logits, labels, at).confusions, trusted=TRUSTED)]
 
 
 def at_temperature(temperature: float) -> Losses:

@@ -50,6 +50,8 @@ SPOILT: dict[str, Spoil] = {
 SETTINGS = [*SPOILT, RULES]
 TAUGHT_AS = {"teacher30": "clean"}
 """Whose teacher a setting takes, where it is not its own."""
+TRUSTED = "trusted"
+"""Column: whether a row's label is known to be right."""
 OTHER_ROWS = ("few", "imbalance", RULES)
 """Settings whose training or clean rows are not those of the others."""
 
@@ -121,13 +123,18 @@ def new_bench(place: Place) -> Bench:
     body = _body(place, data)
     classes = data["train"].features["label"].num_classes
     splits = _with_rules(data, place.seed) if place.setting == RULES else _planted(data, place)
-    encoded = DatasetDict({name: body.encode(rows) for name, rows in splits.items()})
+    encoded = DatasetDict({name: marked(name, body.encode(rows)) for name, rows in splits.items()})
     train = splits["train"]
     right = np.array(train["label"]) == np.array(train[TRUE_LABEL]) if TRUE_LABEL in train.column_names else None
     if place.setting == RULES or (right is not None and right.all()):
         right = None
     rules = len(train[0][VOTES]) if place.setting == RULES else 0
     return Bench(place, encoded, body, classes, _metric(place), right, rules)
+
+
+def marked(name: str, rows: Dataset) -> Dataset:
+    """Rows of a split, with whether their labels are known to be right."""
+    return rows.add_column(TRUSTED, [name != "train"] * len(rows))
 
 
 def _metric(place: Place) -> str:

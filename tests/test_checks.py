@@ -16,6 +16,7 @@ from amal_hf import (
     AMALSeq2SeqArguments,
     AMALSeq2SeqTrainer,
     AMALTrainer,
+    CorrectedCrossEntropy,
     CrossEntropy,
     CustomLoss,
     Distillation,
@@ -141,6 +142,14 @@ BAD = {
     "a column that is not there": (
         {"losses": [CustomLoss(len, "f", columns=("scoer",))]},
         "loss 'f' reads 'scoer', and batches of train_dataset hold",
+    ),
+    "no column of trusted rows": (
+        {"losses": [CorrectedCrossEntropy(torch.eye(3), trusted="checked")]},
+        "loss 'labels' reads 'checked', and batches of train_dataset hold",
+    ),
+    "confusions of other classes": (
+        {"losses": [CorrectedCrossEntropy(torch.eye(4))]},
+        "confusions are of 4 classes, and the student has 3",
     ),
     "a class for a loss": ({"losses": [CrossEntropy]}, r"A class is called, CrossEntropy\(\)"),
     "no folder of a teacher": ({"teacher_model": "out/teacher/best"}, "no folder out/teacher/best"),

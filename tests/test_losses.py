@@ -14,6 +14,7 @@ from transformers import BertForSequenceClassification, BertForTokenClassificati
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import LabelSmoother
 
+from amal_hf.corrected_loss import CorrectedCrossEntropy
 from amal_hf.distillation import Distillation
 from amal_hf.divergences import forward_kl, jensen_shannon, logit_mse, reverse_kl
 from amal_hf.losses import CrossEntropy, CustomLoss, Loss, Task, entropy
@@ -21,6 +22,7 @@ from amal_hf.robust_losses import GeneralizedCrossEntropy
 
 
 B, T, C = 5, 4, 3
+CONFUSIONS = [[0.7, 0.3, 0.0], [0.0, 1.0, 0.0], [0.2, 0.2, 0.6]]
 PROBABILITIES, SEVERAL, NUMBERS = "single_label_classification", "multi_label_classification", "regression"
 
 
@@ -111,6 +113,18 @@ def robust_case(q):
     )
 
 
+def corrected_case(kind, smoothing, formula, *shape, trusted=None):
+    loss = CorrectedCrossEntropy(CONFUSIONS, trusted)
+    batch = {"labels": labels_for(kind), "right": torch.tensor([False, True, False, True, False])}
+    return Case(loss, Task(label_smoothing=smoothing), random(*shape, seed=1), batch, formula)
+
+
+def corrected(z, label, smoothing=0.0):
+    """What labels are expected to be where the student is believed."""
+    cost = -np.log(np.exp(log_p(z)) @ np.array(CONFUSIONS)[:, int(label)])
+    return (1 - smoothing) * cost - smoothing * log_p(z).mean()
+
+
 def teacher_case(kind, task, formula, *shape, divergence=None, temperature=2.0):
     loss = Distillation(lambda batch: batch["seen"], temperature, divergence)
     loss.teacher = loss.source
@@ -160,6 +174,19 @@ CASES = {
         "tokens", Task(), token_mean(lambda z, row, t: BY_HAND[forward_kl](z, row["seen"][t], 2.0)), B, T, C
     ),
     **{f"robust, q {q}": robust_case(q) for q in (0.3, 0.7, 1.0)},
+    "corrected": corrected_case("class", 0.0, lambda z, row: corrected(z, row["labels"]), B, C),
+    "corrected, smoothed": corrected_case("class", 0.1, lambda z, row: corrected(z, row["labels"], 0.1), B, C),
+    "corrected, some trusted": corrected_case(
+        "class",
+        0.1,
+        lambda z, row: class_loss(z, row["labels"], 0.1) if row["right"] else corrected(z, row["labels"], 0.1),
+        B,
+        C,
+        trusted="right",
+    ),
+    "corrected, tokens": corrected_case(
+        "tokens", 0.1, token_mean(lambda z, row, t: corrected(z, row["labels"][t], 0.1)), B, T, C
+    ),
     "own": Case(
         CustomLoss(lambda outputs, batch: outputs.logits[:, 0] * batch["factor"], "own", ("factor",)),
         Task(),
@@ -295,6 +322,8 @@ IGNORING = [
     "tokens smoothed",
     pytest.param("probabilities"),
     pytest.param("regression"),
+    "corrected, smoothed",
+    "corrected, tokens",
 ]
 
 
@@ -448,3 +477,70 @@ def test_a_robust_loss_is_believed_less_where_the_student_does_not_believe_it():
     for q in (0.0, 1.1):
         with pytest.raises(ValueError, match="q must lie"):
             GeneralizedCrossEntropy(q)
+
+
+def test_a_corrected_loss_is_least_where_the_student_is_right():
+    """Over labels that go wrong as the confusions say, the gradient is nothing at the true probabilities of classes,
+    and that of cross-entropy is not; where labels are never wrong the two are one.
+    """
+    classes = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    logits = classes.log().expand(C, C).clone().requires_grad_()
+    shares = classes @ torch.tensor(CONFUSIONS, dtype=torch.float64)
+    gradients = [
+        torch.autograd.grad((shares * loss.of_logits(logits, torch.arange(C))).sum(), logits)[0].sum(0)
+        for loss in (CorrectedCrossEntropy(CONFUSIONS), CrossEntropy())
+    ]
+    torch.testing.assert_close(gradients[0], torch.zeros_like(classes), atol=1e-7, rtol=0)
+    assert gradients[1].abs().max() > 0.1
+    case = CASES["corrected, smoothed"]
+    never = CorrectedCrossEntropy(torch.eye(C))
+    never.bind(case.task)
+    torch.testing.assert_close(never.of_logits(case.logits, case.batch["labels"]), values_of(CASES["labels smoothed"]))
+
+
+def test_a_label_that_no_class_is_given_costs_a_number():
+    """Confusions may say that a label does not occur, and one may occur all the same."""
+    logits = random(B, C, seed=1).requires_grad_()
+    values = CorrectedCrossEntropy([[1.0, 0.0, 0.0]] * C).of_logits(logits, torch.tensor([0, 1, 2, -100, 1]))
+    values.sum().backward()
+    assert values.isfinite().all() and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("confusions", "message"),
+    [
+        (torch.ones(2, 3) / 3, r"must be \(C, C\).*shape \(2, 3\)"),
+        (torch.ones(2), r"shape \(2,\)"),
+        (torch.ones(1, 1), r"shape \(1, 1\)"),
+        ([[2.0, 1.0], [0.0, 1.0]], r"add up to \[3.0, 1.0\]"),
+        ([[1.5, -0.5], [0.0, 1.0]], r"below 0"),
+        ([[float("nan"), 1.0], [0.0, 1.0]], r"add up to \[nan, 1.0\]"),
+    ],
+)
+def test_confusions_that_are_no_probabilities_are_refused(confusions, message):
+    """Counts instead of shares would train, on another loss."""
+    with pytest.raises(ValueError, match=message):
+        CorrectedCrossEntropy(confusions)
+
+
+@pytest.mark.parametrize(
+    ("task", "classes", "message"),
+    [
+        (Task(), 4, r"confusions are of 3 classes, and the student has 4"),
+        (Task(SEVERAL), 3, r"one class a row.*'multi_label_classification'"),
+        (Task("regression"), 1, r"one class a row.*'regression'"),
+    ],
+)
+def test_confusions_of_another_task_are_refused(task, classes, message):
+    """Before the first step."""
+    loss = CorrectedCrossEntropy(CONFUSIONS)
+    loss.bind(task)
+    with pytest.raises(ValueError, match=message):
+        loss.check(None, classes)
+
+
+def test_confusions_do_not_go_with_soft_labels():
+    """Of which class is the label, then?"""
+    case = CASES["probabilities"]
+    with pytest.raises(ValueError, match=r"'labels' holds torch.float32, and a label must be one class"):
+        CorrectedCrossEntropy(CONFUSIONS)(SequenceClassifierOutput(logits=case.logits), case.batch)

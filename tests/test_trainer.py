@@ -13,6 +13,7 @@ from amal_hf import (
     AboveAverage,
     AMALTrainer,
     ConvexOrNone,
+    CorrectedCrossEntropy,
     CrossEntropy,
     Distillation,
     ExampleTable,
@@ -310,6 +311,23 @@ def test_weights_learn_to_lower_the_objective(tmp_path, objective, formula):
     expected = formula(probability.gather(1, clean["labels"][:, None])).mean()
     trainer.train()
     assert trainer.state.log_history[0]["meta_loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_rows_that_are_trusted_are_not_corrected(tmp_path):
+    """Where every row is, a run on corrected labels is one on labels, with weights learned from clean rows alone too;
+    where none is it is another.
+    """
+
+    def weights_of(loss, trusted):
+        rows = toy_rows(24).add_column("checked", [trusted] * 24)
+        trainer = new_trainer(tmp_path, amal, losses=[loss], train=rows)
+        trainer.train()
+        return torch.tensor(trainer.example_weights()["labels"][:])
+
+    corrected = CorrectedCrossEntropy(torch.full((3, 3), 0.2) + 0.4 * torch.eye(3), trusted="checked")
+    plain = weights_of(CrossEntropy(), True)
+    assert torch.equal(weights_of(corrected, True), plain)
+    assert not torch.allclose(weights_of(corrected, False), plain)
 
 
 def test_meta_steps_follow_warm_up_and_interval(tmp_path):

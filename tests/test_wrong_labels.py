@@ -8,6 +8,7 @@ from conftest import tiny_bert, toy_arguments, toy_rows
 
 from amal_hf import (
     AMALTrainer,
+    CorrectedCrossEntropy,
     CrossEntropy,
     Distillation,
     GatedConvex,
@@ -182,6 +183,7 @@ LOSSES = {
     "labels": ([CrossEntropy()], True),
     "under another name": ([CrossEntropy("ce")], True),
     "robust": ([GeneralizedCrossEntropy()], True),
+    "corrected": ([CorrectedCrossEntropy(torch.eye(CLASSES), trusted="checked")], True),
     "another column": ([CrossEntropy("labels", column="weak")], False),
     "a function": ([labels], False),
     "two": ([CrossEntropy(), CrossEntropy("weak", column="weak")], False),
