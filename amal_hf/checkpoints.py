@@ -8,7 +8,6 @@ A checkpoint is whole if all noted files are there in their sizes and `trainer_s
 """
 
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,8 +18,10 @@ from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
+from amal_hf.loggers import logger_of
 
-logger = logging.getLogger(__name__)
+
+logger = logger_of(__name__)
 
 FILES_NAME = "amal_files.json"
 """Names and sizes of a checkpoint's files, `{name: bytes}`."""

@@ -4,7 +4,6 @@ Of its data: `data_checks.py`.
 """
 
 import inspect
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +12,13 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPIN
 
 from amal_hf.arguments import AMALArguments
 from amal_hf.generators import answers_by_token, without_adapters
+from amal_hf.loggers import logger_of
 from amal_hf.losses import Loss
 from amal_hf.method import Method
 from amal_hf.shown_states import state_widths, takes_states
 
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 def check_arguments(losses: Any, method: Any) -> None:

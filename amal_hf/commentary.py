@@ -10,7 +10,6 @@ References:
 """
 
 import json
-import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from amal_hf.batch_policies.batch_policy import BatchPolicy
 from amal_hf.batch_policies.label_blend import LabelBlend
 from amal_hf.batch_policies.token_mask import AttentionMask, TokenMask
 from amal_hf.data import dataset_fingerprint, find_text_columns
+from amal_hf.loggers import logger_of
 from amal_hf.method import Method
 from amal_hf.model_labels import label_names
 from amal_hf.policies.commentary_network import CommentaryNetwork
@@ -34,7 +34,7 @@ from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.policies.frozen import Frozen, fill, tensors_of
 
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 SCHEMA_NAME, TENSORS_NAME = "commentary.json", "commentary.safetensors"
 """The two files of a commentary."""

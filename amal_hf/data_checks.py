@@ -1,6 +1,5 @@
 """What is checked of the data before any training: labels, targets, columns, the first batch; and once after it."""
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from amal_hf.clean_probe import FEWEST_ROWS
 from amal_hf.collator import is_stream, is_transformed, rows_of
 from amal_hf.distillation import Distillation
 from amal_hf.generators import is_causal, is_encoder_decoder
+from amal_hf.loggers import logger_of
 from amal_hf.losses import CrossEntropy, Loss, Task
 from amal_hf.method import Method
 from amal_hf.model_labels import class_count
@@ -24,7 +24,7 @@ from amal_hf.random_numbers import own_random_numbers
 from amal_hf.shapes import EXAMPLE_ID, IGNORED, Batch
 
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 MANY_WRONG, FAR_FEWER = 0.1, 0.5
 """Of eight sets of wrong labels these tell five in which a teacher had been trained on them, and suspect no teacher

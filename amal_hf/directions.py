@@ -6,7 +6,6 @@ measured. It has to be the metric in which the student really moves: what one st
 """
 
 import functools
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from amal_hf.loggers import logger_of
 from amal_hf.shapes import Params
 
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 HessianProduct: TypeAlias = Callable[[Params], Params]
 """`u -> H u` for the Hessian `H` of the weighed training loss of the present optimizer step."""

@@ -1,15 +1,15 @@
 """Which of a teacher's logits are for which class, or word, of the student."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from transformers import PreTrainedConfig
 
+from amal_hf.loggers import logger_of
 from amal_hf.model_labels import are_generic, label_names
 
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 Order: TypeAlias = list[int] | slice | None
 """Which of a teacher's logits are for the student's classes, in their order; `None` for all as they are."""

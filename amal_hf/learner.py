@@ -1,6 +1,5 @@
 """When the weights learn, and from which batches: the timing around `meta.py`."""
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from torch.optim import Optimizer
 from amal_hf.batch_rows import ids_of, kept
 from amal_hf.clean_probe import MOST_ROWS
 from amal_hf.last_layer import frozen_body
+from amal_hf.loggers import logger_of
 from amal_hf.meta import MetaLoss, MetaReport, Problem, judge, meta_gradient, meta_step, scaled
 from amal_hf.meta_set import MetaSet
 from amal_hf.method import Method
@@ -29,7 +29,7 @@ from amal_hf.trajectories import walk_back
 from amal_hf.undisturbed import differentiable_checkpointing, kept_buffers, undisturbed
 
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 class Student(NamedTuple):

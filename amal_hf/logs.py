@@ -1,6 +1,5 @@
 """What is logged of losses and weights: collected on the device, computed when something is logged."""
 
-import logging
 import math
 import re
 from collections.abc import Sequence
@@ -8,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from amal_hf.loggers import logger_of
 from amal_hf.mixture import Weighed
 from amal_hf.processes import totals
 
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 PERCENTILES = (10, 25, 50, 75, 90)
 """Of the weights, enough to draw how they spread; they are kept in `log_history`, and so through a resumed run."""

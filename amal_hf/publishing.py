@@ -8,7 +8,6 @@
 """
 
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from amal_hf.card_check import check_card
 from amal_hf.card_facts import CardDetails
 from amal_hf.cards import names_of, render_card
 from amal_hf.checkpoints import FILES_NAME
+from amal_hf.loggers import logger_of
 from amal_hf.mixing import MixingTrainer
 from amal_hf.policies.frozen import save_policy
 from amal_hf.policies.row_log import SEGMENTS
@@ -38,7 +38,7 @@ from amal_hf.run_figures import TRAINING_TEXTS
 from amal_hf.state import STATE_NAME
 
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 CARD_NAME, FACTS_NAME = "README.md", "card.json"
 """The card, and the facts that it can be rendered from again."""

@@ -1,6 +1,5 @@
 """Uploads to a repository of the Hub: those under way in the background, and those that did not get there."""
 
-import logging
 import shutil
 import time
 from concurrent.futures import Future, wait
@@ -12,11 +11,12 @@ import datasets
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
+from amal_hf.loggers import logger_of
 from amal_hf.portable import make_portable
 from amal_hf.run_facts import weights_name
 
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 PICKLES = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.distcp", "*.metadata"]
 """Never sent, wherever they come from."""

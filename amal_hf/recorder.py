@@ -1,6 +1,5 @@
 """What a trajectory has to know of the steps that the student takes."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from amal_hf.batch_rows import ids_of
+from amal_hf.loggers import logger_of
 from amal_hf.mixture import Mixture, Weighed
 from amal_hf.policies.policy import Observation
 from amal_hf.processes import process_count, process_rank, total_count, values_of_all
@@ -20,7 +20,7 @@ from amal_hf.top_logits import TopLogits
 from amal_hf.trajectories import Trajectory, check_optimizer
 
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 @dataclass

@@ -8,7 +8,6 @@
    table of (row, rule, vote).
 """
 
-import logging
 import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,11 +20,12 @@ from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 
 from amal_hf.data import replace_column
+from amal_hf.loggers import logger_of
 from amal_hf.model_labels import class_names
 from amal_hf.shapes import ABSTAIN, VOTES
 
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 Row: TypeAlias = Mapping[str, Any]
 Vote: TypeAlias = int | str | None

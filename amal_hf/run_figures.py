@@ -1,6 +1,5 @@
 """Pictures of a finished run, as far as its data allow."""
 
-import logging
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from amal_hf.loggers import logger_of
 from amal_hf.run_record import RunRecord
 
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 TRAINING_TEXTS = "data"
 """Folder among the figures for those that show training texts; it is not published."""

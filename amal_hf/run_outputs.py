@@ -1,10 +1,10 @@
 """What is written beside a student at the end of training: figures and the report page."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from amal_hf.loggers import logger_of
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.report import write_report
 from amal_hf.run_facts import FIGURES
@@ -12,7 +12,7 @@ from amal_hf.run_figures import write_figures
 from amal_hf.run_record import record_of, texts_of
 
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 def write_outputs(trainer: Any) -> None:

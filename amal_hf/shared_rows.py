@@ -1,6 +1,5 @@
 """Rows that the meta set shares with the training set, and a meta set that is the evaluation set."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +10,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pandas.util import hash_array
 
+from amal_hf.loggers import logger_of
 from amal_hf.shapes import EXAMPLE_ID
 
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 OVERLAP_LIMIT = 1_000_000
 """Rows of a training set that are compared with the meta set; more would take longer than it is worth."""

@@ -15,7 +15,6 @@ second column, `classes`, says which logits were kept.
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -30,12 +29,13 @@ import torch
 from datasets import Dataset, Features, List, Value
 from torch import Tensor, nn
 
+from amal_hf.loggers import logger_of
 from amal_hf.shapes import EXAMPLE_ID, IGNORED, Batch, Logits, Teacher
 from amal_hf.teacher_inputs import PROBED, Encoding, row_numbers
 from amal_hf.top_logits import TopK, TopLogits
 
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 FORMAT = "1"
 """Raise it when what a cache holds changes its meaning: older caches are then never found."""

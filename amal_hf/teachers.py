@@ -10,7 +10,6 @@
 
 import copy
 import inspect
-import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from transformers import (
 
 from amal_hf.generators import without_adapters
 from amal_hf.label_order import Order, label_order, same_words, word_order
+from amal_hf.loggers import logger_of
 from amal_hf.model_labels import class_names, label_names
 from amal_hf.shapes import Batch, Logits
 from amal_hf.teacher_cache import CachedTeacher, CacheRecipe, digest_folder, digest_model, open_cache
@@ -50,7 +50,7 @@ from amal_hf.top_logits import TopK
 
 __all__ = ["Autocast", "LiveTeacher", "TeacherInputs", "label_order", "open_teacher"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _GENERATORS: tuple[Any, ...] = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING)
 _BY_TOKEN: tuple[Any, ...] = (MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, *_GENERATORS)

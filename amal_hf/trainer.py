@@ -12,7 +12,6 @@ Evaluation is the plain task loss of `Trainer`. Without losses and method, every
 """
 
 import copy
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from amal_hf.data_checks import (
 )
 from amal_hf.generators import is_causal
 from amal_hf.learner import Student, WeightLearner
+from amal_hf.loggers import logger_of
 from amal_hf.logs import MixtureStatistics
 from amal_hf.losses import CrossEntropy, JointLoss, Loss, Task
 from amal_hf.memory import memory_advice
@@ -67,7 +67,7 @@ from amal_hf.weight_histograms import weight_histograms
 from amal_hf.weights import weights_dataset
 
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 @dataclass

@@ -8,17 +8,17 @@ validation   to choose a model by
 test
 """
 
-import logging
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets
 
 from amal_hf.data import find_text_columns, normalise_text, replace_column, split_dataset, with_unlabelled
+from amal_hf.loggers import logger_of
 from amal_hf.shapes import ABSTAIN, IGNORED, TRUE_LABEL, VOTES
 
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 def weak_splits(
