@@ -8,7 +8,9 @@ reading that has never seen these labels still does.
 3. Its strength, and the scale that makes probabilities of its scores, are those that predict each row best from all
    the others (leave-one-out, in closed form too). Of few rows, or of states that say little, it claims little.
 4. The rows of the present meta batch are left out: what they are to judge must not know them.
-5. What it believes of clean rows it has not seen says what to expect of right labels and of wrong ones.
+5. What it believes of clean rows it has not seen says what to expect of right labels and of wrong ones. Training rows
+   are compared with it as if one clean row of their class had not been seen either, in closed form again: of a class
+   with six clean rows one more or less is much (`benchmarks/LOG.md`).
 """
 
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amal_hf.shapes import Logits
+from amal_hf.shapes import Logits, PerExample
 
 
 MOST_ROWS = 512
@@ -57,7 +59,9 @@ class Reading(NamedTuple):
     """A fitted probe: logits are `(unit(state) − centre) @ weight + bias`.
 
     `in_right` and `in_wrong`, `(C,)`, are the mean probabilities that it gives a class where it is that of a clean
-    row, and where it is not, of rows that it has not seen.
+    row, and where it is not, of rows that it has not seen. Without its row j logits are less by
+    `((unit(state) − centre) · reach_j) answers_j`, `(n, D)` and `(n, C)`, rows in the order of their classes; of each
+    class the first of them and how many there are, `(C,)`.
     """
 
     centre: Tensor
@@ -65,6 +69,10 @@ class Reading(NamedTuple):
     bias: Tensor
     in_right: Tensor
     in_wrong: Tensor
+    reach: Tensor
+    answers: Tensor
+    first: Tensor
+    counts: Tensor
 
 
 class CleanProbe(nn.Module):
@@ -114,6 +122,24 @@ class CleanProbe(nn.Module):
             centre, weight, bias, *_ = self.reading()
             return (unit(states.float()) - centre) @ weight + bias
 
+    def beliefs(self, states: Tensor, classes: Tensor) -> PerExample:
+        """`(B, D), (B,) -> (B,)`: the probability of each class, as of a clean row that it has not seen.
+
+        One of the rows of that class is left out, another for each example of the batch.
+
+        Raises:
+            RuntimeError: it has seen too few.
+        """
+        logits = self.logits(states)
+        with torch.no_grad(), torch.autocast(states.device.type, enabled=False):
+            reading = self.reading()
+            counts = reading.counts[classes]
+            turn = torch.arange(len(classes), device=classes.device) % counts.clamp(min=1)
+            row = (reading.first[classes] + turn).clamp(max=len(reading.answers) - 1)
+            known = ((unit(states.float()) - reading.centre) * reading.reach[row]).sum(1, keepdim=True)
+            unseen = logits - (counts > 0)[:, None] * known * reading.answers[row]
+            return unseen.softmax(1).gather(1, classes[:, None])[:, 0]
+
     def reading(self) -> Reading:
         """What is fitted to the memory.
 
@@ -154,12 +180,22 @@ def fitted(rows: CleanRows, classes: int) -> Reading:
     shares = targets.mean(0)
     kernel = states @ states.T
     size = kernel.diagonal().mean().clamp(min=torch.finfo(kernel.dtype).tiny)
-    coefficients, errors = _ridges(kernel / size, targets - shares)
+    inverses, coefficients, errors = _ridges(kernel / size, targets - shares)
     best = errors.square().sum((1, 2)).argmin()
     unseen, own = targets - errors[best], rows.classes.long()
     scale = _scale(unseen, own)
-    beliefs = _beliefs((scale * unseen).softmax(1), targets)
-    return Reading(centre, scale * (states.T @ coefficients[best]) / size, scale * shares, *beliefs)
+    answers, inverse, order = scale * coefficients[best], inverses[best], own.argsort()
+    counts = own.bincount(minlength=classes)
+    return Reading(
+        centre,
+        states.T @ answers / size,
+        scale * shares,
+        *_beliefs((scale * unseen).softmax(1), targets),
+        reach=(inverse @ states / inverse.diagonal()[:, None] / size)[order],
+        answers=answers[order],
+        first=counts.cumsum(0) - counts,
+        counts=counts,
+    )
 
 
 def _beliefs(probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,13 +206,13 @@ def _beliefs(probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(targets.any(0), in_right, overall), in_wrong
 
 
-def _ridges(kernel: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """For every strength λ the coefficients `(K + λ)⁻¹ Y`, and the errors of each row predicted from the others."""
+def _ridges(kernel: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For every strength λ `(K + λ)⁻¹`, the coefficients with it, and errors of each row predicted from the others."""
     strengths = torch.tensor(STRENGTHS, dtype=kernel.dtype, device=kernel.device)
     ridge = strengths[:, None, None] * torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
     inverses = torch.cholesky_inverse(torch.linalg.cholesky(kernel + ridge))
     coefficients = inverses @ targets
-    return coefficients, coefficients / inverses.diagonal(dim1=1, dim2=2)[..., None]
+    return inverses, coefficients, coefficients / inverses.diagonal(dim1=1, dim2=2)[..., None]
 
 
 def _scale(scores: Tensor, classes: Tensor) -> Tensor:

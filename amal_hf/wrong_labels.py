@@ -48,7 +48,7 @@ class WrongLabels(nn.Module):
 
         Args:
             probe: as it stands.
-            beliefs: `(B,)`, what it gives the labels.
+            beliefs: `(B,)`, what it gives the labels, as of rows that it has not seen.
             classes: `(B,)`, of the labels, negative for none.
             counts: `(C,)`, how many training examples of each class were seen so far.
         """

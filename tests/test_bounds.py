@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from amal_hf import AboveAverage, Convex, ConvexOrNone, GatedConvex, LossNetwork, MeanOne, clamp, convex
-from amal_hf.policies.bounds import TwiceSigmoid
+from amal_hf.policies.bounds import LEAST_MEAN, TwiceSigmoid
 from amal_hf.policies.policy import Observation, Sizes
 
 
@@ -128,14 +128,49 @@ def test_which_average_a_slope_is_compared_with():
         torch.testing.assert_close(torch.autograd.grad(gain, scores)[0], expected)
 
 
+def test_few_examples_never_come_to_have_all_the_weight():
+    """Where most of it is gone the bar is the plain mean, which does not rise with what has weight: an example that is
+    better than average rises, where under `MeanOne` alone it would go on falling; and weights are scaled no further.
+    """
+    scores = torch.tensor([[1.0], *[[-6.0]] * 9], dtype=torch.float64, requires_grad=True)
+    slopes = torch.tensor([[3.0], *[[1.0]] * 5, *[[-3.0]] * 4], dtype=torch.float64)
+    normalisation, raw = MeanOne(), scores.sigmoid().detach()
+    assert raw.mean() < LEAST_MEAN and slopes.mean() < slopes[1] < (raw * slopes).sum() / raw.sum()
+    weights = normalisation.of_step(scores)
+    torch.testing.assert_close(weights, raw / LEAST_MEAN)
+    expected = raw * (1 - raw) * (slopes - slopes.mean()) / (10 * LEAST_MEAN)
+    torch.testing.assert_close(torch.autograd.grad((weights * slopes).mean(), scores)[0], expected)
+    for _ in range(200):
+        normalisation.note_update(scores.detach(), scores.detach())
+    torch.testing.assert_close(normalisation(scores).detach(), raw / LEAST_MEAN)
+
+
+def test_examples_of_which_most_have_nothing_left_to_learn_keep_their_weight():
+    """The case it is for: 500 updates in which of 20 examples four do harm, one helps much, and 15 next to nothing. All
+    of these had a weight of 0.0002, and the one 20, where the bar was the mean of what has weight.
+    """
+    policy = LossNetwork(normalisation=MeanOne())
+    policy.reset(Sizes(1, (), None), torch.ones(1))
+    kinds = torch.tensor([0] * 4 + [1] * 15 + [2])
+    features = torch.zeros(20, 7)
+    features[torch.arange(20), kinds], features[:, -1] = 1.0, -1
+    rows = Observation(torch.arange(20), features, 0.5)
+    noise = torch.Generator().manual_seed(0)
+    for _ in range(500):
+        slopes = torch.tensor([-1.0, 0.05, 1.0])[kinds] + torch.randn(20, generator=noise)
+        policy.update(rows, slopes[:, None])
+    harmful, idle, helpful = (policy.weights(rows)[kinds == kind, 0].mean() for kind in range(3))
+    assert harmful < 0.1 < 0.8 < idle < helpful < 1.01 / LEAST_MEAN
+
+
 def test_a_running_mean_moves_with_the_network():
     """Weights of a batch keep their mean when an update moves all of them; what remains is the momentum's pull."""
     normalisation = MeanOne(momentum=0.1)
     normalisation.start(torch.ones(1))
-    before, after = torch.zeros(8, 1), torch.full((8, 1), -2.0)
+    before, after = torch.zeros(8, 1), torch.full((8, 1), -1.0)
     normalisation.note_update(before, after)
     torch.testing.assert_close(normalisation(after).mean(), torch.tensor(1.0))
-    twice = torch.tensor([[-2.0], [0.0]]).repeat(4, 1)
+    twice = torch.tensor([[-1.0], [0.0]]).repeat(4, 1)
     normalisation.note_update(twice, twice)
     low, mean = after.sigmoid().mean(), twice.sigmoid().mean()
     torch.testing.assert_close(normalisation.mean, 0.9 * low + 0.1 * mean)
@@ -146,7 +181,7 @@ def test_a_batch_without_any_of_the_losses_changes_nothing():
     policy = LossNetwork(normalisation=MeanOne())
     policy.reset(Sizes(1, (), None), torch.ones(1))
     before = {name: value.clone() for name, value in policy.named_parameters()}
-    seen = Observation(torch.arange(4), torch.ones(4, 6), 0.5, torch.zeros(4, 1, dtype=torch.bool))
+    seen = Observation(torch.arange(4), torch.ones(4, 7), 0.5, torch.zeros(4, 1, dtype=torch.bool))
     policy.update(seen, torch.zeros(4, 1))
     assert policy.normalisation.mean == 0.5
     assert all(torch.equal(value, before[name]) for name, value in policy.named_parameters())

@@ -56,7 +56,7 @@ def planted():
 def test_the_dual_form_is_ridge_regression():
     """`Zᵀ (Z Zᵀ + λ)⁻¹ Y` are the weights of the normal equations."""
     states, targets = planted()
-    coefficients, _ = _ridges(states @ states.T, targets)
+    _, coefficients, _ = _ridges(states @ states.T, targets)
     for strength, found in zip(STRENGTHS, coefficients, strict=True):
         torch.testing.assert_close(states.T @ found, ridge(states, targets, strength))
 
@@ -64,7 +64,7 @@ def test_the_dual_form_is_ridge_regression():
 def test_errors_are_those_of_a_fit_without_the_row():
     """Leave-one-out in closed form equals fitting as often as there are rows, each time without one."""
     states, targets = planted()
-    _, errors = _ridges(states @ states.T, targets)
+    *_, errors = _ridges(states @ states.T, targets)
     for row in range(len(states)):
         others = torch.arange(len(states)) != row
         for strength, found in zip(STRENGTHS, errors, strict=True):
@@ -97,6 +97,35 @@ def test_a_handful_of_rows_is_not_enough_to_be_sure():
     assert sure[0] < 0.6 < sure[1]
     assert not told(clean_rows(FEWEST_ROWS - 1), clean_rows(9, first=500)).knows
     assert told(clean_rows(FEWEST_ROWS), clean_rows(9, first=500)).knows
+
+
+def test_a_belief_is_that_of_a_probe_without_one_row_of_the_class():
+    """In closed form, of states new and known: as ridge regression on the other rows has it, a different row left out
+    for each example; of a class without rows it is what the probe says.
+    """
+    rows = clean_rows(40)
+    rows = rows._replace(classes=rows.classes.clamp(max=1))
+    probe = told(rows, clean_rows(1, first=100))
+    states, classes = torch.cat([rows.states[:6], clean_rows(6, seed=1).states]), torch.tensor([0, 1, 2] * 4)
+    beliefs, reading = probe.beliefs(states, classes), probe.reading()
+    known, targets = unit(rows.states) - reading.centre, F.one_hot(rows.classes, CLASSES).float()
+    size, seen = known.square().sum(1).mean(), unit(states) - reading.centre
+    shares, scale = targets.mean(0), reading.bias.sum()
+
+    def of_ridge(kept, strength):
+        weights = ridge(known[kept].double(), (targets - shares)[kept].double(), strength * size.double())
+        return (scale * (seen @ weights.float() + shares)).softmax(1)
+
+    whole = torch.ones(40, dtype=torch.bool)
+    everything = probe.logits(states).softmax(1)
+    (strength,) = (s for s in STRENGTHS if torch.allclose(of_ridge(whole, s), everything, atol=1e-4))
+    for place, (number, belief) in enumerate(zip(classes.tolist(), beliefs, strict=True)):
+        own = (rows.classes == number).nonzero()[:, 0]
+        without = [of_ridge(whole.index_fill(0, own[[n]], False), strength)[place, number] for n in range(len(own))]
+        expected = torch.stack(without) if without else everything[place, number][None]
+        assert (expected - belief).abs().min() < 1e-4
+    of_known = [probe.beliefs(states[[n] * 40], classes[[n] * 40]).min() < everything[n, classes[n]] for n in (0, 1)]
+    assert all(of_known)
 
 
 def test_it_does_not_know_the_present_meta_batch():
@@ -255,7 +284,7 @@ def test_a_network_comes_to_trust_what_clean_rows_say():
     """Where only the probe tells helpful labels from others, weights follow it."""
     policy = LossNetwork()
     policy.reset(Sizes(1, (), None, classes=2), torch.ones(1))
-    features = torch.ones(8, 6)
+    features = torch.ones(8, 7)
     features[:, 3], features[:, -1] = torch.tensor([0.9, 0.1]).repeat(4), -1
     rows = Observation(torch.arange(8), features, 0.5)
     for _ in range(40):

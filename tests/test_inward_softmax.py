@@ -55,7 +55,7 @@ def test_a_network_that_was_sure_of_all_labels_comes_back_for_the_wrong_ones(nor
     sizes = Sizes(losses=2, teachers=(1,), examples=8)
     policy = LossNetwork(normalisation=normalisation)
     policy.reset(sizes, torch.full((2,), 0.5))
-    features = torch.zeros(8, policy.width(sizes) - 1)
+    features = torch.zeros(8, policy.width(sizes))
     features[::2, 0] = 1
     seen = Observation(torch.arange(8), features, 0.5, None)
     slopes = torch.tensor([[1.0, -1.0]]).repeat(8, 1)

@@ -37,8 +37,8 @@ from amal_hf.policies.shared_weights import SharedWeights
 
 
 EXAMPLES, TEACHERS = 8, (0,)
-FEATURES = 5 + 2 * len(TEACHERS)
-"""What a loss network sees of an example beyond its losses."""
+FEATURES = 6 + 2 * len(TEACHERS)
+"""What a loss network sees of an example beyond its losses, with what it only takes note of."""
 
 
 class Entry(NamedTuple):
@@ -89,9 +89,9 @@ def begun(name, losses=2, mixture=None, examples: int | None = EXAMPLES):
 
 
 def seen(losses=2, ids=range(EXAMPLES)):
-    """Examples that differ in every feature; the last but one tells the halves apart, and none has a class."""
+    """Examples that differ in every feature; the last that is read tells the halves apart, and none has a class."""
     features = torch.randn(EXAMPLES, losses + FEATURES, generator=torch.Generator().manual_seed(0))
-    features[:, -2], features[:, -1] = torch.tensor([1.0] * 4 + [-1.0] * 4), -1
+    features[:, -3], features[:, -1] = torch.tensor([1.0] * 4 + [-1.0] * 4), -1
     return Observation(torch.tensor(list(ids)), features[[i % EXAMPLES for i in ids]], 0.5)
 
 
@@ -124,8 +124,8 @@ def test_it_starts_at_the_initial_mixture(name, mixture):
 @pytest.mark.parametrize(
     ("make", "columns"),
     [
-        (lambda: LossNetwork(normalisation=Convex()), 7),
-        (lambda: LossNetwork(normalisation=MeanOne()), 7),
+        (lambda: LossNetwork(normalisation=Convex()), 8),
+        (lambda: LossNetwork(normalisation=MeanOne()), 8),
         (lambda: PerLossNetwork(normalisation=Convex()), 3),
     ],
 )
@@ -140,7 +140,7 @@ def test_networks_compare_slopes_by_what_a_loss_can_pull(make, columns):
         assert torch.allclose(first, second, atol=1e-5) == same
 
 
-@pytest.mark.parametrize(("make", "columns"), [(lambda: LossNetwork(normalisation=MeanOne()), 8), (PerLossNetwork, 4)])
+@pytest.mark.parametrize(("make", "columns"), [(lambda: LossNetwork(normalisation=MeanOne()), 9), (PerLossNetwork, 4)])
 def test_every_example_has_a_progress_of_its_own(make, columns):
     """The examples of a trajectory are of several steps: each is weighed as at its time, whatever K and B are."""
     policy = make()
@@ -300,7 +300,7 @@ def test_a_network_sees_how_well_student_and_teacher_fit_the_label():
     signals = Signals(torch.tensor([[1.0, -2.0]]), student, (teacher,), {"labels": torch.tensor([0])}, Task())
     p = torch.tensor([0.6, 0.2, 0.2])
     entropy = -(p * p.log()).sum() / math.log(3)
-    expected = torch.tensor([[math.log(2), 0.0, 0.6, entropy, 1 / 3, 1.0, 0.5, 1.0, 0.0]])
+    expected = torch.tensor([[math.log(2), 0.0, 0.6, entropy, 1 / 3, 1.0, 0.5, 1.0, 0.5, 0.0]])
     torch.testing.assert_close(begun("convex network").observe(signals), expected)
 
 
@@ -342,7 +342,7 @@ def test_a_mean_of_one_holds_in_batches_with_more_rare_rows_than_most():
     policy = LossNetwork(normalisation=MeanOne())
     policy.reset(Sizes(1, (), None, classes=2), torch.ones(1))
     policy.class_counts.seen = torch.tensor([9e6, 1e6])
-    features = torch.zeros(4, 6)
+    features = torch.zeros(4, 7)
     features[2:, -1] = 1
     rows = Observation(torch.arange(4), features, 0.5)
     for _ in range(60):
@@ -358,7 +358,7 @@ def test_an_update_climbs_the_mean_gain_of_the_weights_that_are_used():
     policy.reset(Sizes(1, (0,), None, classes=2), torch.ones(1))
     policy.double()
     policy.class_counts.seen = torch.tensor([90.0, 10.0], dtype=torch.float64)
-    features = torch.rand(6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features = torch.rand(6, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     features[:, -1] = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 1.0])
     rows, slopes = Observation(torch.arange(6), features, 0.5), torch.tensor([[1.0, -1, 2, 1, -1, 3]]).T.double()
     found: dict[str, Tensor] = {}

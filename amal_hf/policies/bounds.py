@@ -22,6 +22,10 @@ from amal_hf.shapes import LossTable
 Projection: TypeAlias = Callable[[LossTable], LossTable]
 """For a table: the nearest allowed weights, `(B, K) -> (B, K)`."""
 
+LEAST_MEAN = 0.2
+"""Of sigmoids, which start at 0.5. Where labels are right or evenly wrong it stays above; 0.33 and 0.5 hold back what
+is better where errors follow a pattern (`benchmarks/LOG.md`)."""
+
 _SMALLEST_MEAN = 1e-12  # its square is still above zero in fp32
 
 
@@ -159,6 +163,10 @@ class MeanOne(Normalisation):
     moves the running mean as much as the mean of its batch: one that only ran after it let all weights swing together
     between 0.5 and 1.2 where updates are far apart.
 
+    The bar for an example is the mean slope of what has weight, and rises with it: late in a run, when most examples
+    are learned and have next to no slope, a few hard ones would come to have all of it. So where sigmoids have a mean
+    below `LEAST_MEAN`, weights are scaled by no more than that stands for, and the bar is the plain mean.
+
     Args:
         momentum: share of the new mean in the running one.
 
@@ -189,12 +197,13 @@ class MeanOne(Normalisation):
 
     def forward(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:
         """`(B, K) -> (B, K)`."""
-        return self._raw(scores, present, counts_for) / self.mean
+        return self._raw(scores, present, counts_for) / self.mean.clamp(min=LEAST_MEAN)
 
     def of_step(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:
         """Divided by the mean over all processes' batches."""
         raw = self._raw(scores, present, counts_for)
-        return raw / self._mean(raw)
+        mean = self._mean(raw)
+        return torch.where(mean < LEAST_MEAN, self._against_plain_mean(raw, present), raw / mean)
 
     def note_update(
         self, before: Tensor, after: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None
@@ -204,6 +213,12 @@ class MeanOne(Normalisation):
         moved = (self.mean * mean / was).lerp(mean, self.momentum)
         # A batch that has none of the losses tells nothing. Asked on the device: nobody waits.
         self.mean.copy_(torch.where(mean > _SMALLEST_MEAN, moved, self.mean))
+
+    def _against_plain_mean(self, raw: Tensor, present: Tensor | None) -> LossTable:
+        """The weights; their gradient is that of weights less their plain mean over all processes' batches."""
+        given = torch.ones_like(raw) if present is None else present.to(raw)
+        common = total(raw.sum()) / total(given.sum()).clamp(min=1)
+        return (raw - given * (common - common.detach())) / self._mean(raw).detach().clamp(min=LEAST_MEAN)
 
     def _mean(self, raw: Tensor) -> Tensor:
         return (total(raw.sum()) / total_count(len(raw), raw.device)).clamp(min=_SMALLEST_MEAN)
@@ -233,11 +248,8 @@ class AboveAverage(MeanOne):
     """
 
     def of_step(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:
-        """The weights; their gradient is that of weights less their plain mean over all processes' batches."""
-        raw = self._raw(scores, present, counts_for)
-        given = torch.ones_like(raw) if present is None else present.to(raw)
-        common = total(raw.sum()) / total(given.sum()).clamp(min=1)
-        return (raw - given * (common - common.detach())) / self._mean(raw).detach()
+        """Always against the plain mean."""
+        return self._against_plain_mean(self._raw(scores, present, counts_for), present)
 
 
 class TwiceSigmoid(Normalisation):

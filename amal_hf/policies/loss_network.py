@@ -103,12 +103,12 @@ class LossNetwork(NetworkPolicy):
         return (self.bayes is not None) + surface_width(sizes) + 2 * self.reads_clean_states + 2
 
     def observe(self, signals: Signals) -> Features:
-        """`(B, F)`: what Bayes' rule asks of, the surface, fit and entropy of the probe, the number of the class."""
+        """`(B, F)`: what Bayes' rule asks of, the surface, fit, entropy and belief of the probe, and the class."""
         seen = [] if self.bayes is None else [self.bayes.logits(signals)]
         seen.append(surface(signals))
-        if self.reads_clean_states:
-            seen.append(self._probed(signals))
         classes = class_of(signals.batch, len(seen[0]), seen[0].device)
+        if self.reads_clean_states:
+            seen.append(self._probed(signals, classes))
         return torch.cat([*seen, classes[:, None]], 1).detach()
 
     def note_clean(self, rows: CleanRows) -> None:
@@ -127,15 +127,18 @@ class LossNetwork(NetworkPolicy):
             for group in self.optimizer.param_groups:
                 group["lr"] = SLOWER * self.learning_rate
 
-    def _probed(self, signals: Signals) -> Tensor:
-        """`(B, 2)`: fit and entropy of the probe; of a coin where it has not been shown anything."""
+    def _probed(self, signals: Signals, classes: PerExample) -> Tensor:
+        """`(B, 3)`: fit, entropy and belief of the probe; of a coin where it has not been shown anything."""
         if not self.probe.knows:
-            return signals.losses.new_tensor([0.5, 1.0]).expand(len(signals.losses), 2)
-        return fit_and_entropy(self.probe.logits(signals.hidden_states[-1]), signals)
+            return signals.losses.new_tensor([0.5, 1.0, 0.5]).expand(len(signals.losses), 3)
+        states = signals.hidden_states[-1]
+        beliefs = self.probe.beliefs(states, classes.clamp(min=0).long())
+        return torch.cat([fit_and_entropy(self.probe.logits(states), signals), beliefs[:, None]], 1)
 
     def inputs(self, observation: Observation) -> Tensor:
         """What the network reads: features, what the class and Bayes' rule say in the place of numbers, progress."""
-        seen, classes = observation.features[:, :-1], observation.features[:, -1:]
+        # The belief is for the estimate of wrong labels: the network reads what the probe says with all it knows.
+        seen, classes = observation.features[:, : -2 if self.reads_clean_states else -1], observation.features[:, -1:]
         read = [seen, self.class_counts.commonness(classes)]
         if self.bayes is not None:
             read = [self.bayes.share(observation)[:, None], seen[:, self.bayes.classes :], read[1]]
@@ -164,7 +167,7 @@ class LossNetwork(NetworkPolicy):
         """Takes note of classes and of wrong labels, then learns."""
         self.class_counts.note(observation.features[:, -1])
         if self.reads_clean_states:
-            *_, beliefs, _, classes = observation.features.unbind(1)
+            *_, beliefs, classes = observation.features.unbind(1)
             self.wrong_labels.note(self.probe, beliefs, classes, self.class_counts.seen)
         super().update(observation, slopes)
 
