@@ -146,8 +146,8 @@ def test_few_examples_never_come_to_have_all_the_weight():
 
 
 def test_examples_of_which_most_have_nothing_left_to_learn_keep_their_weight():
-    """The case it is for: 500 updates in which of 20 examples four do harm, one helps much, and 15 next to nothing. All
-    of these had a weight of 0.0002, and the one 20, where the bar was the mean of what has weight.
+    """The case it is for: 500 updates in which of 20 examples four do harm, one helps much, and 15 next to nothing.
+    These had a weight of 0.0002, and the one that of all, where the bar was the mean of what has weight.
     """
     policy = LossNetwork(normalisation=MeanOne())
     policy.reset(Sizes(1, (), None), torch.ones(1))
