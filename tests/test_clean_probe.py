@@ -18,8 +18,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from amal_hf import AMALTrainer, CrossEntropy, LossNetwork, amal
 from amal_hf.clean_probe import FEWEST_ROWS, MOST_ROWS, STRENGTHS, CleanProbe, CleanRows, _ridges, fitted, unit
+from amal_hf.losses import Task
 from amal_hf.policies.delayed import Delayed
-from amal_hf.policies.policy import Observation, Sizes
+from amal_hf.policies.policy import Observation, Signals, Sizes
 
 
 CLASSES, WIDTH = 3, 8
@@ -278,6 +279,22 @@ def test_without_it_no_states_are_asked_for(tmp_path):
 def test_a_delayed_network_is_told_too(tmp_path):
     """What is learned before it is used reads clean rows all the same."""
     assert run(tmp_path, method=amal(Delayed(LossNetwork(), 0.5))).method.policy.policy.probe.knows
+
+
+def test_a_network_reads_all_that_the_probe_knows_and_notes_what_it_would_say_of_a_clean_row():
+    """Two numbers for one label: the network is to judge it as well as can be, the share of wrong labels is found by
+    comparison with clean rows.
+    """
+    policy, rows = LossNetwork(), clean_rows(9, seed=1)
+    policy.reset(Sizes(1, (), None, classes=CLASSES), torch.ones(1))
+    for batch in (clean_rows(40), clean_rows(1, first=100)):
+        policy.note_clean(batch)
+    signals = Signals(torch.ones(9, 1), torch.zeros(9, CLASSES), (), {"labels": rows.classes}, Task(), (rows.states,))
+    fit, _, belief, classes = policy.observe(signals)[:, -4:].unbind(1)
+    probabilities = policy.probe.logits(rows.states).softmax(1)
+    torch.testing.assert_close(fit, probabilities.gather(1, rows.classes[:, None])[:, 0])
+    torch.testing.assert_close(belief, policy.probe.beliefs(rows.states, rows.classes))
+    assert classes.tolist() == rows.classes.tolist() and not torch.allclose(belief, fit, atol=1e-3)
 
 
 def test_a_network_comes_to_trust_what_clean_rows_say():
