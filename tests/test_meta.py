@@ -88,7 +88,7 @@ def test_examples_with_slopes_that_are_not_finite_are_left_alone_and_counted():
 
     def evaluate():
         values = student(torch.ones(2, 2, dtype=torch.float64))
-        return Evaluation(torch.cat([values[:1], values[1:] * float("nan")]), torch.full((2, 6), float("nan")))
+        return Evaluation(torch.cat([values[:1], values[1:] * float("nan")]), torch.full((2, 7), float("nan")))
 
     problem = linear_problem(module=student, evaluate=evaluate)
     network = LossNetwork()
