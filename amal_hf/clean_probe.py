@@ -122,15 +122,19 @@ class CleanProbe(nn.Module):
             centre, weight, bias, *_ = self.reading()
             return (unit(states.float()) - centre) @ weight + bias
 
-    def beliefs(self, states: Tensor, classes: Tensor) -> PerExample:
-        """`(B, D), (B,) -> (B,)`: the probability of each class, as of a clean row that it has not seen.
+    def beliefs(self, logits: Logits, states: Tensor, classes: Tensor) -> PerExample:
+        """`(B,)`: the probability of each example's class, as of a clean row that it has not seen.
 
         One of the rows of that class is left out, another for each example of the batch.
+
+        Args:
+            logits: `(B, C)`, its own of these states.
+            states: `(B, D)`.
+            classes: `(B,)`, whole numbers from 0.
 
         Raises:
             RuntimeError: it has seen too few.
         """
-        logits = self.logits(states)
         with torch.no_grad(), torch.autocast(states.device.type, enabled=False):
             reading = self.reading()
             counts = reading.counts[classes]

@@ -109,7 +109,9 @@ class CorrectedCrossEntropy(CrossEntropy):
 
     def _costs(self, logits: Tensor, labels: Tensor) -> Tensor:
         log_p = at_least_fp32(logits).log_softmax(-1)
-        reached = (log_p + self.log_confusions.to(log_p)[:, labels].T).logsumexp(-1)
+        # Kept there: a GPU would be waited for at every step.
+        self.log_confusions = self.log_confusions.to(log_p.device)
+        reached = (log_p + self.log_confusions[:, labels].T).logsumexp(-1)
         return torch.lerp(-reached, -log_p.mean(-1), self.task.label_smoothing)
 
 

@@ -1,4 +1,7 @@
-"""Loggers whose warnings are said by one process, as all that train together would say the same."""
+"""Loggers whose warnings are said by one process, as all that train together would say the same.
+
+That of Accelerate refuses to speak before its processes know of one another; data are read before that.
+"""
 
 import logging
 import os

@@ -108,7 +108,7 @@ def test_a_belief_is_that_of_a_probe_without_one_row_of_the_class():
     rows = rows._replace(classes=rows.classes.clamp(max=1))
     probe = told(rows, clean_rows(1, first=100))
     states, classes = torch.cat([rows.states[:6], clean_rows(6, seed=1).states]), torch.tensor([0, 1, 2] * 4)
-    beliefs, reading = probe.beliefs(states, classes), probe.reading()
+    beliefs, reading = probe.beliefs(probe.logits(states), states, classes), probe.reading()
     known, targets = unit(rows.states) - reading.centre, F.one_hot(rows.classes, CLASSES).float()
     size, seen = known.square().sum(1).mean(), unit(states) - reading.centre
     shares, scale = targets.mean(0), reading.bias.sum()
@@ -125,8 +125,9 @@ def test_a_belief_is_that_of_a_probe_without_one_row_of_the_class():
         without = [of_ridge(whole.index_fill(0, own[[n]], False), strength)[place, number] for n in range(len(own))]
         expected = torch.stack(without) if without else everything[place, number][None]
         assert (expected - belief).abs().min() < 1e-4
-    of_known = [probe.beliefs(states[[n] * 40], classes[[n] * 40]).min() < everything[n, classes[n]] for n in (0, 1)]
-    assert all(of_known)
+    for known_row in (0, 1):
+        same, number = states[[known_row] * 40], classes[[known_row] * 40]
+        assert probe.beliefs(probe.logits(same), same, number).min() < everything[known_row, number[0]]
 
 
 def test_it_does_not_know_the_present_meta_batch():
@@ -293,7 +294,9 @@ def test_a_network_reads_all_that_the_probe_knows_and_notes_what_it_would_say_of
     fit, _, belief, classes = policy.observe(signals)[:, -4:].unbind(1)
     probabilities = policy.probe.logits(rows.states).softmax(1)
     torch.testing.assert_close(fit, probabilities.gather(1, rows.classes[:, None])[:, 0])
-    torch.testing.assert_close(belief, policy.probe.beliefs(rows.states, rows.classes))
+    torch.testing.assert_close(
+        belief, policy.probe.beliefs(policy.probe.logits(rows.states), rows.states, rows.classes)
+    )
     assert classes.tolist() == rows.classes.tolist() and not torch.allclose(belief, fit, atol=1e-3)
 
 

@@ -45,13 +45,17 @@ def a_probe(spread=0.8):
     return probe
 
 
+def believed(probe, states, labels):
+    return probe.beliefs(probe.logits(states), states, labels)
+
+
 def noted(share, probe, rows=3000):
     """What is found of labels of which a share is wrong, drawn evenly."""
     states, classes = heaps(rows, 0.8, seed=1)
     wrong = torch.arange(rows) < round(share * rows)
     labels = torch.where(wrong, (classes + torch.arange(rows) % (CLASSES - 1) + 1) % CLASSES, classes)
     found = WrongLabels()
-    found.note(probe, probe.beliefs(states, labels), labels.float(), labels.bincount())
+    found.note(probe, believed(probe, states, labels), labels.float(), labels.bincount())
     return found
 
 
@@ -76,7 +80,7 @@ def test_few_clean_rows_a_class_are_enough(share):
         probe.note(CleanRows(torch.tensor([5000]), states[:1], drawn[:1]))
         flipped = (drawn + 1 + torch.arange(1240) % (classes - 1)) % classes
         labels = torch.where(torch.rand(1240, generator=generator) < share, flipped, drawn)[240:]
-        found.note(probe, probe.beliefs(states[240:], labels), labels.float(), labels.bincount(minlength=classes))
+        found.note(probe, believed(probe, states[240:], labels), labels.float(), labels.bincount(minlength=classes))
         draws.append(found.share)
     assert float(torch.stack(draws).mean()) == pytest.approx(share, abs=0.05)
 
@@ -99,7 +103,7 @@ def test_common_classes_may_be_easy_or_hard():
         kept = (classes == common) | (torch.arange(4000) % 20 == 0)
         labels = classes[kept]
         found = WrongLabels()
-        found.note(probe, probe.beliefs(states[kept], labels), labels.float(), labels.bincount())
+        found.note(probe, believed(probe, states[kept], labels), labels.float(), labels.bincount())
         assert found.share < 0.06
 
 

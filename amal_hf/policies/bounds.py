@@ -203,7 +203,7 @@ class MeanOne(Normalisation):
         """Divided by the mean over all processes' batches."""
         raw = self._raw(scores, present, counts_for)
         mean = self._mean(raw)
-        return torch.where(mean < LEAST_MEAN, self._against_plain_mean(raw, present), raw / mean)
+        return torch.where(mean < LEAST_MEAN, self._against_plain_mean(raw, mean, present), raw / mean)
 
     def note_update(
         self, before: Tensor, after: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None
@@ -214,11 +214,11 @@ class MeanOne(Normalisation):
         # A batch that has none of the losses tells nothing. Asked on the device: nobody waits.
         self.mean.copy_(torch.where(mean > _SMALLEST_MEAN, moved, self.mean))
 
-    def _against_plain_mean(self, raw: Tensor, present: Tensor | None) -> LossTable:
+    def _against_plain_mean(self, raw: Tensor, mean: Tensor, present: Tensor | None) -> LossTable:
         """The weights; their gradient is that of weights less their plain mean over all processes' batches."""
         given = torch.ones_like(raw) if present is None else present.to(raw)
         common = total(raw.sum()) / total(given.sum()).clamp(min=1)
-        return (raw - given * (common - common.detach())) / self._mean(raw).detach().clamp(min=LEAST_MEAN)
+        return (raw - given * (common - common.detach())) / mean.detach().clamp(min=LEAST_MEAN)
 
     def _mean(self, raw: Tensor) -> Tensor:
         return (total(raw.sum()) / total_count(len(raw), raw.device)).clamp(min=_SMALLEST_MEAN)
@@ -249,7 +249,8 @@ class AboveAverage(MeanOne):
 
     def of_step(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:
         """Always against the plain mean."""
-        return self._against_plain_mean(self._raw(scores, present, counts_for), present)
+        raw = self._raw(scores, present, counts_for)
+        return self._against_plain_mean(raw, self._mean(raw), present)
 
 
 class TwiceSigmoid(Normalisation):

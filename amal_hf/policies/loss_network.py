@@ -132,8 +132,9 @@ class LossNetwork(NetworkPolicy):
         if not self.probe.knows:
             return signals.losses.new_tensor([0.5, 1.0, 0.5]).expand(len(signals.losses), 3)
         states = signals.hidden_states[-1]
-        beliefs = self.probe.beliefs(states, classes.clamp(min=0).long())
-        return torch.cat([fit_and_entropy(self.probe.logits(states), signals), beliefs[:, None]], 1)
+        logits = self.probe.logits(states)
+        beliefs = self.probe.beliefs(logits, states, classes.clamp(min=0).long())
+        return torch.cat([fit_and_entropy(logits, signals), beliefs[:, None]], 1)
 
     def inputs(self, observation: Observation) -> Tensor:
         """What the network reads: features, what the class and Bayes' rule say in the place of numbers, progress."""
