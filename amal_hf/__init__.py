@@ -10,11 +10,12 @@ from amal_hf.card_facts import CardDetails, Comparison, Contender
 from amal_hf.checkpoints import last_checkpoint
 from amal_hf.commentary import Commentary
 from amal_hf.corrected_loss import CorrectedCrossEntropy
+from amal_hf.cross_entropy import CrossEntropy
 from amal_hf.directions import AdamDirection, Direction, NeumannDirection, SGDDirection
 from amal_hf.distillation import Distillation
 from amal_hf.divergences import forward_kl, jensen_shannon, logit_mse, reverse_kl
 from amal_hf.last_layer import LastLayer
-from amal_hf.losses import CrossEntropy, CustomLoss, JointLoss, Loss
+from amal_hf.losses import CustomLoss, JointLoss, Loss
 from amal_hf.method import Method
 from amal_hf.methods import (
     amal,

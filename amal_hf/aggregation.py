@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset, List, Value
 from numpy.typing import NDArray
 
-from amal_hf.data import replace_column
+from amal_hf.columns import replace_column
 from amal_hf.random_numbers import put_back
 from amal_hf.rules import check_some_vote, check_votes
 from amal_hf.shapes import ABSTAIN, IGNORED, VOTES

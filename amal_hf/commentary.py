@@ -25,7 +25,7 @@ from torch import Tensor
 from amal_hf.batch_policies.batch_policy import BatchPolicy
 from amal_hf.batch_policies.label_blend import LabelBlend
 from amal_hf.batch_policies.token_mask import AttentionMask, TokenMask
-from amal_hf.data import dataset_fingerprint, find_text_columns
+from amal_hf.columns import dataset_fingerprint, find_text_columns
 from amal_hf.loggers import logger_of
 from amal_hf.method import Method
 from amal_hf.model_labels import label_names

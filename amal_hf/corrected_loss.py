@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amal_hf.losses import CrossEntropy, at_least_fp32
+from amal_hf.cross_entropy import CrossEntropy
 from amal_hf.shapes import IGNORED, Batch, Logits, PerExample
+from amal_hf.task import at_least_fp32
 from amal_hf.tokens import token_means
 
 

@@ -12,16 +12,18 @@ from torch import Tensor
 
 from amal_hf.clean_probe import FEWEST_ROWS
 from amal_hf.collator import is_stream, is_transformed, rows_of
+from amal_hf.cross_entropy import CrossEntropy
 from amal_hf.distillation import Distillation
 from amal_hf.generators import is_causal, is_encoder_decoder
 from amal_hf.loggers import logger_of
-from amal_hf.losses import CrossEntropy, Loss, Task
+from amal_hf.losses import Loss
 from amal_hf.method import Method
 from amal_hf.model_labels import class_count
 from amal_hf.policies.bayes_share import MOST_CLASSES
 from amal_hf.policies.policy import Policy
 from amal_hf.random_numbers import own_random_numbers
 from amal_hf.shapes import EXAMPLE_ID, IGNORED, Batch
+from amal_hf.task import Task
 
 
 logger = logger_of(__name__)

@@ -28,7 +28,7 @@ from typing import TypeAlias
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from amal_hf.card_facts import CardDetails
-from amal_hf.data import normalise_text, split_dataset
+from amal_hf.splits import normalise_text, split_dataset
 
 
 TEACHER_ID = "sentence-transformers/all-MiniLM-L6-v2"

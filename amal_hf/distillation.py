@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amal_hf.cross_entropy import squared_error
 from amal_hf.divergences import Divergence, forward_kl, logit_mse
-from amal_hf.losses import Loss, Task, as_two_classes, at_least_fp32, distilled_tokens, squared_error
+from amal_hf.losses import Loss
 from amal_hf.shapes import Batch, Logits, PerExample, Teacher
+from amal_hf.task import Task, as_two_classes, at_least_fp32, distilled_tokens
 from amal_hf.tokens import token_means
 from amal_hf.top_logits import TopK, TopLogits, merged
 

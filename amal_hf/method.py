@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from amal_hf.batch_policies.batch_policy import BatchPolicy
+from amal_hf.cross_entropy import CrossEntropy
 from amal_hf.directions import AdamDirection, Direction, NeumannDirection
-from amal_hf.losses import CrossEntropy
 from amal_hf.policies.policy import Policy
 from amal_hf.tangents import FiniteDifference, Tangent
 from amal_hf.trajectories import Trajectory

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from amal_hf.batch_rows import all_ids_of, ids_of, kept
 from amal_hf.clean_probe import CleanRows
+from amal_hf.cross_entropy import CrossEntropy
 from amal_hf.distillation import Distillation
 from amal_hf.example_notes import ExampleNotes
-from amal_hf.losses import CrossEntropy, CustomLoss, JointLoss, Loss, Task
+from amal_hf.losses import CustomLoss, JointLoss, Loss
 from amal_hf.policies.policy import Independent, Observation, Policy, Signals, Sizes, as_mixture, weights_of
 from amal_hf.policies.store import RowStore
 from amal_hf.processes import process_count, rows_of_all
@@ -32,6 +33,7 @@ from amal_hf.shapes import (
     Targets,
 )
 from amal_hf.student_states import hidden_states
+from amal_hf.task import Task
 from amal_hf.top_logits import TopLogits
 
 

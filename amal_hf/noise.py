@@ -13,8 +13,9 @@ import hashlib
 import numpy as np
 from datasets import ClassLabel, Dataset
 
-from amal_hf.data import find_text_columns, normalise_text, replace_column
+from amal_hf.columns import find_text_columns, replace_column
 from amal_hf.shapes import TRUE_LABEL
+from amal_hf.splits import normalise_text
 
 
 HASHED_WORDS = 512

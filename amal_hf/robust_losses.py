@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from amal_hf.losses import CrossEntropy
+from amal_hf.cross_entropy import CrossEntropy
 from amal_hf.shapes import Logits, PerExample
 
 

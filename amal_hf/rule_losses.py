@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from amal_hf.losses import Loss, Task, at_least_fp32
+from amal_hf.losses import Loss
 from amal_hf.rules import check_some_vote, check_votes
 from amal_hf.shapes import ABSTAIN, VOTES, Batch, Logits, LossTable
+from amal_hf.task import Task, at_least_fp32
 
 
 class RuleLosses(Loss):

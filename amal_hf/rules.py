@@ -19,7 +19,7 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 
-from amal_hf.data import replace_column
+from amal_hf.columns import replace_column
 from amal_hf.loggers import logger_of
 from amal_hf.model_labels import class_names
 from amal_hf.shapes import ABSTAIN, VOTES

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from amal_hf.batch_policies.label_blend import LabelBlend
 from amal_hf.batch_policies.token_mask import TokenMask
-from amal_hf.data import find_text_columns
+from amal_hf.columns import find_text_columns
 from amal_hf.example_notes import GUESS, STUDENT, group_means
 from amal_hf.last_scores import last_scores
 from amal_hf.losses import Loss

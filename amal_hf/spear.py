@@ -22,11 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amal_hf.cage import Cage
-from amal_hf.losses import JointLoss, at_least_fp32
+from amal_hf.losses import JointLoss
 from amal_hf.own_adam import check_learning_rate, follow_to
 from amal_hf.processes import average_gradients
 from amal_hf.rule_losses import votes_of
 from amal_hf.shapes import ABSTAIN, IGNORED, VOTES, Batch, LossTable, PerExample
+from amal_hf.task import at_least_fp32
 
 
 CITATION = """@inproceedings{maheshwari2021semi,

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from amal_hf.batch_rows import all_ids_of, kept
-from amal_hf.losses import CrossEntropy, Task, distilled_tokens
+from amal_hf.cross_entropy import CrossEntropy
 from amal_hf.mixture import Mixture, Weighed
 from amal_hf.policies.policy import Signals
 from amal_hf.shapes import KEPT, Batch, Evaluation, ExampleIds, Logits, LossTable, PerExample, Targets
 from amal_hf.student_states import token_states
+from amal_hf.task import Task, distilled_tokens
 
 
 class TokenRows(NamedTuple):

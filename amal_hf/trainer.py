@@ -27,6 +27,7 @@ from amal_hf.batch_rows import ids_of
 from amal_hf.checks import check_arguments, check_trainer, use_one_gpu
 from amal_hf.collator import is_stream
 from amal_hf.compiled import meta_forward
+from amal_hf.cross_entropy import CrossEntropy
 from amal_hf.data_checks import (
     check_data,
     check_generator,
@@ -39,7 +40,7 @@ from amal_hf.generators import is_causal
 from amal_hf.learner import Student, WeightLearner
 from amal_hf.loggers import logger_of
 from amal_hf.logs import MixtureStatistics
-from amal_hf.losses import CrossEntropy, JointLoss, Loss, Task
+from amal_hf.losses import JointLoss, Loss
 from amal_hf.memory import memory_advice
 from amal_hf.meta import MetaReport
 from amal_hf.meta_set import MetaSet
@@ -62,6 +63,7 @@ from amal_hf.shown_states import shows_states, state_widths
 from amal_hf.skipped_steps import SkippedSteps
 from amal_hf.student_inputs import StudentInputs
 from amal_hf.student_states import with_logits
+from amal_hf.task import Task
 from amal_hf.token_mixture import TokenMixture
 from amal_hf.weight_histograms import weight_histograms
 from amal_hf.weights import weights_dataset

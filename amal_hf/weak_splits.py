@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets
 
-from amal_hf.data import find_text_columns, normalise_text, replace_column, split_dataset, with_unlabelled
+from amal_hf.columns import find_text_columns, replace_column
+from amal_hf.label_column import with_unlabelled
 from amal_hf.loggers import logger_of
 from amal_hf.shapes import ABSTAIN, IGNORED, TRUE_LABEL, VOTES
+from amal_hf.splits import normalise_text, split_dataset
 
 
 logger = logger_of(__name__)

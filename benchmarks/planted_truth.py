@@ -40,11 +40,12 @@ from amal_hf import (
     random_weights,
     student_from_teacher,
 )
-from amal_hf.data import read_dataset, split_dataset
+from amal_hf.data import read_dataset
 from amal_hf.demo import demo_teacher_path
 from amal_hf.metrics import auc, classification_metrics
 from amal_hf.noise import flip_labels
 from amal_hf.precision import has_fast_bf16
+from amal_hf.splits import split_dataset
 
 
 RESULTS = Path(__file__).parent / "results" / "planted_truth"

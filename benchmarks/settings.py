@@ -26,10 +26,11 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from numpy.typing import NDArray
 
 from amal_hf.aggregation import add_aggregated, label_model, majority_vote
-from amal_hf.data import read_dataset, split_dataset
+from amal_hf.data import read_dataset
 from amal_hf.demo import demo_teacher_path
 from amal_hf.noise import flip_by_instance, flip_labels, flip_to_background, make_imbalanced
 from amal_hf.shapes import ABSTAIN, IGNORED, TRUE_LABEL, VOTES
+from amal_hf.splits import split_dataset
 from amal_hf.weak_splits import weak_splits
 
 

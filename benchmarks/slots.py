@@ -49,7 +49,8 @@ from amal_hf import (
     student_from_teacher,
 )
 from amal_hf.aggregation import majority_vote
-from amal_hf.data import read_dataset, replace_column
+from amal_hf.columns import replace_column
+from amal_hf.data import read_dataset
 from amal_hf.demo import demo_teacher_path
 from amal_hf.precision import has_fast_bf16
 from amal_hf.shapes import ABSTAIN, IGNORED, VOTES

@@ -51,8 +51,9 @@ from amal_hf import (
     student_from_teacher,
 )
 from amal_hf.aggregation import add_aggregated, label_by_votes, label_model, majority_vote
+from amal_hf.columns import dataset_fingerprint, find_text_columns
 from amal_hf.command_line import parse_arguments
-from amal_hf.data import dataset_fingerprint, find_text_columns, read_dataset
+from amal_hf.data import read_dataset
 from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
 from amal_hf.demo_rules import docstring_rules
 from amal_hf.intervals import bootstrap_interval

@@ -50,8 +50,9 @@ from amal_hf import (
     bayes_mixture,
     student_from_teacher,
 )
+from amal_hf.columns import dataset_fingerprint, find_text_columns
 from amal_hf.command_line import parse_arguments
-from amal_hf.data import complete_splits, dataset_fingerprint, find_text_columns, read_dataset
+from amal_hf.data import read_dataset
 from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
 from amal_hf.intervals import bootstrap_interval
 from amal_hf.latency import hardware_name, measure_latency
@@ -59,6 +60,7 @@ from amal_hf.metrics import classification_metrics
 from amal_hf.noise import flip_labels
 from amal_hf.plots import Curve, plot_accuracy_against_seconds
 from amal_hf.precision import has_fast_bf16
+from amal_hf.splits import complete_splits
 from amal_hf.teachers import label_order
 
 

@@ -45,14 +45,16 @@ from amal_hf import (
     embed_texts,
     student_from_teacher,
 )
+from amal_hf.columns import dataset_fingerprint, find_text_columns
 from amal_hf.command_line import parse_arguments
-from amal_hf.data import complete_splits, dataset_fingerprint, find_text_columns, read_dataset
+from amal_hf.data import read_dataset
 from amal_hf.demo import TEACHER_ID, demo_teacher_path, docstring_corpus
 from amal_hf.metrics import auc, classification_metrics
 from amal_hf.noise import flip_labels
 from amal_hf.plots import plot_blends, plot_clean_against_flipped, plot_masks
 from amal_hf.precision import has_fast_bf16
 from amal_hf.shapes import TRUE_LABEL
+from amal_hf.splits import complete_splits
 
 
 KINDS = ("weights", "blend", "mask")

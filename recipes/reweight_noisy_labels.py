@@ -47,14 +47,16 @@ from amal_hf import (
     meta_weight_net,
     student_from_teacher,
 )
+from amal_hf.columns import dataset_fingerprint, find_text_columns
 from amal_hf.command_line import parse_arguments
-from amal_hf.data import complete_splits, dataset_fingerprint, find_text_columns, read_dataset
+from amal_hf.data import read_dataset
 from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
 from amal_hf.intervals import bootstrap_interval
 from amal_hf.metrics import auc, classification_metrics
 from amal_hf.noise import flip_by_instance, flip_labels, flip_to_background, make_imbalanced
 from amal_hf.precision import has_fast_bf16
 from amal_hf.shapes import TRUE_LABEL
+from amal_hf.splits import complete_splits
 
 
 METHODS: dict[str, Callable[[], Method]] = {

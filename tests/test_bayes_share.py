@@ -36,12 +36,12 @@ from amal_hf import (
     label_posterior,
     save_policy,
 )
-from amal_hf.losses import Task
 from amal_hf.mixture import independent
 from amal_hf.noisy_labels import CITATION, label_share
 from amal_hf.policies.bayes_share import MOST_CLASSES, SMALLEST_SHARE, BayesShare
 from amal_hf.policies.policy import Independent, Observation, Signals, Sizes
 from amal_hf.run_facts import gather
+from amal_hf.task import Task
 
 
 B, C = 200, 3

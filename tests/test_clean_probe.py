@@ -18,9 +18,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from amal_hf import AMALTrainer, CrossEntropy, LossNetwork, amal
 from amal_hf.clean_probe import FEWEST_ROWS, MOST_ROWS, STRENGTHS, CleanProbe, CleanRows, _ridges, fitted, unit
-from amal_hf.losses import Task
 from amal_hf.policies.delayed import Delayed
 from amal_hf.policies.policy import Observation, Signals, Sizes
+from amal_hf.task import Task
 
 
 CLASSES, WIDTH = 3, 8

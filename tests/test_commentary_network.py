@@ -8,9 +8,9 @@ import torch
 from conftest import tiny_bert, toy_arguments, toy_rows
 
 from amal_hf import AMALTrainer, CommentaryNetwork, Distillation, Method, NeumannDirection
-from amal_hf.losses import Task
 from amal_hf.policies.commentary_network import fourier
 from amal_hf.policies.policy import Observation, Signals, Sizes
+from amal_hf.task import Task
 
 
 def new_network(examples=4):

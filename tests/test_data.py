@@ -7,14 +7,9 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-from amal_hf.data import (
-    dataset_fingerprint,
-    find_text_columns,
-    normalise_text,
-    overlap,
-    read_dataset,
-    split_dataset,
-)
+from amal_hf.columns import dataset_fingerprint, find_text_columns
+from amal_hf.data import read_dataset
+from amal_hf.splits import normalise_text, overlap, split_dataset
 
 
 def write_wrench(folder, tokenwise=False):

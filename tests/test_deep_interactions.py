@@ -22,11 +22,11 @@ from amal_hf import (
     save_policy,
 )
 from amal_hf.learner import WeightLearner
-from amal_hf.losses import Task
 from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.policies.state_network import label_shares, margin
 from amal_hf.steps import put, raw
 from amal_hf.student_states import hidden_states
+from amal_hf.task import Task
 
 
 SIZES = Sizes(losses=1, teachers=(), examples=None, classes=3, states=(16, 16, 16))

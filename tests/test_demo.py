@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from amal_hf.data import dataset_fingerprint, overlap
+from amal_hf.columns import dataset_fingerprint
 from amal_hf.demo import MASK, TEACHER_PACKAGE, TEACHER_SHA256, demo_teacher_path, docstring_corpus
 from amal_hf.demo_rules import WORDS, docstring_rules
+from amal_hf.splits import overlap
 
 
 COLUMNS = ["text", "label"]

@@ -29,6 +29,7 @@ LEVELS = [
         "card_facts",
         "intervals",
         "predicted",
+        "columns",
     },
     {
         "loggers",
@@ -39,10 +40,13 @@ LEVELS = [
         "model_labels",
         "noisy_labels",
         "calibration",
+        "task",
+        "label_column",
+        "splits",
     },
-    {"wrong_labels", "shown_states", "label_order", "checkpoints"},
+    {"wrong_labels", "shown_states", "label_order", "checkpoints", "losses", "data"},
+    {"cross_entropy"},
     {
-        "losses",
         "directions",
         "tangents",
         "last_layer",
@@ -50,7 +54,6 @@ LEVELS = [
         "teacher_cache",
         "teacher_inputs",
         "students",
-        "data",
         "noise",
         "rules",
         "aggregation",
@@ -145,17 +148,13 @@ NEIGHBOURS = {
     ("teachers", "teacher_cache"),
     ("teachers", "teacher_inputs"),
     ("teacher_cache", "teacher_inputs"),
-    ("demo", "data"),
-    ("noise", "data"),
-    ("rules", "data"),
     ("aggregation", "rules"),
-    ("aggregation", "data"),
     ("demo_rules", "rules"),
     ("logs", "mixture"),
     ("batch_policies.label_blend", "batch_policies.batch_policy"),
     ("batch_policies.token_mask", "batch_policies.batch_policy"),
 }
-"""The few imports within a level; besides, policies may import losses and one another."""
+"""The few imports within a level; besides, policies may import one another."""
 
 NEVER = {("trainer", "methods")}
 """A method is passed to the trainer, which knows none."""
@@ -170,7 +169,9 @@ MATHEMATICS = {
     "divergences",
     "tokens",
     "top_logits",
+    "task",
     "losses",
+    "cross_entropy",
     "class_counts",
     "clean_probe",
     "wrong_labels",
@@ -235,7 +236,7 @@ def level(module):
 def may_import(module, other):
     if other == "__init__" or (module, other) in NEVER:
         return False
-    among_policies = module.startswith("policies.") and (other.startswith("policies.") or other == "losses")
+    among_policies = module.startswith("policies.") and other.startswith("policies.")
     return level(other) < level(module) or (module, other) in NEIGHBOURS or among_policies
 
 

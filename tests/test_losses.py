@@ -15,10 +15,12 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import LabelSmoother
 
 from amal_hf.corrected_loss import CorrectedCrossEntropy
+from amal_hf.cross_entropy import CrossEntropy
 from amal_hf.distillation import Distillation
 from amal_hf.divergences import forward_kl, jensen_shannon, logit_mse, reverse_kl
-from amal_hf.losses import CrossEntropy, CustomLoss, Loss, Task, entropy
+from amal_hf.losses import CustomLoss, Loss
 from amal_hf.robust_losses import GeneralizedCrossEntropy
+from amal_hf.task import Task, entropy
 
 
 B, T, C = 5, 4, 3

@@ -23,8 +23,8 @@ from amal_hf import (
     SharedWeights,
     SmallLoss,
 )
-from amal_hf.losses import Task
 from amal_hf.policies.policy import Observation, Signals, Sizes, weights_of
+from amal_hf.task import Task
 
 
 LOSSES = torch.tensor([[0.0, 5.0], [2.0, 1.0], [0.0, 0.5], [0.0, 0.0], [4.0, 4.0], [0.0, 3.0]])

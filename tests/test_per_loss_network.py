@@ -15,9 +15,9 @@ from amal_hf import (
     PerLossNetwork,
     RuleLosses,
 )
-from amal_hf.losses import Task
 from amal_hf.mixture import Mixture
 from amal_hf.policies.policy import Observation, Signals, Sizes
+from amal_hf.task import Task
 from amal_hf.top_logits import TopLogits
 
 

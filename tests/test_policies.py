@@ -31,9 +31,9 @@ from amal_hf import (
     clamp,
     convex,
 )
-from amal_hf.losses import Task
 from amal_hf.policies.policy import Observation, Signals, Sizes, as_mixture
 from amal_hf.policies.shared_weights import SharedWeights
+from amal_hf.task import Task
 
 
 EXAMPLES, TEACHERS = 8, (0,)

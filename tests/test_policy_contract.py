@@ -39,8 +39,8 @@ from amal_hf import (
     convex,
 )
 from amal_hf.clean_probe import CleanRows
-from amal_hf.losses import Task
 from amal_hf.policies.policy import Independent, Observation, Signals, Sizes, weights_of
+from amal_hf.task import Task
 
 
 B, C, WIDTH = 8, 3, 4

@@ -28,8 +28,8 @@ from frozen_head import new_head, standardised  # noqa: E402
 from rivals import BelievedLabels  # noqa: E402
 from settings import TRUSTED, Bench, Place, marked  # noqa: E402
 
-from amal_hf.losses import Task  # noqa: E402
 from amal_hf.policies.policy import Signals  # noqa: E402
+from amal_hf.task import Task  # noqa: E402
 
 
 CLASSES, TRAIN, OTHER = 3, 40, 12

@@ -25,9 +25,9 @@ from amal_hf import (
     learning_to_reweight,
     meta_weight_net,
 )
-from amal_hf.losses import Task
 from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.shapes import IGNORED
+from amal_hf.task import Task
 
 
 def observation(count, columns=1):

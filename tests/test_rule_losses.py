@@ -23,9 +23,9 @@ from amal_hf import (
     amal,
     learning_to_reweight,
 )
-from amal_hf.losses import Task
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.policies.policy import Observation, Sizes
+from amal_hf.task import Task
 
 
 class Outputs:

@@ -27,9 +27,9 @@ from amal_hf import (
     deep_interactions,
     learning_to_reweight,
 )
-from amal_hf.losses import Task
 from amal_hf.mixture import Mixture
 from amal_hf.policies.fixed_weights import FixedWeights
+from amal_hf.task import Task
 from amal_hf.token_mixture import TokenMixture, token_rows
 
 

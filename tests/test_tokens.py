@@ -7,11 +7,12 @@ from conftest import VOCABULARY
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.trainer_pt_utils import LabelSmoother
 
+from amal_hf.cross_entropy import CrossEntropy, masked_mean
 from amal_hf.distillation import Distillation
 from amal_hf.divergences import forward_kl, jensen_shannon, logit_mse, reverse_kl
-from amal_hf.losses import CrossEntropy, Task, distilled_tokens, entropy, masked_mean
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.policy import Signals
+from amal_hf.task import Task, distilled_tokens, entropy
 from amal_hf.tokens import token_means
 from amal_hf.top_logits import TopK
 

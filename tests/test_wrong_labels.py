@@ -18,10 +18,10 @@ from amal_hf import (
     amal,
 )
 from amal_hf.clean_probe import CleanProbe, CleanRows
-from amal_hf.losses import Task
 from amal_hf.mixture import Mixture
 from amal_hf.policies.delayed import Delayed
 from amal_hf.policies.policy import Observation, Sizes
+from amal_hf.task import Task
 from amal_hf.wrong_labels import ENOUGH, WrongLabels, class_shift
 
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amal_hf.batch_policies.batch_policy import BatchPolicy, Changed, attention_of
-from amal_hf.losses import at_least_fp32
 from amal_hf.shapes import Batch
+from amal_hf.task import at_least_fp32
 
 
 _HALVINGS = 40  # of an interval of about the scores' spread: more than the digits of fp32

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from amal_hf.clean_probe import CleanRows
-from amal_hf.losses import Task
 from amal_hf.policies.store import RowStore
 from amal_hf.processes import total
 from amal_hf.shapes import Batch, ExampleIds, Features, Logits, LossTable, PerExample
+from amal_hf.task import Task
 from amal_hf.top_logits import TopLogits
 
 

@@ -5,7 +5,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from amal_hf.losses import at_least_fp32
 from amal_hf.policies.bounds import Normalisation, TwiceSigmoid
 from amal_hf.policies.network_policy import NetworkPolicy
 from amal_hf.policies.policy import Observation, Signals, Sizes
@@ -13,6 +12,7 @@ from amal_hf.policies.slope_memory import SlopeMemory, of_likelihoods
 from amal_hf.policies.surface import surface, surface_width
 from amal_hf.processes import total, total_count
 from amal_hf.shapes import IGNORED, Batch, Features, Logits, LossTable
+from amal_hf.task import at_least_fp32
 from amal_hf.tokens import token_means
 
 

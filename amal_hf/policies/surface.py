@@ -5,9 +5,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from amal_hf.losses import CrossEntropy, entropy
+from amal_hf.cross_entropy import CrossEntropy
 from amal_hf.policies.policy import Signals, Sizes
 from amal_hf.shapes import Features, Logits
+from amal_hf.task import entropy
 from amal_hf.top_logits import TopLogits
 
 

@@ -1,0 +1,147 @@
+"""The column of labels, as classes or as numbers to be hit. No tensors here."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+from datasets import ClassLabel, Dataset, DatasetDict, List, Value
+
+from amal_hf.columns import replace_column, require_columns
+
+
+UNLABELLED = -1
+"""The code of a missing label, as in the test splits of GLUE."""
+
+_Code: TypeAlias = str | int | bool | None
+
+
+def with_label(dataset: DatasetDict, column: str, names: list[str] | None) -> DatasetDict:
+    """The dataset with `column` as `label` (or `labels` of tokens), encoded as classes unless it is a number.
+
+    Args:
+        dataset: its splits; a split without the column has no labels, -1.
+        column: of labels.
+        names: of the classes by code; the distinct labels by default, sorted.
+
+    Raises:
+        ValueError: no such column, lists of labels without tokens, labels that `names` lacks, or missing numbers.
+    """
+    splits = list(dataset.values())
+    require_columns(splits[0].column_names, [column])
+    feature = splits[0].features[column]
+    tokenwise = isinstance(feature, List)
+    inner = feature.feature if isinstance(feature, List) else feature
+    target = "labels" if tokenwise else "label"
+    if tokenwise and "tokens" not in splits[0].column_names:
+        raise ValueError(
+            f"Column {column!r} holds lists, one label a token, but there is no column 'tokens' to go with them among "
+            f"{splits[0].column_names}. Several labels a text are not supported."
+        )
+    if column != target:
+        dataset = DatasetDict({name: _renamed(split, column, target) for name, split in dataset.items()})
+    if isinstance(inner, ClassLabel):
+        return DatasetDict({name: _without_nulls(split, target, feature) for name, split in dataset.items()})
+    if not tokenwise and _are_numbers(dataset, target):
+        return dataset.cast_column(target, Value("float32"))
+    return _encode(dataset, target, tokenwise, names)
+
+
+def _renamed(split: Dataset, column: str, target: str) -> Dataset:
+    """With the column under the name that it is read by; another one of that name was not asked for."""
+    if column not in split.column_names:
+        return split
+    left = split.remove_columns(target) if target in split.column_names else split
+    return left.rename_column(column, target)
+
+
+def _without_nulls(split: Dataset, column: str, feature: Any) -> Dataset:
+    values = _column(split, column)
+    if all(value is not None for value in values):
+        return split
+    return replace_column(split, column, with_unlabelled(values, split, isinstance(feature, List)), feature)
+
+
+def with_unlabelled(labels: list[Any], split: Dataset, tokenwise: bool) -> list[Any]:
+    """Labels of a split, `None` for none: such rows say so by -1, or by one for each of their tokens."""
+    if all(label is not None for label in labels):
+        return labels
+    tokens = split.with_format(None)["tokens"] if tokenwise else [None] * len(split)
+    return [
+        label if label is not None else UNLABELLED if words is None else [UNLABELLED] * len(words)
+        for label, words in zip(labels, tokens, strict=True)
+    ]
+
+
+def _are_numbers(dataset: DatasetDict, column: str) -> bool:
+    """Whether labels are numbers to be hit rather than classes.
+
+    Raises:
+        ValueError: they are, and some are missing, which no code could stand for.
+    """
+    values = [value for split in dataset.values() for value in _column(split, column)]
+    known = [value for value in values if value not in (None, "")]
+    if not any(isinstance(value, float) or _is_fraction(value) for value in known):
+        return False
+    if len(known) < len(values) and all(isinstance(value, float) or _is_number(value) for value in known):
+        raise ValueError(
+            f"Column {column!r} holds numbers, and {len(values) - len(known)} rows have none. Remove these rows."
+        )
+    return all(isinstance(value, float) for value in known)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_fraction(value: Any) -> bool:
+    return isinstance(value, str) and _is_number(value) and not float(value).is_integer()
+
+
+def _column(split: Dataset, column: str) -> list[Any]:
+    """The values of a column, `None` where a split lacks it: test sets often come without labels."""
+    if column not in split.column_names:
+        return [None] * len(split)
+    values: list[Any] = split.with_format(None)[column][:]
+    return values
+
+
+def _encode(dataset: DatasetDict, column: str, tokenwise: bool, names: list[str] | None) -> DatasetDict:
+    plain = {name: _column(split, column) for name, split in dataset.items()}
+    seen = set(_flatten(value for values in plain.values() for value in values))
+    # A blank makes a table's whole column text, where that of another split is of numbers.
+    alike = {str(value): value for value in seen if value is not None and not isinstance(value, str)}
+    if alike:
+        plain = {name: [alike.get(v, v) if isinstance(v, str) else v for v in vs] for name, vs in plain.items()}
+        seen = set(_flatten(value for values in plain.values() for value in values))
+    codes = _class_codes(seen - {None, ""}, names)
+    if unknown := seen - set(codes):
+        raise ValueError(f"Column {column!r} has labels {sorted(map(str, unknown))} that label.json does not name.")
+    label = ClassLabel(names=names or [str(value) for value, code in codes.items() if code != UNLABELLED])
+    encoded = DatasetDict()
+    for name, split in dataset.items():
+        coded = [None if value is None else _coded(value, codes) for value in plain[name]]
+        values = with_unlabelled(coded, split, tokenwise)
+        encoded[name] = replace_column(split, column, values, List(label) if tokenwise else label)
+    return encoded
+
+
+def _coded(value: Any, codes: Mapping[_Code, int]) -> Any:
+    return [codes[part] for part in value] if isinstance(value, list) else codes[value]
+
+
+def _class_codes(seen: set[_Code], names: list[str] | None) -> dict[_Code, int]:
+    missing: dict[_Code, int] = {None: UNLABELLED, "": UNLABELLED}
+    if names is None:
+        # Without names -1 is a class like others: files with -1/1 or -1/0/1 (sentiment) mean it so.
+        ordered = sorted(seen, key=lambda value: (isinstance(value, str), value))
+        return {value: code for code, value in enumerate(ordered)} | missing
+    by_number: dict[_Code, int] = {code: code for code in range(UNLABELLED, len(names))}
+    return by_number | {name: code for code, name in enumerate(names)} | missing
+
+
+def _flatten(values: Iterable[Any]) -> Iterator[_Code]:
+    for value in values:
+        yield from value if isinstance(value, list) else [value]
