@@ -26,6 +26,7 @@ from amal_hf.methods import (
     learning_to_reweight,
     meta_weight_net,
     random_weights,
+    teacher_belief,
 )
 from amal_hf.noisy_labels import label_posterior
 from amal_hf.policies.bayes_mixture import BayesMixture
@@ -53,6 +54,7 @@ from amal_hf.policies.policy import Policy
 from amal_hf.policies.rectified_slopes import RectifiedSlopes
 from amal_hf.policies.shared_weights import SharedWeights
 from amal_hf.policies.state_network import StateNetwork
+from amal_hf.policies.teacher_belief import TeacherBelief
 from amal_hf.portable import checkpoint_from_hub
 from amal_hf.rewinds import Reversal, Snapshots
 from amal_hf.robust_losses import GeneralizedCrossEntropy
@@ -127,6 +129,7 @@ __all__ = [
     "Spear",
     "StateNetwork",
     "Tangent",
+    "TeacherBelief",
     "TokenMask",
     "Trajectory",
     "TwiceSigmoid",
@@ -152,5 +155,6 @@ __all__ = [
     "save_policy",
     "split_rules",
     "student_from_teacher",
+    "teacher_belief",
     "translation_metrics",
 ]

@@ -13,6 +13,7 @@ from amal_hf.policies.meta_weight_net import MetaWeightNet
 from amal_hf.policies.policy import Policy
 from amal_hf.policies.rectified_slopes import RectifiedSlopes
 from amal_hf.policies.state_network import StateNetwork
+from amal_hf.policies.teacher_belief import TeacherBelief
 from amal_hf.robust_losses import GeneralizedCrossEntropy
 from amal_hf.tangents import FiniteDifference, Tangent
 from amal_hf.trajectories import Trajectory
@@ -231,6 +232,18 @@ def bayes_mixture() -> Method:
     References: Khetan et al. 2018, "Learning From Noisy Singly-labeled Data", arXiv:1712.04577.
     """
     return Method("bayes_mixture", BayesMixture())
+
+
+def teacher_belief() -> Method:
+    """Votes of rules beside a teacher that knows the clean rows, each as far as the teacher believes it.
+
+    For `losses=[CrossEntropy(), RuleLosses(names), Distillation(teacher)]`. Needs no meta set, and learns nothing: a
+    rule of thumb, which no learned weights have beaten on students of layers (`benchmarks/README.md`).
+
+    Raises:
+        ValueError: other than one teacher; see `TeacherBelief`.
+    """
+    return Method("teacher_belief", TeacherBelief())
 
 
 def random_weights(seed: int = 0) -> Method:

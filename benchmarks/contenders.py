@@ -45,7 +45,7 @@ from phases import (
     without_wrong_votes,
     wrong_labels_to_teacher,
 )
-from rivals import BelievedLabels, Geometry, TeacherAgreement, TeacherBelief, TeacherConfidence
+from rivals import BelievedLabels, Geometry, TeacherAgreement, TeacherConfidence
 
 from amal_hf import (
     AnnealedWeights,
@@ -61,6 +61,7 @@ from amal_hf import (
     learning_to_reweight,
     meta_weight_net,
     random_weights,
+    teacher_belief,
 )
 
 
@@ -301,7 +302,7 @@ VOTES: dict[str, Contender] = {
     "majority between clean rows": Contender("control", one(*between_clean(MAJORITY))),
     "votes a clean teacher believes, then clean rows": Contender(
         "rule of thumb",
-        {f"rate {r}": then_clean(replace(VOICES, method=weighed_by(TeacherBelief)), r) for r in CLEAN_RATES},
+        {f"rate {r}": then_clean(replace(VOICES, method=always(teacher_belief)), r) for r in CLEAN_RATES},
     ),
     "small-loss selection": Contender(
         "rule of thumb",

@@ -93,24 +93,6 @@ class BelievedLabels(TeacherAgreement):
         return torch.cat([belief / belief.mean().clamp(min=0.05), torch.zeros_like(belief)], 1)
 
 
-class TeacherBelief(TeacherConfidence):
-    """Labels and teacher weigh alike, a vote as much of that as the probability that the teacher gives it; sum one."""
-
-    def observe(self, signals: Signals) -> Tensor:
-        """`(B, K)`: the probabilities; one of what a teacher is not asked."""
-        (teacher,) = signals.teacher_logits
-        belief = signals.ask(teacher).neg().exp()
-        belief[:, 0] = 1
-        return belief
-
-    def weights(self, observation: Observation) -> Tensor:
-        """`(B, K)`."""
-        if observation.present is None:
-            raise ValueError("TeacherBelief is for losses that some examples lack.")
-        believed = observation.features * observation.present
-        return believed / believed.sum(1, keepdim=True)
-
-
 class GivenWeights(Policy):
     """Weights that were found before training.
 

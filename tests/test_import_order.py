@@ -94,6 +94,7 @@ LEVELS = [
         "policies.shared_weights",
         "policies.state_network",
         "policies.surface",
+        "policies.teacher_belief",
         "policies.frozen",
     },
     {

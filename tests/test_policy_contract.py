@@ -36,6 +36,7 @@ from amal_hf import (
     SharedWeights,
     SmallLoss,
     StateNetwork,
+    TeacherBelief,
     convex,
 )
 from amal_hf.clean_probe import CleanRows
@@ -95,6 +96,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "SharedWeights": SharedWeights,
     "SmallLoss": SmallLoss,
     "StateNetwork": StateNetwork,
+    "TeacherBelief": TeacherBelief,
 }
 VARIANTS: dict[str, Callable[[], Policy]] = {
     "a network later": lambda: Delayed(LossNetwork(), 0.5),

@@ -1,0 +1,73 @@
+"""Each loss as far as a teacher believes what it asks for: a rule of thumb for the votes of rules."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
+from amal_hf.shapes import Features, LossTable
+
+
+class TeacherBelief(Policy):
+    """The initial mixture, a loss times the probability that the teacher gives to what it asks for.
+
+    Trusted labels count in full, and so does what a teacher cannot be asked, as itself. The weights of an example keep
+    the sum of the mixture, over what it has. Nothing is learned, and no meta set is needed.
+
+    Args:
+        trusted: names of the losses that are right whatever the teacher says. By default the labels, which are few
+            and clean where rules vote.
+
+    Raises:
+        TypeError: one name in the place of several.
+        ValueError: when a trainer is made, other than one teacher, or a name that no loss has.
+    """
+
+    learns = False
+    mixture: Tensor
+
+    def __init__(self, trusted: Sequence[str] = ("labels",)) -> None:
+        super().__init__()
+        if isinstance(trusted, str):
+            raise TypeError(f"TeacherBelief: trusted must be several names, got {trusted!r}. Write ({trusted!r},).")
+        self.trusted = tuple(trusted)
+
+    def reset(self, sizes: Sizes, initial: Tensor) -> None:
+        """Take over the mixture.
+
+        Raises:
+            ValueError: losses it is not for.
+        """
+        if len(sizes.teachers) != 1:
+            raise ValueError(
+                f"TeacherBelief: needs one teacher to ask about the other losses, got {len(sizes.teachers)} among "
+                f"{list(sizes.names)}. Add a Distillation(teacher), or leave all but one out."
+            )
+        # Where all rows are unlabelled there may be no loss of the labels.
+        unknown = sorted(set(self.trusted) - {*sizes.names, "labels"})
+        if unknown:
+            raise ValueError(f"TeacherBelief: trusted {unknown} are not among the losses {list(sizes.names)}.")
+        self.doubted = torch.tensor([name not in self.trusted for name in sizes.names])
+        self.register_buffer("mixture", initial.clone())
+
+    def observe(self, signals: Signals) -> Features:
+        """What each loss would cost the teacher, `(B, K)`."""
+        (teacher,) = signals.teacher_logits
+        return signals.ask(teacher)
+
+    def weights(self, observation: Observation) -> LossTable:
+        """`(B, K)`; none where an example has no loss."""
+        costs = observation.features * self.doubted.to(observation.features.device)
+        shares = self.mixture.to(costs) * costs.neg().exp()
+        if observation.present is not None:
+            shares = shares * observation.present
+        total = shares.sum(1, keepdim=True)
+        return shares * torch.where(total > 0, self.mixture.sum() / total, 0.0)
+
+    def update(self, observation: Observation, slopes: LossTable) -> None:
+        """Nothing to learn."""
+
+    def describe(self) -> str:
+        """And what is trusted."""
+        return f"TeacherBelief, {', '.join(self.trusted) or 'nothing'} trusted"
