@@ -52,6 +52,7 @@ from amal_hf import (
     deep_interactions,
     learning_to_reweight,
     meta_weight_net,
+    teacher_belief,
 )
 from amal_hf.policies.policy import Sizes
 
@@ -106,6 +107,7 @@ VARIANTS = {
         lambda: amal(tangent=DoubleBackward()), "exact slopes; eager attention", attention="eager"
     ),
     "bayes_mixture()": Variant(bayes_mixture, "shares in closed form", has_seen_labels=False),
+    "teacher_belief()": Variant(teacher_belief, "the teacher asked about every label"),
     "amal(), clean teacher": Variant(amal, "as `amal()`, from such shares", has_seen_labels=False),
     "amal_as_published()": Variant(amal_as_published, "a phase every 10 epochs"),
     "learning_to_reweight()": Variant(learning_to_reweight, "a meta step at every step"),

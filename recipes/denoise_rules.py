@@ -49,6 +49,7 @@ from amal_hf import (
     learning_to_reweight,
     meta_weight_net,
     student_from_teacher,
+    teacher_belief,
 )
 from amal_hf.aggregation import add_aggregated, label_by_votes, label_model, majority_vote
 from amal_hf.columns import dataset_fingerprint, find_text_columns
@@ -125,6 +126,7 @@ RUNS: dict[str, Run] = {
     "rules and teacher, then clean rows": Run(rules_and_teacher, then_clean=True),
     "majority and teacher, then clean rows": Run(label_and_teacher, voted=True, then_clean=True),
     "amal with majority and teacher, then clean rows": Run(label_and_teacher, amal, voted=True, then_clean=True),
+    "teacher_belief, then clean rows": Run(rules_and_teacher, teacher_belief, then_clean=True),
     "amal with teacher, then clean rows": Run(rules_and_teacher, lambda: amal(PerLossNetwork()), then_clean=True),
 }
 OURS = "amal with teacher, then clean rows"

@@ -1,9 +1,8 @@
 """Bounds: what keeps weights in a sensible range.
 
 A table of free weights works better with every weight in [0, 2] on its own: a convex mixture cannot drop an example
-whose label and teacher are both wrong. A network must
-be normalised: the part that all slopes share is a learning rate in disguise, and drives unnormalised weights to their
-upper bound together.
+whose label and teacher are both wrong. A network must be normalised: the part that all slopes share is a learning rate
+in disguise, and drives unnormalised weights to their upper bound together.
 """
 
 from abc import ABC, abstractmethod

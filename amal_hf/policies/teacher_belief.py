@@ -10,7 +10,7 @@ from amal_hf.shapes import Features, LossTable
 
 
 class TeacherBelief(Policy):
-    """The initial mixture, a loss times the probability that the teacher gives to what it asks for.
+    """The initial mixture, each loss times `exp(−loss)` of the teacher: of a vote the probability that it gives it.
 
     Trusted labels count in full, and so does what a teacher cannot be asked, as itself. The weights of an example keep
     the sum of the mixture, over what it has. Nothing is learned, and no meta set is needed.
