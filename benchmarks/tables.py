@@ -65,7 +65,7 @@ SHORT_RULES = [
     "amal(), majority and clean teacher, then clean rows",
     "right votes and clean teacher, then clean rows",
 ]
-DETECTING = ["amal()", "meta_weight_net()", "learning_to_reweight()", "geometry network"]
+DETECTING = ["amal()", BESIDE, "meta_weight_net()", "learning_to_reweight()", "geometry network"]
 DATA = ["trec", "banking77", "sst2", "youtube", "sms"]
 SETTINGS = {
     "clean": "nothing wrong",
@@ -342,7 +342,7 @@ def detection(groups: list[Group]) -> str:
     for group in groups:
         for name in ("label weight", "teacher weight", "vote weight"):
             learned = {run: group.aucs(run, name) for run in group.cells if group.kinds[run] in KINDS[2:]}
-            if any(learned.values()):
+            if any(learned.get(run) for run in DETECTING):
                 others = [group.aucs("labels only", "loss"), group.aucs("confident learning", "confident learning")]
                 shown = others if name == "label weight" else [[], []]
                 values = [*(learned.get(run, []) for run in DETECTING), *shown]
