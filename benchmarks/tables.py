@@ -341,8 +341,8 @@ def detection(groups: list[Group]) -> str:
     rows = []
     for group in groups:
         for name in ("label weight", "teacher weight", "vote weight"):
-            learned = {run: group.aucs(run, name) for run in group.cells if group.kinds[run] in KINDS[2:]}
-            if any(learned.get(run) for run in DETECTING):
+            learned = {run: group.aucs(run, name) for run in DETECTING if run in group.cells}
+            if any(learned.values()):
                 others = [group.aucs("labels only", "loss"), group.aucs("confident learning", "confident learning")]
                 shown = others if name == "label weight" else [[], []]
                 values = [*(learned.get(run, []) for run in DETECTING), *shown]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from amal_hf.policies.policy import Observation, Policy, Signals, Sizes
+from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, among_present
 from amal_hf.shapes import Features, LossTable
 
 
@@ -22,10 +22,13 @@ class TeacherBelief(Policy):
     Raises:
         TypeError: one name in the place of several.
         ValueError: when a trainer is made, other than one teacher, or a name that no loss has.
+
+    References: none; measured in `benchmarks/README.md`, where rules vote.
     """
 
     learns = False
     mixture: Tensor
+    doubted: Tensor
 
     def __init__(self, trusted: Sequence[str] = ("labels",)) -> None:
         super().__init__()
@@ -48,7 +51,8 @@ class TeacherBelief(Policy):
         unknown = sorted(set(self.trusted) - {*sizes.names, "labels"})
         if unknown:
             raise ValueError(f"TeacherBelief: trusted {unknown} are not among the losses {list(sizes.names)}.")
-        self.doubted = torch.tensor([name not in self.trusted for name in sizes.names])
+        doubted = torch.tensor([name not in self.trusted for name in sizes.names])
+        self.register_buffer("doubted", doubted, persistent=False)
         self.register_buffer("mixture", initial.clone())
 
     def observe(self, signals: Signals) -> Features:
@@ -58,10 +62,9 @@ class TeacherBelief(Policy):
 
     def weights(self, observation: Observation) -> LossTable:
         """`(B, K)`; none where an example has no loss."""
-        costs = observation.features * self.doubted.to(observation.features.device)
-        shares = self.mixture.to(costs) * costs.neg().exp()
-        if observation.present is not None:
-            shares = shares * observation.present
+        self.to(observation.features.device)  # once: a GPU would be waited for at every step
+        belief = (observation.features * self.doubted).neg().exp()
+        shares = among_present(self.mixture, observation) * belief
         total = shares.sum(1, keepdim=True)
         return shares * torch.where(total > 0, self.mixture.sum() / total, 0.0)
 
