@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import markdown_tables
 import numpy as np
 from overhead import Load, kinds_of_steps, spawn, turns_of
 from table_scale import RESULTS as TABLES
@@ -124,15 +125,13 @@ def fit(name: str, found: list[Point]) -> tuple[float, float, float]:
 
 def table(found: dict[str, list[Point]]) -> str:
     """Points and laws as a Markdown table."""
-    lines = ["| x | what | measured at x | law | a | b | largest miss |", "| --- " * 7 + "|"]
+    rows = []
     for name, seen in found.items():
         a, b, miss = fit(name, seen)
         measured = ", ".join(f"{value:g}: {cost:.2f}" for value, cost in seen)
         law = LAWS[name]
-        lines.append(
-            f"| {name.replace('_', ' ')} | {law.fitted} | {measured} | {law.law} | {a:.2f} | {b:.2g} | {miss:.0%} |"
-        )
-    return "\n".join(lines)
+        rows.append([name.replace("_", " "), law.fitted, measured, law.law, f"{a:.2f}", f"{b:.2g}", f"{miss:.0%}"])
+    return markdown_tables.table(["x", "what", "measured at x", "law", "a", "b", "largest miss"], rows)
 
 
 def draw(found: dict[str, list[Point]], file: Path) -> None:

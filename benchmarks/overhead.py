@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import markdown_tables
 import numpy as np
 import torch
 import transformers
@@ -172,13 +173,13 @@ def table() -> str:
     """What was measured, as a Markdown table; peak memory is that at the first length."""
     cells = sorted(json.loads(RESULTS.read_text())["cells"], key=lambda cell: cell["length"])
     heads = ["variant", "what", *(f"time, length {cell['length']}" for cell in cells), "peak memory"]
-    lines = [heads, ["---"] * len(heads)]
+    rows = []
     for name, variant in VARIANTS.items():
         found = [cell["variants"].get(name) for cell in cells]
         if variant.what and found[0]:
             times = [f"{one['time']:.2f}" if one else "" for one in found]
-            lines.append([f"`{name}`", variant.what, *times, f"{found[0]['memory']:.2f}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            rows.append([f"`{name}`", variant.what, *times, f"{found[0]['memory']:.2f}"])
+    return markdown_tables.table(heads, rows)
 
 
 def spawn(*command: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The quality benchmark: tables come from cells, finished cells are not run again, every run takes the same budget."""
+"""The quality benchmark: finished cells are not run again, every run takes the same budget."""
 
 import argparse
 import json
@@ -21,7 +21,6 @@ import contenders  # noqa: E402
 import correction  # noqa: E402
 import phases  # noqa: E402
 import quality  # noqa: E402
-import tables  # noqa: E402
 import teaching  # noqa: E402
 from bodies import Body  # noqa: E402
 from frozen_head import new_head, standardised  # noqa: E402
@@ -287,84 +286,3 @@ def test_cells_of_another_folder_are_taken_over_once(tmp_path, monkeypatch):
     quality.merge(there)
     quality.merge(there)
     assert len(list(quality.read_records(here))) == 2
-
-
-def test_tables_show_paired_gains_over_the_control_that_dev_chooses():
-    """By hand: dev prefers the teacher; gains of 1, 2 and 3 points have the mean 2 and the half-width 2.5."""
-    records = [
-        record
-        for seed in range(3)
-        for record in (
-            record_of("flipped40", "labels only", "", seed, 0.5, 0.99),
-            record_of("flipped40", "teacher only", "", seed, 0.6, 0.80 + 0.05 * seed),
-            record_of("flipped40", "amal()", "", seed, 0.7, 0.81 + 0.06 * seed),
-        )
-    ]
-    (group,) = tables.groups_of(record | {"data": "trec"} for record in records)
-    assert group.best_control() == "teacher only"
-    assert group.gains("amal()", "teacher only") == pytest.approx({0: 1.0, 1: 2.0, 2: 3.0})
-    assert "| teacher only | 85.0 ± 12.4 | +2.0 ± 2.5 |" in tables.summary([group])
-    assert tables.mean_ranks([group], ["labels only", "teacher only", "amal()"]) == {
-        "labels only": 1.0,
-        "amal()": 2.0,
-        "teacher only": 3.0,
-    }
-
-
-def test_gains_are_averaged_over_the_settings_with_errors():
-    """By hand: a gain of 1, 2 and 3 points in one setting and of 3 in the other are 2, 2.5 and 3 on average; right
-    labels do not count, and a run that lacks a setting has no average. With the 30 points of right labels over the one
-    control of all settings 11 1/3, 11 2/3 and 12.
-    """
-    partly = "amal(), noisy and clean rows"
-    records = [
-        record
-        for seed in range(3)
-        for setting, gain in (("flipped40", 0.01 * (1 + seed)), ("teacher30", 0.03), ("clean", 0.3))
-        for record in (
-            record_of(setting, "teacher only", "", seed, 0.6, 0.5),
-            record_of(setting, "labels only", "", seed, 0.5, 0.9),
-            record_of(setting, "amal()", "", seed, 0.7, 0.5 + gain),
-            *([record_of(setting, partly, "", seed, 0.7, 0.6)] if setting == "flipped40" else []),
-        )
-    ]
-    lines = tables.summary(tables.groups_of(record | {"data": "trec"} for record in records)).splitlines()
-    assert lines[-2].startswith("| **mean of the 2 with errors** |")
-    assert "| +2.5 ± 1.2 |  |  |" in lines[-2]
-    assert lines[-1].startswith("| **mean of all 3, over teacher only** |")
-    assert "| +11.7 ± 0.8 |  |  |" in lines[-1]
-
-
-def test_no_control_is_best_of_all_where_none_has_all_settings():
-    """A matrix that is not finished has tables all the same."""
-    cells = (("clean", "labels only"), ("few", "teacher only"))
-    groups = tables.groups_of(record_of(*place, "", 0, 0.6, 0.5) | {"data": "trec"} for place in cells)
-    assert tables.best_of_all(groups) is None
-
-
-def test_short_table_averages_over_data_sets():
-    """By hand: 70, 80, 90 % on one data set and 50 % on the other are 60, 65, 70 %; each has the control that was best
-    on its own dev set; a run that lacks a data set has no average.
-    """
-    records = [
-        record_of("flipped40", run, "", seed, dev, test) | {"data": data}
-        for seed in range(3)
-        for data, run, dev, test in (
-            ("trec", "fixed mixture", 0.6, 0.7 + 0.1 * seed),
-            ("trec", "labels only", 0.5, 0.1),
-            ("trec", "amal()", 0.9, 0.9),
-            ("sst2", "fixed mixture", 0.5, 0.5),
-            ("sst2", "labels only", 0.6, 0.4),
-        )
-    ]
-    (row,) = tables.in_short(tables.groups_of(records)).splitlines()[2:]
-    assert "| trec, sst2 | 60.0 ± 12.4 | 65.0 ± 12.4 |  |  |" in row
-
-
-def test_tables_in_the_pages_are_those_of_the_cells():
-    """No number there is written by hand."""
-    blocks = tables.all_blocks(tables.RESULTS)
-    for page in tables.PAGES:
-        text = page.read_text()
-        assert "<!-- end -->" in text
-        assert tables.filled(text, blocks) == text

@@ -1,0 +1,126 @@
+"""What to do with what is at hand, and what that has gained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from gains import mean_gain, over_each, over_one, signed
+from groups import CONTROLS, ERRORS, SETTINGS, STUDENTS, WRONG_LABELS, Group
+from markdown_tables import table
+from spread import half_width
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do, and a run that has done it.
+
+    Attributes:
+        against: the kinds of runs that it is compared with.
+    """
+
+    at_hand: str
+    do: str
+    student: str
+    settings: tuple[str, ...]
+    run: str
+    against: Sequence[str] = CONTROLS
+
+
+FEATURES = "a head over good features"
+LAYERS = "layers, labels partly wrong, a teacher of the clean rows that is good on dev"
+SMOOTHED = "`amal()` on smoothed labels, the clean rows among them, and last"
+BESIDE = "`amal()` beside it (`has_seen_labels=False`), the clean rows among the training rows"
+CALIBRATED = "the same with `calibrated_at`, from dev"
+LABELS = tuple(name for name in SETTINGS if name != "rules")
+ADVICE = [
+    Advice(FEATURES, SMOOTHED, "frozen", LABELS, "amal(), smoothed labels, then clean rows"),
+    Advice(
+        f"{FEATURES}, labels or teacher partly wrong",
+        SMOOTHED,
+        "frozen",
+        ERRORS,
+        "amal(), smoothed labels, then clean rows",
+    ),
+    Advice(
+        f"{FEATURES}, rules",
+        "`amal()` beside a teacher of the clean rows, these last",
+        "frozen",
+        ("rules",),
+        "amal(), clean teacher, then clean rows",
+    ),
+    Advice(LAYERS, BESIDE, "2", WRONG_LABELS, "amal(), clean teacher"),
+    Advice(LAYERS, CALIBRATED, "2", WRONG_LABELS, "amal(), calibrated clean teacher"),
+    Advice(LAYERS, BESIDE, "3", WRONG_LABELS, "amal(), clean teacher"),
+    Advice(LAYERS, CALIBRATED, "3", WRONG_LABELS, "amal(), calibrated clean teacher"),
+    Advice(
+        f"{LAYERS}, and no meta set",
+        "`bayes_mixture()` beside it",
+        "2",
+        WRONG_LABELS,
+        "bayes_mixture(), clean teacher",
+    ),
+    Advice(
+        f"{LAYERS}, and may have seen the labels",
+        "`amal()` beside it",
+        "2",
+        WRONG_LABELS,
+        "amal(), clean teacher, equal shares",
+    ),
+    Advice(
+        "layers, right labels, a teacher that is wrong on 30 % of the rows",
+        "a teacher of the clean rows in its place, calibrated",
+        "2",
+        ("teacher30",),
+        "amal(), calibrated clean teacher",
+    ),
+    Advice(
+        "layers, rules, a teacher of the clean rows",
+        "`teacher_belief()`, the clean rows last",
+        "2",
+        ("rules",),
+        "votes a clean teacher believes, then clean rows",
+        ("control",),
+    ),
+    Advice(
+        "layers, rules, a teacher of the clean rows",
+        "`amal(PerLossNetwork())`, the clean rows last",
+        "2",
+        ("rules",),
+        "amal(PerLossNetwork()), clean teacher, then clean rows",
+    ),
+    Advice("layers, nothing wrong", "`amal()` beside the teacher of these labels", "2", ("clean",), "amal()"),
+]
+"""The first line of each situation is what to try first."""
+
+
+def advice(groups: Sequence[Group]) -> str:
+    """A line each: what is at hand, what to do, and what that has gained."""
+    head = [
+        "at hand",
+        "do",
+        "measured on",
+        "over the control that dev chooses in each",
+        "over the best single control",
+    ]
+    return table(head, [row for one in ADVICE if (row := _advice_row(one, groups))])
+
+
+def _advice_row(one: Advice, groups: Sequence[Group]) -> list[str]:
+    chosen = [
+        group
+        for group in groups
+        if group.student == one.student and group.setting in one.settings and one.run in group.cells
+    ]
+    if not chosen:
+        return []
+    gains = [mean_gain(one.run, over(chosen, one.against)) for over in (over_each, over_one)]
+    data = list(dict.fromkeys(group.data for group in chosen))
+    where = f"{STUDENTS[one.student]}; {', '.join(data)}: {len(chosen)} setting{'s' * (len(chosen) > 1)}"
+    return [one.at_hand, one.do, where, *map(_marked, gains)]
+
+
+def _marked(gains: dict[int, float]) -> str:
+    """Bold where the interval is above nothing."""
+    width = half_width(list(gains.values()))
+    clear = width is not None and np.mean(list(gains.values())) > width
+    return f"**{signed(gains)}**" if clear else signed(gains)

@@ -1,0 +1,181 @@
+"""The tables of the quality benchmark: rendered from cells, gains by hand."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import advice  # noqa: E402
+import contenders  # noqa: E402
+import gains  # noqa: E402
+import groups  # noqa: E402
+import tables  # noqa: E402
+
+
+def record_of(setting, run, seed, dev, test, data="trec"):
+    """A cell that has seen the test set."""
+    place = {"data": data, "student": "frozen", "setting": setting, "run": run, "seed": seed}
+    kind = contenders.contenders(setting)[run].kind
+    return place | {"kind": kind, "metric": "accuracy", "dev": dev, "auc": {}, "test": {"accuracy": test}}
+
+
+def columns(table, title):
+    """The row of a Markdown table that begins with a title, by the heads of the columns."""
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    (row,) = [row for row in rows if title in row]
+    return dict(zip(head, row, strict=True))
+
+
+def three_settings():
+    """By hand: `amal()` gains 1, 2 and 3 points in one setting and 3 in each seed of another; with right labels 30."""
+    partly = "amal(), noisy and clean rows"
+    return groups.groups_of(
+        record
+        for seed in range(3)
+        for setting, gain in (("flipped20", 0.01 * (1 + seed)), ("flipped40", 0.03), ("clean", 0.3))
+        for record in (
+            record_of(setting, "teacher only", seed, 0.6, 0.5),
+            record_of(setting, "labels only", seed, 0.5, 0.9),
+            record_of(setting, "amal()", seed, 0.7, 0.5 + gain),
+            *([record_of(setting, partly, seed, 0.6, 0.6)] if setting == "flipped40" else []),
+        )
+    )
+
+
+def test_gains_are_paired_and_over_the_control_that_dev_chooses():
+    """By hand: dev prefers the teacher; gains of 1, 2 and 3 points have the mean 2 and the half-width 2.5."""
+    (group,) = groups.groups_of(
+        record
+        for seed in range(3)
+        for record in (
+            record_of("flipped40", "labels only", seed, 0.5, 0.99),
+            record_of("flipped40", "teacher only", seed, 0.6, 0.80 + 0.05 * seed),
+            record_of("flipped40", "amal()", seed, 0.7, 0.81 + 0.06 * seed),
+        )
+    )
+    assert group.best(groups.CONTROLS) == "teacher only"
+    assert group.gains("amal()", "teacher only") == pytest.approx({0: 1.0, 1: 2.0, 2: 3.0})
+    table = gains.by_setting([group]).split(":\n\n")[1]
+    row = columns(table, "trec, 40 % wrong labels")
+    assert row["best control on dev"] == "teacher only"
+    assert row["its test score"] == "85.0 ± 12.4"
+    assert row["`amal()`"] == row["ours, best on dev"] == "+2.0 ± 2.5"
+    assert "amal(), clean teacher" not in table  # no empty columns
+    ranks = {"labels only": 1.0, "amal()": 2.0, "teacher only": 3.0}
+    assert tables.mean_ranks([group], list(ranks)) == ranks
+
+
+def test_gains_are_averaged_over_settings():
+    """2, 2.5 and 3 points on the mean of two settings with wrong labels; a run that lacks one has no mean. With the 30
+    points of right labels 11 1/3, 11 2/3 and 12, over the control of each as over the only one of all.
+    """
+    table = gains.by_setting(three_settings()).split(":\n\n")[1]
+    wrong = columns(table, "**mean of the 2 with wrong labels**")
+    assert wrong["`amal()`"] == "+2.5 ± 1.2"
+    assert wrong["`amal(), noisy and clean rows`"] == ""
+    *_, each, one = table.splitlines()
+    assert each.startswith("| **mean of all 3** |  | of each | 50.0 ± 0.0 |")
+    assert one.startswith("| **mean of all 3** |  | teacher only | 50.0 ± 0.0 |")
+    assert "| +11.7 ± 0.8 |" in each
+    assert "| +11.7 ± 0.8 |" in one
+
+
+def test_a_run_is_compared_with_one_control_too():
+    """By hand: dev prefers another control in each of two settings, and on their mean the one that is worse in the
+    first: 60 to 50 % there, 40 to 30 % in the other, so that `amal()` with 60 and 50 % gains 5 and 10 points.
+    """
+    cells = groups.groups_of(
+        record_of(setting, run, seed, dev, test)
+        for seed in range(3)
+        for setting, run, dev, test in (
+            ("flipped20", "labels only", 0.6, 0.6),
+            ("flipped20", "teacher only", 0.5, 0.5),
+            ("flipped40", "labels only", 0.4, 0.3),
+            ("flipped40", "teacher only", 0.6, 0.4),
+            ("flipped20", "amal()", 0.5, 0.6),
+            ("flipped40", "amal()", 0.5, 0.5),
+        )
+    )
+    assert groups.best_of_all(cells) == "teacher only"
+    assert gains.mean_gain("amal()", gains.over_each(cells)) == pytest.approx({0: 5.0, 1: 5.0, 2: 5.0})
+    assert gains.mean_gain("amal()", gains.over_one(cells)) == pytest.approx({0: 10.0, 1: 10.0, 2: 10.0})
+
+
+def test_no_control_is_best_of_all_where_none_has_all_settings():
+    """A matrix that is not finished has tables all the same."""
+    cells = groups.groups_of(
+        record_of(*place, 0, 0.6, 0.5) for place in (("clean", "labels only"), ("few", "teacher only"))
+    )
+    assert groups.best_of_all(cells) is None
+    assert gains.over_one(cells) == []
+    assert gains.mean_gain("amal()", []) == {}
+
+
+def test_short_table_averages_over_data_sets():
+    """By hand: 65 to 75 % are 1 to 3 points above the controls that dev chooses in each, whose means are 64, 68, 72 %;
+    a run that lacks a data set has no mean.
+    """
+    table = gains.in_short(
+        groups.groups_of(
+            record_of("flipped40", run, seed, dev, test, data)
+            for seed in range(3)
+            for data, run, dev, test in (
+                ("trec", "fixed mixture", 0.6, 0.78 + 0.08 * seed),
+                ("trec", "labels only", 0.5, 0.1),
+                ("trec", "amal()", 0.9, 0.8 + 0.1 * seed),
+                ("trec", "amal(), clean teacher", 0.5, 0.9),
+                ("sst2", "fixed mixture", 0.5, 0.9),
+                ("sst2", "labels only", 0.6, 0.5),
+                ("sst2", "amal()", 0.6, 0.5),
+            )
+        )
+    )
+    row = columns(table, "40 % wrong labels (`flipped40`)")
+    assert row["data"] == "trec, sst2"
+    assert row["control"] == "68.0 ± 9.9"
+    assert row["`amal()`"] == "+2.0 ± 2.5"
+    assert row["`amal(), clean teacher`"] == ""
+
+
+def test_advice_says_what_it_has_gained(monkeypatch):
+    """The mean over the settings of its student that have its run, in bold where it is above nothing; without a run
+    there is no line.
+    """
+    wanted = {"at_hand": "labels", "student": "frozen", "settings": groups.WRONG_LABELS}
+    clear = advice.Advice(do="first", run="amal()", **wanted)
+    monkeypatch.setattr(
+        advice,
+        "ADVICE",
+        [
+            clear,
+            advice.Advice(do="second", run="amal(), no probe", **wanted),
+            advice.Advice(do="third", run="teacher only", **wanted),
+        ],
+    )
+    table = advice.advice(three_settings())
+    first = columns(table, "first")
+    assert first["measured on"] == "head over frozen MiniLM; trec: 2 settings"
+    assert first["over the best single control"] == "**+2.5 ± 1.2**"
+    assert columns(table, "third")["over the best single control"] == "+0.0 ± 0.0"
+    assert "second" not in table
+
+
+def test_runs_in_the_tables_are_contenders():
+    """A run that is renamed would leave an empty column, or a line of advice out."""
+    known = {*contenders.DISTILLATION, *contenders.VOTES}
+    named = {*gains.OURS, *gains.SHORT, *tables.SHORT_RULES, *tables.DETECTING, *(one.run for one in advice.ADVICE)}
+    assert named - {gains.ON_DEV} <= known
+
+
+def test_tables_in_the_pages_are_those_of_the_cells():
+    """No number there is written by hand."""
+    blocks = tables.all_blocks(groups.RESULTS)
+    found = set()
+    for page in tables.PAGES:
+        text = page.read_text()
+        found |= {name for name in blocks if f"<!-- {name} -->" in text}
+        assert tables.filled(text, blocks) == text
+    assert found == set(blocks)
