@@ -8,7 +8,9 @@ import torch
 from conftest import VOCABULARY, tiny_bert, toy_arguments, toy_rows
 
 from amal_hf import AMALTrainer, CrossEntropy, Distillation, Method, RuleLosses, TeacherBelief, teacher_belief
-from amal_hf.policies.policy import Observation, Sizes
+from amal_hf.policies.policy import Observation, Signals, Sizes
+from amal_hf.task import Task
+from amal_hf.top_logits import TopK
 
 
 SIZES = Sizes(4, (3,), 6, names=("labels", "a", "b", "teacher"))
@@ -57,6 +59,15 @@ def test_a_name_that_no_loss_has_is_refused():
     TeacherBelief().reset(SIZES._replace(names=("votes", "a", "b", "teacher")), torch.full((4,), 0.25))
     with pytest.raises(TypeError, match=r"several names, got 'labels'. Write \('labels',\)"):
         TeacherBelief("labels")
+
+
+def test_the_largest_logits_of_a_teacher_are_not_enough():
+    """They do not say what another class would cost, and everything would be believed."""
+    policy = TeacherBelief()
+    policy.reset(SIZES, torch.full((4,), 0.25))
+    known = TopK(2, 1.0)(torch.randn(3, 5, 6))
+    with pytest.raises(ValueError, match="only the largest logits.*Leave top_k out"):
+        policy.observe(Signals(COSTS, torch.randn(3, 5, 6), (known,), {}, Task()))
 
 
 def voted(count):

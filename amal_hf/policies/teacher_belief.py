@@ -7,6 +7,7 @@ from torch import Tensor
 
 from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, among_present
 from amal_hf.shapes import Features, LossTable
+from amal_hf.top_logits import TopLogits
 
 
 class TeacherBelief(Policy):
@@ -56,8 +57,17 @@ class TeacherBelief(Policy):
         self.register_buffer("mixture", initial.clone())
 
     def observe(self, signals: Signals) -> Features:
-        """What each loss would cost the teacher, `(B, K)`."""
+        """What each loss would cost the teacher, `(B, K)`.
+
+        Raises:
+            ValueError: only the largest logits of the teacher are known.
+        """
         (teacher,) = signals.teacher_logits
+        if isinstance(teacher, TopLogits):
+            raise ValueError(
+                "TeacherBelief: a teacher of which only the largest logits are kept does not say how far it believes "
+                "another class. Leave top_k out of its Distillation."
+            )
         return signals.ask(teacher)
 
     def weights(self, observation: Observation) -> LossTable:
