@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from gains import mean_gain, over_each, over_one, signed
-from groups import CONTROLS, ERRORS, SETTINGS, STUDENTS, WRONG_LABELS, Group
+from groups import CONTROLS, ERRORS, SETTINGS, STUDENTS, WRONG_LABELS, Group, best_of_all
 from markdown_tables import table
 from spread import half_width
 
@@ -113,10 +113,11 @@ def _advice_row(one: Advice, groups: Sequence[Group]) -> list[str]:
     ]
     if not chosen:
         return []
-    gains = [mean_gain(one.run, over(chosen, one.against)) for over in (over_each, over_one)]
+    each, single = (_marked(mean_gain(one.run, over(chosen, one.against))) for over in (over_each, over_one))
+    best = best_of_all(chosen, one.against)
     data = list(dict.fromkeys(group.data for group in chosen))
     where = f"{STUDENTS[one.student]}; {', '.join(data)}: {len(chosen)} setting{'s' * (len(chosen) > 1)}"
-    return [one.at_hand, one.do, where, *map(_marked, gains)]
+    return [one.at_hand, one.do, where, each, f"{single} ({best})" if best else ""]
 
 
 def _marked(gains: dict[int, float]) -> str:
