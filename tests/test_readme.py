@@ -1,0 +1,142 @@
+"""The code of the README runs as it stands there, in the order in which a reader would run it."""
+
+import ast
+import inspect
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import VOCABULARY, tiny_bert
+from hub import TOKEN, connect, running_hub
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+
+import amal_hf
+from amal_hf import AMALArguments, AMALTrainer, aggregation
+from amal_hf.commentary import Commentary
+from amal_hf.policies.network_policy import NetworkPolicy
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def code_with(words):
+    """The block of Python, or the new side of the one that is a difference, in which these words are."""
+    kinds = re.findall(r"^```(python|diff)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    (block,) = [(kind, text) for kind, text in kinds if words in text]
+    kind, text = block
+    if kind == "python":
+        return text
+    return "\n".join(line[1:] for line in text.splitlines() if not line.startswith("-"))
+
+
+def tokenizer():
+    words = ["[PAD]", "[UNK]", "where", "who", *(f"w{number}" for number in range(VOCABULARY - 4))]
+    backend = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def write_rows(folder, column, **splits):
+    """Texts of which the first word says the class."""
+    folder.mkdir(parents=True)
+    firsts = {"LOC": "where", "HUM": "who", "NUM": "w0"}
+    for place, (split, rows) in enumerate(splits.items()):
+        labels = [list(firsts)[number % 3] for number in range(rows)]
+        texts = [f"{firsts[label]} w{number % 50} w{place} w{number // 50}" for number, label in enumerate(labels)]
+        lines = [json.dumps({column: text, "label": label}) for text, label in zip(texts, labels, strict=True)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+
+
+@pytest.fixture
+def world(monkeypatch, tmp_path):
+    """What a reader has: a tokenizer, models, and a working directory with data and a teacher in it."""
+    monkeypatch.chdir(tmp_path)
+    teacher = tiny_bert(1)
+    teacher.save_pretrained("path/to/teacher")
+    tokenizer().save_pretrained("path/to/teacher")
+    return {"tokenizer": tokenizer(), "student": tiny_bert(), "teacher": teacher}
+
+
+def run(code, world):
+    """Executes it in that world, and with all that the package exports, as a reader has by then imported."""
+    exec(compile(code, "README.md", "exec"), world)
+
+
+def test_labels_a_teacher_and_a_meta_set(world, monkeypatch, tmp_path):
+    """From a data set to a student on the Hub: every block in which labels are learned from."""
+    write_rows(Path("stanfordnlp/sst2"), "sentence", train=360, validation=24)
+    run(code_with("split_dataset(data"), world)
+    assert len(world["clean"]) == 300
+    world["dev"] = world["data"]["validation"].map(lambda row: world["tokenizer"](row["sentence"]))
+    run(code_with("path/to/teacher"), world)
+    assert set(world["trainer"].example_weights().column_names) == {"example_id", "labels", "teacher"}
+
+    arguments = TrainingArguments("teacher", report_to="none")
+    world["teacher_trainer"] = Trainer(world["teacher"], arguments, processing_class=world["tokenizer"])
+    run(code_with("calibrated_at="), world)
+    train_with(world, world["losses"], world["train"])
+    run(code_with("CorrectedCrossEntropy"), world)
+    train_with(world, world["losses"], world["train"].add_column("checked", [False] * len(world["train"])))
+
+    run(code_with("label_smoothing_factor=0.1"), world)
+    assert world["last"].num_train_epochs == 5
+    with running_hub() as hub:
+        connect(hub, monkeypatch, tmp_path / "home")
+        world["trainer"].args.hub_model_id = "me/student"
+        world["trainer"].args.hub_token = TOKEN
+        run(code_with("Comparison("), world)
+        assert "0.81" in hub.repositories["models/me/student"]["README.md"].decode()
+
+
+def train_with(world, losses, rows):
+    """A few steps: that losses can be trained with."""
+    arguments = AMALArguments("few", max_steps=2, report_to="none", write_figures=False)
+    trainer = AMALTrainer(
+        world["student"],
+        arguments,
+        train_dataset=rows,
+        meta_dataset=world["clean"],
+        processing_class=world["tokenizer"],
+        losses=losses,
+        method=amal_hf.amal(),
+    )
+    trainer.train()
+
+
+def test_rules(world):
+    """Where rules vote: the block as it stands, with a student and arguments in the place of its dots."""
+    write_rows(Path("path/to/data"), "text", train=200, validation=40, test=20)
+    world["arguments"] = AMALArguments("rules", max_steps=4, report_to="none", write_figures=False)
+    code = code_with("keyword_rule").replace("    ...,\n", "    student, arguments, processing_class=tokenizer,\n")
+    run(code, world)
+    world["trainer"].train()
+    names = set(world["trainer"].example_weights().column_names)
+    assert names == {"example_id", "labels", "rules/asks_for_a_place", "rules/keyword_who"}
+
+
+def test_calls_that_are_named_can_be_made():
+    """Every call in the text and the tables: nothing that was renamed, no argument that is gone."""
+    text = re.sub(r"^```.*?^```", "", README, flags=re.DOTALL | re.MULTILINE)
+    homes = (amal_hf, AMALTrainer, NetworkPolicy, aggregation, Commentary)
+    checked = set()
+    for code in re.findall(r"`(?:\w+=)?([^`\n=]+\([^`\n]*\))`", text):
+        for call in calls_in(code):
+            (made, *_) = [getattr(home, call.func.id) for home in homes if hasattr(home, call.func.id)]
+            known = inspect.signature(made).parameters
+            assert {keyword.arg for keyword in call.keywords} <= set(known), code
+            assert len(call.args) <= len(known), code
+            checked.add(call.func.id)
+    assert {"amal", "Distillation", "LossNetwork", "label_by_votes", "example_weights"} <= checked
+
+
+def calls_in(code):
+    """Calls by name; none where the code is a formula or words."""
+    try:
+        tree = ast.parse(code, mode="eval")
+    except SyntaxError:
+        return []
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
