@@ -1,4 +1,4 @@
-"""The code of the README runs as it stands there, in the order in which a reader would run it."""
+"""The code of the README and of docs/scaling.md runs as it stands there."""
 
 import ast
 import inspect
@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 from conftest import VOCABULARY, tiny_bert
 from hub import TOKEN, connect, running_hub
 from tokenizers import Tokenizer
@@ -20,7 +21,9 @@ from amal_hf.commentary import Commentary
 from amal_hf.policies.network_policy import NetworkPolicy
 
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 
 def code_with(words):
@@ -131,6 +134,26 @@ def test_calls_that_are_named_can_be_made():
             assert len(call.args) <= len(known), code
             checked.add(call.func.id)
     assert {"amal", "Distillation", "LossNetwork", "label_by_votes", "example_weights"} <= checked
+
+
+@pytest.mark.parametrize("name", ["8gpus", "2x8", "fsdp2"])
+def test_configurations_are_those_of_accelerate(name, tmp_path):
+    """Every file in `docs/scaling.md` is read by `accelerate launch`, with no key that it does not know."""
+    (text,) = re.findall(rf"^```yaml\n# {name}.yaml\n(.*?)^```", SCALING, re.DOTALL | re.MULTILINE)
+    (tmp_path / "config.yaml").write_text(text)
+    found = load_config_from_file(str(tmp_path / "config.yaml"))
+    assert found.num_processes == (16 if name == "2x8" else 8)
+    assert found.mixed_precision == "bf16"
+
+
+def test_arguments_for_fsdp_can_be_made(monkeypatch, tmp_path):
+    """The block of `docs/scaling.md`, on a machine without a GPU."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # transformers sets it, and would leave it so
+    (code,) = re.findall(r"^```python\n(.*?)^```", SCALING, re.DOTALL | re.MULTILINE)
+    world = {"AMALArguments": AMALArguments}
+    run(code.replace("bf16=True,", "bf16=True, use_cpu=True,"), world)
+    assert world["args"].fsdp_config["version"] == 2
 
 
 def calls_in(code):
