@@ -1,6 +1,6 @@
 """What is checked of a trainer before any training, so that no work is lost to a bad input.
 
-Of its data: `data_checks.py`.
+Of its data: `data_checks.py`, `label_checks.py`, `first_batch.py`; of one that generates text: `generator_checks.py`.
 """
 
 import inspect

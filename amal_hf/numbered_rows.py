@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from amal_hf.collator import ExampleCollator, is_stream, is_transformed, numbered, rows_of
-from amal_hf.data_checks import check_first_rows
+from amal_hf.first_batch import check_first_rows
 from amal_hf.generators import answers_by_token, takes_keywords, with_decoder_inputs
 from amal_hf.losses import Loss
 from amal_hf.mixing import MixingTrainer
@@ -42,7 +42,7 @@ class NumberedRowsTrainer(MixingTrainer):
         """Have the collator bring numbers and columns of losses, try it on two rows of each set, and number the rows.
 
         Raises:
-            TypeError, ValueError: rows that make no batch to learn from; see `data_checks.check_first_rows`.
+            TypeError, ValueError: rows that make no batch to learn from; see `first_batch.py`.
         """
         self._collate = with_decoder_inputs(self.data_collator, self.model)
         self._set_signature_columns_if_needed()

@@ -28,14 +28,8 @@ from amal_hf.checks import check_arguments, check_trainer, use_one_gpu
 from amal_hf.collator import is_stream
 from amal_hf.compiled import meta_forward
 from amal_hf.cross_entropy import CrossEntropy
-from amal_hf.data_checks import (
-    check_data,
-    check_generator,
-    problem_type,
-    warn_of_large_meta_batch,
-    warn_of_seen_labels,
-    warn_of_unread_teacher,
-)
+from amal_hf.data_checks import check_data
+from amal_hf.generator_checks import check_generator
 from amal_hf.generators import is_causal
 from amal_hf.learner import Student, WeightLearner
 from amal_hf.loggers import logger_of
@@ -51,6 +45,7 @@ from amal_hf.numbered_rows import NumberedRowsTrainer
 from amal_hf.open_teachers import distillations, open_teachers
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.precision import compute_dtype
+from amal_hf.problem_type import problem_type
 from amal_hf.processes import total_count
 from amal_hf.publishing import PublishingTrainer
 from amal_hf.ragged import fills_up, own_part
@@ -66,6 +61,7 @@ from amal_hf.student_states import with_logits
 from amal_hf.task import Task
 from amal_hf.token_mixture import TokenMixture
 from amal_hf.weight_histograms import weight_histograms
+from amal_hf.weight_warnings import warn_of_large_meta_batch, warn_of_seen_labels, warn_of_unread_teacher
 from amal_hf.weights import weights_dataset
 
 
