@@ -13,7 +13,7 @@ from hub import TOKEN, connect, running_hub
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerFast
 
 import amal_hf
 from amal_hf import AMALArguments, AMALTrainer, aggregation
@@ -60,6 +60,7 @@ def world(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     teacher = tiny_bert(1)
     teacher.save_pretrained("path/to/teacher")
+    teacher.save_pretrained("google-bert/bert-base-uncased")  # a folder, as there is no network
     tokenizer().save_pretrained("path/to/teacher")
     return {"tokenizer": tokenizer(), "student": tiny_bert(), "teacher": teacher}
 
@@ -78,8 +79,8 @@ def test_labels_a_teacher_and_a_meta_set(world, monkeypatch, tmp_path):
     run(code_with("path/to/teacher"), world)
     assert set(world["trainer"].example_weights().column_names) == {"example_id", "labels", "teacher"}
 
-    arguments = TrainingArguments("teacher", report_to="none")
-    world["teacher_trainer"] = Trainer(world["teacher"], arguments, processing_class=world["tokenizer"])
+    run(code_with("google-bert/bert-base-uncased"), world)
+    assert "wrong_labels_by_teacher" in world["trainer"].state.log_history[-1]
     run(code_with("calibrated_at="), world)
     train_with(world, world["losses"], world["train"])
     run(code_with("CorrectedCrossEntropy"), world)
