@@ -81,15 +81,9 @@ def by_setting(groups: Sequence[Group]) -> str:
 
 
 def _gains(groups: Sequence[Group]) -> str:
-    rows = [
-        [group.title, str(len(group.cells[control])), control, spread(group.tests(control)), *_signed(pair)]
-        for pair in over_each(groups)
-        for group, control in [pair]
-    ]
-    rows += [
-        [f"**{what}**", "", control, _score(compared), *_signed(*compared)]
-        for what, control, compared in _means(groups)
-    ]
+    places = [(group.title, str(len(group.cells[best])), best, [(group, best)]) for group, best in over_each(groups)]
+    several = [(f"**{what}**", "", control, compared) for what, control, compared in _means(groups)]
+    rows = [[*named, _score(compared), *_signed(compared)] for *named, compared in [*places, *several]]
     head = ["data, setting", "seeds", "best control on dev", "its test score", *map(_code, OURS)]
     return table(*without_empty_columns(head, rows))
 
@@ -115,8 +109,8 @@ def _score(compared: Compared) -> str:
     return spread(list(scores.values())) if scores else ""
 
 
-def _signed(*compared: tuple[Group, str], runs: Sequence[str] = OURS) -> list[str]:
-    return [signed(mean_gain(run, list(compared))) for run in runs]
+def _signed(compared: Compared, runs: Sequence[str] = OURS) -> list[str]:
+    return [signed(mean_gain(run, compared)) for run in runs]
 
 
 def _code(run: str) -> str:
@@ -138,4 +132,4 @@ def in_short(groups: Sequence[Group]) -> str:
 
 def _short_row(compared: Compared) -> list[str]:
     data = ", ".join(dict.fromkeys(group.data for group, _ in compared))
-    return [data, _score(compared), *_signed(*compared, runs=SHORT)]
+    return [data, _score(compared), *_signed(compared, SHORT)]
