@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import VOCABULARY, tiny_bert
+from conftest import tiny_bert
 from hub import TOKEN, connect, running_hub
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
+from test_teachers import tokenizer
 
 import amal_hf
 from amal_hf import AMALArguments, AMALTrainer, aggregation
@@ -36,13 +33,6 @@ def code_with(words):
     return "\n".join(line[1:] for line in text.splitlines() if not line.startswith("-"))
 
 
-def tokenizer():
-    words = ["[PAD]", "[UNK]", "where", "who", *(f"w{number}" for number in range(VOCABULARY - 4))]
-    backend = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
-
-
 def write_rows(folder, column, **splits):
     """Texts of which the first word says the class."""
     folder.mkdir(parents=True)
@@ -58,15 +48,18 @@ def write_rows(folder, column, **splits):
 def world(monkeypatch, tmp_path):
     """What a reader has: a tokenizer, models, and a working directory with data and a teacher in it."""
     monkeypatch.chdir(tmp_path)
-    teacher = tiny_bert(1)
+    teacher, words = (
+        tiny_bert(1),
+        tokenizer(["[PAD]", "[UNK]", "where", "who", *(f"w{number}" for number in range(50))]),
+    )
     teacher.save_pretrained("path/to/teacher")
     teacher.save_pretrained("google-bert/bert-base-uncased")  # a folder, as there is no network
-    tokenizer().save_pretrained("path/to/teacher")
-    return {"tokenizer": tokenizer(), "student": tiny_bert(), "teacher": teacher}
+    words.save_pretrained("path/to/teacher")
+    return {"tokenizer": words, "student": tiny_bert(), "teacher": teacher}
 
 
 def run(code, world):
-    """Executes it in that world, and with all that the package exports, as a reader has by then imported."""
+    """Executes it in that world, which keeps what it imports and makes."""
     exec(compile(code, "README.md", "exec"), world)
 
 

@@ -23,7 +23,7 @@ def record_of(setting, run, seed, dev, test, data="trec", student="frozen"):
 
 
 def columns(table, title):
-    """The row of a Markdown table that begins with a title, by the heads of the columns."""
+    """The one row of a Markdown table that has a cell with these words, by the heads of the columns."""
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     (row,) = [row for row in rows if title in row]
     return dict(zip(head, row, strict=True))
