@@ -31,9 +31,9 @@ def warn_of_shared_sets(meta_dataset: Any, train_dataset: Any, eval_dataset: Any
         )
     if not isinstance(train_dataset, datasets.Dataset) or not isinstance(meta_dataset, datasets.Dataset):
         return
-    shared = set(train_dataset.column_names) & set(meta_dataset.column_names)
-    texts = sorted(c for c in shared if train_dataset.features[c] == datasets.Value("string") and c != EXAMPLE_ID)
-    by_content = texts or [c for c in ("input_ids",) if c in shared]
+    shared = sorted(set(train_dataset.column_names) & set(meta_dataset.column_names))
+    texts = [name for name in shared if name != EXAMPLE_ID and _tells_rows_apart(meta_dataset, name)]
+    by_content = texts or [name for name in ("input_ids",) if name in shared]
     by_id = [EXAMPLE_ID] if EXAMPLE_ID in shared else []
     first = train_dataset.take(min(len(train_dataset), OVERLAP_LIMIT))
     for columns in (by_content, by_id):
@@ -47,6 +47,12 @@ def warn_of_shared_sets(meta_dataset: Any, train_dataset: Any, eval_dataset: Any
                 len(first),
                 " and ".join(columns),
             )
+
+
+def _tells_rows_apart(rows: datasets.Dataset, column: str) -> bool:
+    """Whether strings are texts, and not names of a few kinds, as a source or a class."""
+    is_text = rows.features[column] == datasets.Value("string")
+    return is_text and 2 * len(rows.unique(column)) > len(rows)
 
 
 def count_shared(rows: datasets.Dataset, others: datasets.Dataset, columns: Sequence[str]) -> int:

@@ -311,6 +311,8 @@ def test_a_meta_set_that_overlaps_the_training_set_is_warned_of(tmp_path, caplog
         train, meta = train.add_column("example_id", range(8)), meta.add_column("example_id", range(6, 12))
     else:
         meta = datasets.concatenate_datasets([meta.select(range(4)), train.select([2, 5])])
+        # which names what rows have in common, and no row
+        train, meta = (rows.add_column("source", ["imdb", "sst"] * (len(rows) // 2)) for rows in (train, meta))
     with caplog.at_level(logging.WARNING, logger="amal_hf"):
         make(tmp_path, train_dataset=train, meta_dataset=meta)
     assert f"2 of the first 8 training rows are also in the meta set (same {by})" in caplog.text
