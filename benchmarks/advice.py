@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from gains import mean_gain, over_each, over_one, signed
+from gains import mean_gain, over_each, over_one, signed, standing
 from groups import CONTROLS, ERRORS, SETTINGS, STUDENTS, WRONG_LABELS, Group, best_of_all
 from markdown_tables import table
 from spread import half_width
@@ -100,6 +100,7 @@ def advice(groups: Sequence[Group]) -> str:
         "do",
         "measured on",
         "over the control that dev chooses in each",
+        "settings above, below",
         "over the best single control",
     ]
     return table(head, [row for one in ADVICE if (row := _advice_row(one, groups))])
@@ -117,7 +118,8 @@ def _advice_row(one: Advice, groups: Sequence[Group]) -> list[str]:
     best = best_of_all(chosen, one.against)
     data = list(dict.fromkeys(group.data for group in chosen))
     where = f"{STUDENTS[one.student]}; {', '.join(data)}: {len(chosen)} setting{'s' * (len(chosen) > 1)}"
-    return [one.at_hand, one.do, where, each, f"{single} ({best})" if best else ""]
+    stands = standing(one.run, over_each(chosen, one.against))
+    return [one.at_hand, one.do, where, each, stands, f"{single} ({best})" if best else ""]
 
 
 def _marked(gains: dict[int, float]) -> str:

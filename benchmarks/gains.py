@@ -69,6 +69,14 @@ def signed(gains: dict[int, float]) -> str:
     return f"{np.mean(values):+.1f}" + ("" if width is None else f" ± {width:.1f}")
 
 
+def standing(run: str, compared: Compared) -> str:
+    """In how many of the settings that it has a run is above its control, and below it, by more than the interval."""
+    gains = [list(mean_gain(run, [one]).values()) for one in compared]
+    known = [(float(np.mean(values)), width) for values in gains if (width := half_width(values)) is not None]
+    above, below = (sum(sign * mean > width for mean, width in known) for sign in (1, -1))
+    return f"{above}, {below} of {len(known)}" if known else ""
+
+
 def by_setting(groups: Sequence[Group]) -> str:
     """All of ours in every data set and setting: a table for each student, and one for rules."""
     parts = []
@@ -84,6 +92,7 @@ def _gains(groups: Sequence[Group]) -> str:
     places = [(group.title, str(len(group.cells[best])), best, [(group, best)]) for group, best in over_each(groups)]
     several = [(f"**{what}**", "", control, compared) for what, control, compared in _means(groups)]
     rows = [[*named, _score(compared), *_signed(compared)] for *named, compared in [*places, *several]]
+    rows.append(["**above, below**", "", "of each", "", *(standing(run, over_each(groups)) for run in OURS)])
     head = ["data, setting", "seeds", "best control on dev", "its test score", *map(_code, OURS)]
     return table(*without_empty_columns(head, rows))
 

@@ -84,9 +84,29 @@ def test_gains_are_averaged_over_settings():
     assert wrong["`amal()`"] == "+2.5 ± 1.2"
     assert wrong["`amal(), noisy and clean rows`"] == ""
     assert columns(table, "**mean of the 3 with errors**")["`amal()`"] == "+2.0 ± 3.3"
-    *_, each, one = table.splitlines()
+    *_, each, one, counts = table.splitlines()
     assert each.startswith("| **mean of all 4** |  | of each | 50.0 ± 0.0 | +9.0 ± 2.5 |")
     assert one.startswith("| **mean of all 4** |  | teacher only | 50.0 ± 0.0 | +9.0 ± 2.5 |")
+    assert counts.startswith("| **above, below** |  | of each |  | 2, 0 of 4 |")
+
+
+def test_settings_above_and_below_are_counted_by_their_intervals():
+    """Of gains of 3, 3, 3 and 1, 2, 3 and -1, -1, -2 points the first is above nothing, the last, -1.3 ± 1.4, just not
+    below, and -1, -1, -1 is; of two seeds nothing can be said, and a setting that a run lacks does not count.
+    """
+    gained = {"clean": (3, 3, 3), "flipped20": (1, 2, 3), "flipped40": (-1, -1, -2), "few": (-1, -1, -1)}
+    cells = [
+        record
+        for setting, points in (gained | {"background40": (5, 5), "instance40": ()}).items()
+        for seed in range(3)
+        for record in (
+            record_of(setting, "labels only", seed, 0.5, 0.5),
+            *(record_of(setting, "amal()", seed, 0.5, 0.5 + 0.01 * gain) for gain in points[seed : seed + 1]),
+        )
+    ]
+    compared = gains.over_each(groups.groups_of(cells))
+    assert gains.standing("amal()", compared) == "1, 1 of 4"
+    assert gains.standing("amal(), no probe", compared) == ""
 
 
 def test_a_run_is_compared_with_one_control_too():
@@ -166,6 +186,7 @@ def test_advice_says_what_it_has_gained(monkeypatch):
     first, third, fourth = (columns(table, do) for do in ("first", "third", "fourth"))
     assert first["measured on"] == "head over frozen MiniLM; trec: 2 settings"
     assert first["over the control that dev chooses in each"] == "**+2.5 ± 1.2**"
+    assert first["settings above, below"] == "1, 0 of 2"
     assert first["over the best single control"] == "**+2.5 ± 1.2** (teacher only)"
     assert third["over the control that dev chooses in each"] == "+1.0 ± 7.5"
     assert fourth["measured on"] == "head over frozen MiniLM; trec: 1 setting"
