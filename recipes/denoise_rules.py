@@ -140,6 +140,7 @@ DEFAULT_RUNS = [
     "majority vote",
     "teacher, then clean rows",
     "rules and teacher, then clean rows",
+    "teacher_belief, then clean rows",
     OURS,
 ]
 
