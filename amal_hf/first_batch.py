@@ -52,8 +52,8 @@ def _first_batch(dataset: Any, collate: Callable[[list[Any]], Batch], name: str)
         except Exception as error:
             raise ValueError(
                 f"AMALTrainer: the data collator makes no batch of the first rows of {name}, which hold "
-                f"{sorted(rows[0]) if isinstance(rows[0], Mapping) else type(rows[0]).__name__}: {error} "
-                f"{_collator_advice(rows[0])}"
+                f"{sorted(rows[0]) if isinstance(rows[0], Mapping) else type(rows[0]).__name__}: "
+                f"{str(error).rstrip('.')}. {_collator_advice(rows[0])}"
             ) from error
 
 
