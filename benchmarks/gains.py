@@ -89,10 +89,11 @@ def by_setting(groups: Sequence[Group]) -> str:
 
 
 def _gains(groups: Sequence[Group]) -> str:
-    places = [(group.title, str(len(group.cells[best])), best, [(group, best)]) for group, best in over_each(groups)]
+    each = over_each(groups)
+    places = [(group.title, str(len(group.cells[best])), best, [(group, best)]) for group, best in each]
     several = [(f"**{what}**", "", control, compared) for what, control, compared in _means(groups)]
     rows = [[*named, _score(compared), *_signed(compared)] for *named, compared in [*places, *several]]
-    rows.append(["**above, below**", "", "of each", "", *(standing(run, over_each(groups)) for run in OURS)])
+    rows.append(["**above, below**", "", "of each", "", *(standing(run, each) for run in OURS)])
     head = ["data, setting", "seeds", "best control on dev", "its test score", *map(_code, OURS)]
     return table(*without_empty_columns(head, rows))
 

@@ -48,10 +48,8 @@ def write_rows(folder, column, **splits):
 def world(monkeypatch, tmp_path):
     """What a reader has: a tokenizer, models, and a working directory with data and a teacher in it."""
     monkeypatch.chdir(tmp_path)
-    teacher, words = (
-        tiny_bert(1),
-        tokenizer(["[PAD]", "[UNK]", "where", "who", *(f"w{number}" for number in range(50))]),
-    )
+    teacher = tiny_bert(1)
+    words = tokenizer(["[PAD]", "[UNK]", "where", "who", *(f"w{number}" for number in range(50))])
     teacher.save_pretrained("path/to/teacher")
     teacher.save_pretrained("google-bert/bert-base-uncased")  # a folder, as there is no network
     words.save_pretrained("path/to/teacher")
