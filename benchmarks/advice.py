@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from gains import mean_gain, over_each, over_one, signed, standing
+from gains import in_each, mean_gain, over_each, over_one, signed, standing
 from groups import CONTROLS, ERRORS, SETTINGS, STUDENTS, WRONG_LABELS, Group, best_of_all
 from markdown_tables import table
 from spread import half_width
@@ -118,7 +118,7 @@ def _advice_row(one: Advice, groups: Sequence[Group]) -> list[str]:
     best = best_of_all(chosen, one.against)
     data = list(dict.fromkeys(group.data for group in chosen))
     where = f"{STUDENTS[one.student]}; {', '.join(data)}: {len(chosen)} setting{'s' * (len(chosen) > 1)}"
-    stands = standing(one.run, over_each(chosen, one.against))
+    stands = standing(in_each(one.run, over_each(chosen, one.against)))
     return [one.at_hand, one.do, where, each, stands, f"{single} ({best})" if best else ""]
 
 

@@ -53,11 +53,15 @@ def over_one(groups: Sequence[Group], kinds: Sequence[str] = CONTROLS) -> Compar
     return [(group, one) for group in groups] if one else []
 
 
+def in_each(run: str, compared: Compared) -> list[dict[int, float]]:
+    """By seed, for each setting; empty where a run was not made."""
+    chosen = [(group.best(["ours"]) or "") if run == ON_DEV else run for group, _ in compared]
+    return [group.gains(one, control) for (group, control), one in zip(compared, chosen, strict=True)]
+
+
 def mean_gain(run: str, compared: Compared) -> dict[int, float]:
     """By seed, over several settings; empty for a run that lacks one of them."""
-    chosen = [(group.best(["ours"]) or "") if run == ON_DEV else run for group, _ in compared]
-    gains = [group.gains(one, control) for (group, control), one in zip(compared, chosen, strict=True)]
-    return mean_by_seed(gains) if gains else {}
+    return mean_by_seed(in_each(run, compared))
 
 
 def signed(gains: dict[int, float]) -> str:
@@ -69,9 +73,9 @@ def signed(gains: dict[int, float]) -> str:
     return f"{np.mean(values):+.1f}" + ("" if width is None else f" ± {width:.1f}")
 
 
-def standing(run: str, compared: Compared) -> str:
-    """In how many of the settings that it has a run is above its control, and below it, by more than the interval."""
-    gains = [list(mean_gain(run, [one]).values()) for one in compared]
+def standing(several: Sequence[dict[int, float]]) -> str:
+    """In how many of the settings that a run has it is above its control, and below it, by more than the interval."""
+    gains = [list(gains.values()) for gains in several]
     known = [(float(np.mean(values)), width) for values in gains if (width := half_width(values)) is not None]
     above, below = (sum(sign * mean > width for mean, width in known) for sign in (1, -1))
     return f"{above}, {below} of {len(known)}" if known else ""
@@ -93,7 +97,7 @@ def _gains(groups: Sequence[Group]) -> str:
     places = [(group.title, str(len(group.cells[best])), best, [(group, best)]) for group, best in each]
     several = [(f"**{what}**", "", control, compared) for what, control, compared in _means(groups)]
     rows = [[*named, _score(compared), *_signed(compared)] for *named, compared in [*places, *several]]
-    rows.append(["**above, below**", "", "of each", "", *(standing(run, each) for run in OURS)])
+    rows.append(["**above, below**", "", "of each", "", *(standing(in_each(run, each)) for run in OURS)])
     head = ["data, setting", "seeds", "best control on dev", "its test score", *map(_code, OURS)]
     return table(*without_empty_columns(head, rows))
 

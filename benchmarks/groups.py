@@ -119,6 +119,6 @@ def best_of_all(groups: Sequence[Group], kinds: Sequence[str] = CONTROLS) -> str
 
 
 def mean_by_seed(several: Sequence[dict[int, float]]) -> dict[int, float]:
-    """Over settings, of the seeds that all have."""
-    shared = sorted(set.intersection(*(set(one) for one in several)))
+    """Over settings, of the seeds that all have; empty for no settings."""
+    shared = sorted(set.intersection(*(set(one) for one in several))) if several else []
     return {seed: float(np.mean([one[seed] for one in several])) for seed in shared}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import advice
 import gains
+import goal
 import laws
 import numpy as np
 import overhead
@@ -57,6 +58,7 @@ def all_blocks(folder: Path) -> dict[str, str]:
     """Every table by the name of its marker, those of quality from the cells in a folder."""
     groups = groups_of(read_cells(folder))
     return {
+        "goal": goal.goal(groups),
         "advice": advice.advice(groups),
         "in short": gains.in_short(groups),
         "gains": gains.by_setting(groups),

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import advice  # noqa: E402
 import contenders  # noqa: E402
 import gains  # noqa: E402
+import goal  # noqa: E402
 import groups  # noqa: E402
 import tables  # noqa: E402
 
@@ -105,8 +106,8 @@ def test_settings_above_and_below_are_counted_by_their_intervals():
         )
     ]
     compared = gains.over_each(groups.groups_of(cells))
-    assert gains.standing("amal()", compared) == "1, 1 of 4"
-    assert gains.standing("amal(), no probe", compared) == ""
+    assert gains.standing(gains.in_each("amal()", compared)) == "1, 1 of 4"
+    assert gains.standing(gains.in_each("amal(), no probe", compared)) == ""
 
 
 def test_a_run_is_compared_with_one_control_too():
@@ -193,10 +194,41 @@ def test_advice_says_what_it_has_gained(monkeypatch):
     assert len(table.splitlines()) == 2 + 3
 
 
+def test_goal_is_the_mean_over_the_settings_of_a_kind(monkeypatch):
+    """Each kind of setting with its own run: gains of 1, 2, 3 and 3, 3, 3 points with wrong labels and 4, 4, 4 with
+    rules are 8/3, 3, 10/3; with few clean rows, -2, 1, 4, they are 1.5, 2.5, 3.5; two of the five are not above.
+    """
+    run = "amal(), then clean rows"
+    rules = [
+        record
+        for seed in range(3)
+        for record in (
+            record_of("rules", "majority vote", seed, 0.6, 0.5),
+            record_of("rules", "amal()", seed, 0.6, 0.9),
+            record_of("rules", run, seed, 0.7, 0.54),
+        )
+    ]
+    recipes = [
+        goal.Recipe("made", ("frozen",), wrong="amal()", rules=run, right="amal()"),
+        goal.Recipe(
+            "not made", ("frozen", "2"), wrong="amal(), mean one", rules="amal(), mean one", right="right labels"
+        ),
+    ]
+    monkeypatch.setattr(goal, "RECIPES", recipes)
+    table = goal.goal(groups.groups_of(four_settings() + rules))
+    row = columns(table, "made")
+    assert row["wrong labels, rules"] == "+3.0 ± 0.8 (3)"
+    assert row["these, few clean rows, a wrong teacher"] == "+2.5 ± 2.5 (4)"
+    assert row["nothing wrong"] == "+30.0 ± 0.0 (1)"
+    assert row["settings above, below"] == "3, 0 of 5"
+    assert "not made" not in table
+
+
 def test_runs_in_the_tables_are_contenders():
     """A run that is renamed would leave an empty column, or a line of advice out."""
     known = {*contenders.DISTILLATION, *contenders.VOTES}
     named = {*gains.OURS, *gains.SHORT, *tables.SHORT_RULES, *tables.DETECTING, *(one.run for one in advice.ADVICE)}
+    named |= {run for recipe in goal.RECIPES for run in (recipe.wrong, recipe.rules, recipe.right)}
     assert named - {gains.ON_DEV} <= known
 
 
