@@ -34,6 +34,7 @@ SHORT_RULES = [
     "majority and clean teacher, then clean rows",
     "votes a clean teacher believes, then clean rows",
     "amal(PerLossNetwork()), clean teacher, then clean rows",
+    "amal(), clean teacher, then clean rows",
     "amal(), majority and clean teacher, then clean rows",
     "right votes and clean teacher, then clean rows",
 ]
@@ -91,16 +92,21 @@ def everything(groups: list[Group]) -> str:
 
 
 def _matrix(groups: list[Group], shown: Sequence[str] = ()) -> str:
-    """Some of the runs, or all; ranks are among all."""
+    """Some of the runs, or all; ranks are among all, and means and ranks of runs that are whole in all settings."""
     kinds = {run: kind for group in groups for run, kind in group.kinds.items()}
     runs = sorted(kinds, key=lambda run: KINDS.index(kinds[run]))
     ranks = mean_ranks(groups, runs)
     rows = []
     for run in [run for run in runs if run in (shown or runs)]:
         scores = [spread(values) if (values := group.tests(run)) else "" for group in groups]
-        rank = f"{ranks[run]:.1f}" if run in ranks else ""
-        rows.append([run, kinds[run], *scores, rank])
-    return table(["run", "kind", *(group.title for group in groups), "mean rank"], rows)
+        rows.append([run, kinds[run], *scores, *(_means(groups, run, ranks[run]) if run in ranks else ["", "", ""])])
+    return table(["run", "kind", *(group.title for group in groups), "mean", "mean on dev", "mean rank"], rows)
+
+
+def _means(groups: list[Group], run: str, rank: float) -> list[str]:
+    test = np.mean([np.mean(group.tests(run)) for group in groups])
+    dev = 100 * np.mean([group.dev_scores([group.kinds[run]])[run] for group in groups])
+    return [f"{test:.1f}", f"{dev:.1f}", f"{rank:.1f}"]
 
 
 def mean_ranks(groups: list[Group], runs: list[str]) -> dict[str, float]:

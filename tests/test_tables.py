@@ -168,6 +168,24 @@ def test_short_table_averages_over_data_sets():
     assert row["`amal(), clean teacher`"] == ""
 
 
+def test_means_are_of_runs_that_all_settings_have():
+    """By hand: 60 and 50 % have the mean 55, 70 and 44 on dev 57; a run that lacks a setting has no mean."""
+    table = tables.everything(
+        groups.groups_of(
+            record_of(setting, run, seed, dev, test)
+            for seed in range(3)
+            for setting, run, dev, test in (
+                ("flipped20", "teacher only", 0.7, 0.6),
+                ("flipped40", "teacher only", 0.44, 0.5),
+                ("flipped20", "amal()", 0.7, 0.9),
+            )
+        )
+    ).split(":\n\n")[1]
+    whole, partly = columns(table, "teacher only"), columns(table, "amal()")
+    assert [whole[name] for name in ("mean", "mean on dev", "mean rank")] == ["55.0", "57.0", "1.0"]
+    assert [partly[name] for name in ("mean", "mean on dev", "mean rank")] == ["", "", ""]
+
+
 def test_advice_says_what_it_has_gained(monkeypatch):
     """The mean over the settings of its student that have its run, in bold where it is above nothing; without a run
     there is no line.
