@@ -1,7 +1,7 @@
 """How what `amal()` costs grows: with student, losses, meta batch, interval, processes, and the rows of a table.
 
     python benchmarks/laws.py            # half a minute a point for small loads, on two cores
-    python benchmarks/laws.py --table    # prints the fitted laws; tables.py writes them into the README beside it
+    python benchmarks/laws.py --table    # prints the fitted laws; tables.py writes them into docs/scaling.md
     python benchmarks/laws.py --draw laws.svg
 
 One factor at a time is moved away from what `overhead.py` measures (3 layers, 32 tokens, batch 32, two losses, meta

@@ -1,4 +1,5 @@
-"""Writes the tables of README.md and benchmarks/README.md: from the cells of the quality benchmark, and what it costs.
+"""Writes the tables of README.md, benchmarks/README.md and docs/scaling.md: from the cells of the quality benchmark,
+and what it costs.
 
     python benchmarks/tables.py          # rewrites what stands between the markers
     python benchmarks/tables.py --show   # prints it instead
@@ -24,7 +25,7 @@ from spread import spread
 
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "scaling.md"]
 
 SHORT_RULES = [
     "majority vote",
