@@ -88,7 +88,13 @@ ADVICE = [
         ("rules",),
         "amal(PerLossNetwork()), clean teacher, then clean rows",
     ),
-    Advice("layers, nothing wrong", "`amal()` beside the teacher of these labels", "2", ("clean",), "amal()"),
+    Advice(
+        "layers, nothing wrong",
+        "`amal()` beside the teacher of these labels, the clean rows among the training rows",
+        "2",
+        ("clean",),
+        "amal(), noisy and clean rows",
+    ),
 ]
 """The first line of each situation is what to try first."""
 

@@ -14,7 +14,7 @@ RULES = "rules"
 RIGHT = "clean"
 KINDS = {
     "wrong labels, rules": (*WRONG_LABELS, RULES),
-    "these, few clean rows, a wrong teacher": (*ERRORS, RULES),
+    "and few clean rows, a wrong teacher": (*ERRORS, RULES),
     "nothing wrong": (RIGHT,),
 }
 

@@ -236,7 +236,7 @@ def test_goal_is_the_mean_over_the_settings_of_a_kind(monkeypatch):
     table = goal.goal(groups.groups_of(four_settings() + rules))
     row = columns(table, "made")
     assert row["wrong labels, rules"] == "+3.0 ± 0.8 (3)"
-    assert row["these, few clean rows, a wrong teacher"] == "+2.5 ± 2.5 (4)"
+    assert row["and few clean rows, a wrong teacher"] == "+2.5 ± 2.5 (4)"
     assert row["nothing wrong"] == "+30.0 ± 0.0 (1)"
     assert row["settings above, below"] == "3, 0 of 5"
     assert "not made" not in table
