@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ from amal_hf import (
     teacher_belief,
 )
 from amal_hf.policies.policy import Sizes
+from amal_hf.tangents import Tangent
 
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
@@ -100,13 +102,6 @@ VARIANTS = {
     "amal()": Variant(amal, "one meta gradient for 2 of 8 steps"),
     "amal(), every step": Variant(amal, "`meta_interval=1`", interval=1),
     "amal(ExampleTable())": Variant(lambda: amal(ExampleTable()), "a meta step at every step"),
-    "amal(tangent=LastLayer())": Variant(lambda: amal(tangent=LastLayer()), "a meta step at every 16th step"),
-    "amal(tangent=ForwardMode())": Variant(
-        lambda: amal(tangent=ForwardMode()), "exact slopes; eager attention", attention="eager"
-    ),
-    "amal(tangent=DoubleBackward())": Variant(
-        lambda: amal(tangent=DoubleBackward()), "exact slopes; eager attention", attention="eager"
-    ),
     "bayes_mixture()": Variant(bayes_mixture, "shares in closed form", has_seen_labels=False),
     "teacher_belief()": Variant(teacher_belief, "the teacher asked about every label"),
     "amal(), clean teacher": Variant(amal, "as `amal()`, from such shares", has_seen_labels=False),
@@ -124,6 +119,36 @@ VARIANTS = {
     ),
     "commentaries(LabelBlend())": Variant(lambda: commentaries(LabelBlend(6)), "the same"),
     "commentaries(TokenMask())": Variant(lambda: commentaries(TokenMask(torch.randn(30522, 384), [0])), "the same"),
+}
+
+
+SLOPED: dict[str, Callable[..., Method]] = {
+    "amal()": amal,
+    "amal(ExampleTable())": partial(amal, ExampleTable()),
+    "learning_to_reweight()": learning_to_reweight,
+    "meta_weight_net()": meta_weight_net,
+}
+"""Methods whose slopes may be measured in any way; the others say how."""
+TANGENTS: dict[str, Callable[[], Tangent]] = {
+    "LastLayer()": LastLayer,
+    "ForwardMode()": ForwardMode,
+    "DoubleBackward()": DoubleBackward,
+}
+"""Ways to measure slopes beside `FiniteDifference()`, the default."""
+
+
+def with_tangent(method: str, tangent: str) -> str:
+    """A method's call with another way to measure slopes."""
+    separator = "" if method.endswith("()") else ", "
+    return f"{method[:-1]}{separator}tangent={tangent})"
+
+
+VARIANTS |= {
+    with_tangent(method, tangent): Variant(
+        partial(make, tangent=kind()), attention="sdpa" if kind is LastLayer else "eager"
+    )
+    for method, make in SLOPED.items()
+    for tangent, kind in TANGENTS.items()
 }
 
 
@@ -170,7 +195,7 @@ def compare(length: int, rounds: int, names: list[str]) -> dict[str, Any]:
 
 
 def table() -> str:
-    """What was measured, as a Markdown table; peak memory is that at the first length."""
+    """What each variant does and costs; peak memory is that at the first length."""
     cells = sorted(json.loads(RESULTS.read_text())["cells"], key=lambda cell: cell["length"])
     heads = ["variant", "what", *(f"time, length {cell['length']}" for cell in cells), "peak memory"]
     rows = []
@@ -180,6 +205,17 @@ def table() -> str:
             times = [f"{one['time']:.2f}" if one else "" for one in found]
             rows.append([f"`{name}`", variant.what, *times, f"{found[0]['memory']:.2f}"])
     return markdown_tables.table(heads, rows)
+
+
+def tangents_table() -> str:
+    """Methods by ways to measure slopes, at length 32: time, and peak memory in brackets."""
+    (cell,) = [cell for cell in json.loads(RESULTS.read_text())["cells"] if cell["length"] == 32]
+    found = {name: f"{one['time']:.2f} ({one['memory']:.2f})" for name, one in cell["variants"].items()}
+    rows = [
+        [f"`{method}`", found[method], *(found.get(with_tangent(method, tangent), "") for tangent in TANGENTS)]
+        for method in SLOPED
+    ]
+    return markdown_tables.table(["method", "`FiniteDifference()`", *(f"`{name}`" for name in TANGENTS)], rows)
 
 
 def spawn(*command: str) -> dict[str, float]:

@@ -68,6 +68,7 @@ def all_blocks(folder: Path) -> dict[str, str]:
         "rules": _matrix([g for g in groups if (g.student, g.setting) == ("2", "rules")], SHORT_RULES),
         "wrong labels found": detection(groups),
         "overhead": overhead.table(),
+        "tangents": overhead.tangents_table(),
         "laws": laws.table(laws.points()),
     }
 
