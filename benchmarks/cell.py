@@ -104,6 +104,7 @@ def run_phases(bench: Bench, phases: Phases) -> tuple[AMALTrainer, Looks, AMALTr
             shares=None if phase.shares is None else list(phase.shares),
             method=None if phase.method is None else phase.method(seen),
             smoothing=phase.smoothing,
+            arguments=phase.arguments,
         )
         weighed = weighed if phase.method is None else trainer
     return trainer, looks, weighed

@@ -3,8 +3,8 @@
 A run of the quality benchmark is one phase or a few (contenders.py).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -54,6 +54,7 @@ class Phase:
         rate: share of the body's learning rate.
         smoothing: of labels.
         voted: whether the majority's vote is the label of rows that have none.
+        arguments: of the trainer, beside those that all phases have.
     """
 
     losses: Losses = lambda bench: [CrossEntropy()]
@@ -64,6 +65,7 @@ class Phase:
     rate: float = 1.0
     smoothing: float = 0.0
     voted: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 Phases: TypeAlias = tuple[Phase, ...]

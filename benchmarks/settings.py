@@ -67,6 +67,7 @@ class Place:
         setting: one of `SETTINGS`.
         seed: of splits, errors, and the student.
         model: folder of MiniLM; `None` for that of the demo package.
+        clean_rows: how many there are, or ten a class if that is more.
     """
 
     data: Path
@@ -74,6 +75,7 @@ class Place:
     setting: str
     seed: int
     model: Path | None = None
+    clean_rows: int = CLEAN_ROWS
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ def _body(place: Place, data: DatasetDict) -> Body:
 
 def _planted(data: DatasetDict, place: Place) -> DatasetDict:
     few = FEW_A_CLASS * data["train"].features["label"].num_classes
-    clean = few if place.setting == "few" else max(CLEAN_ROWS, few)
+    clean = few if place.setting == "few" else max(place.clean_rows, few)
     parts = split_dataset(data["train"], {"meta": clean}, place.seed)
     train = SPOILT[place.setting](parts["train"], place.seed)
     return DatasetDict(train=train, meta=parts["meta"], validation=data["validation"], test=data["test"])

@@ -19,6 +19,7 @@ import goal
 import laws
 import numpy as np
 import overhead
+import variants
 from groups import KINDS, RESULTS, SETTINGS, STUDENTS, Group, groups_of, read_cells
 from markdown_tables import table
 from spread import spread
@@ -67,6 +68,8 @@ def all_blocks(folder: Path) -> dict[str, str]:
         "all runs": everything(groups),
         "rules": _matrix([g for g in groups if (g.student, g.setting) == ("2", "rules")], SHORT_RULES),
         "wrong labels found": detection(groups),
+        "variants": variants.variants_table(variants.read(variants.RESULTS)),
+        "clean rows": variants.clean_rows_table(variants.read(variants.RESULTS)),
         "overhead": overhead.table(),
         "tangents": overhead.tangents_table(),
         "laws": laws.table(laws.points()),

@@ -12,7 +12,7 @@ import torch
 from bodies import CACHE, FrozenBody, LayeredBody
 from datasets import concatenate_datasets
 from numpy.typing import NDArray
-from settings import OTHER_ROWS, TAUGHT_AS, Bench, Place, new_bench
+from settings import CLEAN_ROWS, OTHER_ROWS, TAUGHT_AS, Bench, Place, new_bench
 from torch import Tensor
 from training import Looks, read, train
 from transformers import set_seed
@@ -89,7 +89,8 @@ def _rows_to_train_on(bench: Bench) -> int:
 
 def _file(place: Place, taught_by: str) -> Path:
     kind = FrozenBody.kind if place.student == FrozenBody.kind else LayeredBody.kind
-    return CACHE / "teachers" / f"{place.data.name}-{kind}-{taught_by}-{place.seed}.npy"
+    size = "" if place.clean_rows == CLEAN_ROWS else f"-{place.clean_rows}"
+    return CACHE / "teachers" / f"{place.data.name}-{kind}-{taught_by}-{place.seed}{size}.npy"
 
 
 def _make(bench: Bench, file: Path, splits: tuple[str, ...], fewest: int = FEWEST_STEPS) -> None:

@@ -5,6 +5,7 @@ All alike; the best of about eight looks at dev is kept.
 
 import copy
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -65,12 +66,13 @@ def train(
     shares: list[float] | None = None,
     method: Method | None = None,
     smoothing: float = 0.0,
+    arguments: Mapping[str, Any] | None = None,
 ) -> AMALTrainer:
     """Train, and leave the student with the best parameters that `looks` has seen."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = AMALTrainer(
             model=student,
-            args=_arguments(bench, folder, steps, learning_rate, shares, smoothing),
+            args=_arguments(bench, folder, steps, learning_rate, shares, smoothing, arguments or {}),
             train_dataset=rows,
             eval_dataset=read(bench, bench.splits["validation"]),
             meta_dataset=read(bench, bench.splits["meta"]) if method is not None and method.learns else None,
@@ -93,7 +95,13 @@ def read(bench: Bench, rows: Dataset) -> Dataset:
 
 
 def _arguments(
-    bench: Bench, folder: str, steps: int, learning_rate: float, shares: list[float] | None, smoothing: float
+    bench: Bench,
+    folder: str,
+    steps: int,
+    learning_rate: float,
+    shares: list[float] | None,
+    smoothing: float,
+    more: Mapping[str, Any],
 ) -> AMALArguments:
     return AMALArguments(
         output_dir=folder,
@@ -116,4 +124,5 @@ def _arguments(
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=False,
         disable_tqdm=True,
+        **more,
     )

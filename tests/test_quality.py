@@ -27,6 +27,7 @@ from frozen_head import new_head, standardised  # noqa: E402
 from rivals import BelievedLabels  # noqa: E402
 from settings import TRUSTED, Bench, Place, marked  # noqa: E402
 
+from amal_hf import amal  # noqa: E402
 from amal_hf.policies.policy import Signals  # noqa: E402
 from amal_hf.task import Task  # noqa: E402
 
@@ -121,6 +122,22 @@ def test_a_clean_teacher_has_seen_the_clean_rows_alone(monkeypatch, tmp_path):
     (file,) = (tmp_path / "teachers").iterdir()
     file.unlink()
     assert torch.equal(teaching.clean_teacher_logits(other), logits)
+
+
+def test_teachers_of_other_clean_rows_are_others():
+    """Each number of clean rows has its own training rows, and so its own teachers."""
+    place = tiny_bench("flipped40").place
+    more = replace(place, clean_rows=2 * place.clean_rows)
+    assert teaching.teacher_file(place) != teaching.teacher_file(more)
+    assert teaching.clean_teacher_file(place) != teaching.clean_teacher_file(more)
+
+
+def test_a_phase_has_arguments_of_its_own():
+    """The trainer of a phase has what all have, and what this one says."""
+    phase = phases.Phase(method=phases.always(amal), arguments={"meta_batch_size": 4, "meta_warmup_steps": 2})
+    trainer, _, _ = cell.run_phases(tiny_bench("flipped40"), (phase,))
+    assert (trainer.args.meta_batch_size, trainer.args.meta_warmup_steps) == (4, 2)
+    assert trainer.args.save_strategy == "no"
 
 
 def test_dev_says_how_sure_a_clean_teacher_may_be(monkeypatch, tmp_path):

@@ -1,0 +1,65 @@
+"""Neighbours of the default: what the ensembles average, and the tables, by hand."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_tables import columns
+
+from amal_hf import LossNetwork
+
+
+@pytest.fixture
+def variants(monkeypatch):
+    """The script."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import variants
+
+    return variants
+
+
+def test_meta_gradients_are_averaged_with_those_before(variants):
+    """By hand: after 3 and 6 the mean that keeps half is (3/4 + 6/2) / (3/4) = 5; the first is its own mean."""
+    direction = variants.MeanOfGradients(0.5)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    found = [direction({"w": torch.tensor([g])}, {}, optimizer, None)["w"].item() for g in (3.0, 6.0)]
+    assert found == pytest.approx([3.0, 5.0])
+
+
+def test_slopes_are_averaged_with_the_last_ones_of_the_example(variants, monkeypatch):
+    """By hand: 1, 3, 2 of one example become 1, 2, 2, beside another's 5; from then on the new one counts a fifth."""
+    seen = []
+    monkeypatch.setattr(LossNetwork, "update", lambda self, observation, slopes: seen.append(slopes))
+    policy = variants.MeanOfSlopes()
+    policy.known = {}
+    for ids, slopes in [([7], [1.0]), ([7, 8], [3.0, 5.0]), ([7], [2.0]), *[([7], [2.0])] * 3, ([7], [7.0])]:
+        policy.update(SimpleNamespace(ids=torch.tensor(ids)), torch.tensor(slopes)[:, None])
+    assert [step[:, 0].tolist() for step in seen[:3]] == [[1.0], [2.0, 5.0], [2.0]]
+    assert seen[-1].item() == pytest.approx(3.0)
+
+
+def test_tables_have_means_over_settings_and_gains_by_seed(variants, monkeypatch):
+    """By hand: 80 and 90 % are 85, a neighbour one and three points lower is -2 with no interval for two seeds; of
+    clean rows only what has as many is compared.
+    """
+    monkeypatch.setattr(variants, "VARIANTS", {variants.DEFAULT: (), "other": ()})
+    monkeypatch.setattr(variants, "SIZES", (100,))
+
+    def record(name, seed, setting, dev, size=300):
+        return {"data": "trec", "setting": setting, "seed": seed, "variant": name, "clean_rows": size, "dev": dev}
+
+    records = [
+        record(name, seed, setting, dev - lower * (1 + 2 * seed), size)
+        for name, lower, size in (
+            (variants.DEFAULT, 0, 300),
+            ("other", 0.01, 300),
+            *[(n, 0, 100) for n in variants.BESIDE],
+        )
+        for seed in (0, 1)
+        for setting, dev in (("flipped40", 0.8), ("instance40", 0.9))
+    ]
+    row = columns(variants.variants_table(records), "other")
+    assert (row["trec"], row["over the default"]) == ("83.0", "-2.0")
+    assert columns(variants.variants_table(records), variants.DEFAULT)["trec"] == "85.0"
+    assert columns(variants.clean_rows_table(records), "100")["gain over all rows alike"] == "+0.0"
