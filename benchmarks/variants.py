@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", choices=SIZES, default=SIZES)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    quiet(workers=2)
+    quiet(workers=2)  # one thread each: two calls with other data share a machine
     done = {key_of(record) for record in read(options.results)}
     places = [
         Place(data, FrozenBody.kind, setting, seed)
@@ -145,8 +145,10 @@ def main() -> None:
     ]
     for place in places:
         for sized, name, phases in runs_at(place, options.variants, options.sizes):
-            if (place.data.name, place.setting, place.seed, name, sized.clean_rows) not in done:
+            key = (place.data.name, place.setting, place.seed, name, sized.clean_rows)
+            if key not in done:
                 keep(run(sized, name, phases), options.results)
+                done.add(key)
 
 
 def runs_at(place: Place, variants: list[str], sizes: list[int]) -> Iterator[tuple[Place, str, Phases]]:

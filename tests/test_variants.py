@@ -1,5 +1,6 @@
 """Neighbours of the default: what the ensembles average, and the tables, by hand."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,3 +64,22 @@ def test_tables_have_means_over_settings_and_gains_by_seed(variants, monkeypatch
     assert (row["trec"], row["over the default"]) == ("83.0", "-2.0")
     assert columns(variants.variants_table(records), variants.DEFAULT)["trec"] == "85.0"
     assert columns(variants.clean_rows_table(records), "100")["gain over all rows alike"] == "+0.0"
+
+
+def test_no_run_is_made_twice(variants, monkeypatch, tmp_path):
+    """The default among its neighbours is that beside the controls too; a second call finds all that there is."""
+    made = []
+
+    def run(place, name, phases):
+        made.append((place.setting, name, place.clean_rows))
+        found = {"data": place.data.name, "setting": place.setting, "seed": place.seed}
+        return {**found, "variant": name, "clean_rows": place.clean_rows, "dev": 0.5}
+
+    monkeypatch.setattr(variants, "run", run)
+    monkeypatch.setattr(variants, "quiet", lambda workers: None)
+    command = ["variants.py", "--data", "trec", "--seeds", "100", "--results", str(tmp_path / "made.jsonl")]
+    monkeypatch.setattr(sys, "argv", command)
+    variants.main()
+    assert len(set(made)) == len(made) == len(variants.SETTINGS) * (len(variants.VARIANTS) + 8)
+    variants.main()
+    assert len(made) == len(variants.read(tmp_path / "made.jsonl"))
