@@ -98,7 +98,7 @@ def _gains(groups: Sequence[Group]) -> str:
     several = [(f"**{what}**", "", control, compared) for what, control, compared in _means(groups)]
     rows = [[*named, _score(compared), *_signed(compared)] for *named, compared in [*places, *several]]
     rows.append(["**above, below**", "", "of each", "", *(standing(in_each(run, each)) for run in OURS)])
-    head = ["data, setting", "seeds", "best control on dev", "its test score", *map(_code, OURS)]
+    head = ["data, setting", "seeds", "best control on dev", "its test score", *map(code, OURS)]
     return table(*without_empty_columns(head, rows))
 
 
@@ -127,13 +127,14 @@ def _signed(compared: Compared, runs: Sequence[str] = OURS) -> list[str]:
     return [signed(mean_gain(run, compared)) for run in runs]
 
 
-def _code(run: str) -> str:
+def code(run: str) -> str:
+    """As a table shows it."""
     return f"`{run}`" if "()" in run else run
 
 
 def in_short(groups: Sequence[Group]) -> str:
     """A few of ours: for each student a row a setting, averaged over its data sets, and rows for several settings."""
-    head = ["student", "setting", "data", "control", *map(_code, SHORT)]
+    head = ["student", "setting", "data", "control", *map(code, SHORT)]
     rows = []
     for student, name in STUDENTS.items():
         known = [group for group in groups if group.student == student and group.setting != "rules"]

@@ -46,6 +46,7 @@ from amal_hf import (
     LastLayer,
     Method,
     StateNetwork,
+    Tangent,
     TokenMask,
     amal,
     amal_as_published,
@@ -57,7 +58,6 @@ from amal_hf import (
     teacher_belief,
 )
 from amal_hf.policies.policy import Sizes
-from amal_hf.tangents import Tangent
 
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
@@ -208,11 +208,16 @@ def table() -> str:
 
 
 def tangents_table() -> str:
-    """Methods by ways to measure slopes, at length 32: time, and peak memory in brackets."""
-    (cell,) = [cell for cell in json.loads(RESULTS.read_text())["cells"] if cell["length"] == 32]
-    found = {name: f"{one['time']:.2f} ({one['memory']:.2f})" for name, one in cell["variants"].items()}
+    """Methods by ways to measure slopes: times at all lengths that were measured, and peak memory at the first."""
+    cells = sorted(json.loads(RESULTS.read_text())["cells"], key=lambda cell: cell["length"])
+
+    def cost(name: str) -> str:
+        found = [cell["variants"][name] for cell in cells if name in cell["variants"]]
+        times = ", ".join(f"{one['time']:.2f}" for one in found)
+        return f"{times} ({found[0]['memory']:.2f})" if found else ""
+
     rows = [
-        [f"`{method}`", found[method], *(found.get(with_tangent(method, tangent), "") for tangent in TANGENTS)]
+        [f"`{method}`", cost(method), *(cost(with_tangent(method, tangent)) for tangent in TANGENTS)]
         for method in SLOPED
     ]
     return markdown_tables.table(["method", "`FiniteDifference()`", *(f"`{name}`" for name in TANGENTS)], rows)

@@ -11,7 +11,7 @@ is a line of JSON in `results/variants.jsonl` and is not made again. The test se
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from bodies import FrozenBody
 from cell import bench_of, run_phases
-from gains import signed
+from gains import code, signed
 from groups import mean_by_seed
 from phases import ALL, CLEAN, Phase, Phases, always, then_clean
 from quality import quiet
@@ -36,7 +36,7 @@ from amal_hf.shapes import LossTable, Params
 RESULTS = Path(__file__).parent / "results" / "variants.jsonl"
 SETTINGS = ("flipped40", "background40", "instance40")
 SIZES = (100, CLEAN_ROWS, 1000)
-DEFAULT = "`amal()`"
+DEFAULT = "amal()"
 
 Record = dict[str, Any]
 Key = tuple[str, str, int, str, int]
@@ -151,7 +151,7 @@ def main() -> None:
                 done.add(key)
 
 
-def runs_at(place: Place, variants: list[str], sizes: list[int]) -> Iterator[tuple[Place, str, Phases]]:
+def runs_at(place: Place, variants: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[Place, str, Phases]]:
     """The variants with the usual number of clean rows, and what is compared for all."""
     yield from ((place, name, VARIANTS[name]) for name in variants)
     for size in sizes:
@@ -203,7 +203,7 @@ def variants_table(records: list[Record]) -> str:
     for name in VARIANTS:
         found = scores(records, name)
         means = [f"{np.mean(list(found[data].values())):.1f}" for data in default]
-        rows.append([name, *means, "" if name == DEFAULT else signed(over(found, default))])
+        rows.append([code(name), *means, "" if name == DEFAULT else signed(over(found, default))])
     return markdown_tables.table(["one thing changed", *default, "over the default"], rows)
 
 
@@ -215,7 +215,7 @@ def clean_rows_table(records: list[Record]) -> str:
             ours, *others = ({data: scores(records, name, size)[data]} for name in BESIDE)
             means = [f"{np.mean(list(found[data].values())):.1f}" for found in (ours, *others)]
             rows.append([data, f"{size:,}", *means, signed(over(ours, others[0]))])
-    return markdown_tables.table(["data", "clean rows", *BESIDE, "gain over all rows alike"], rows)
+    return markdown_tables.table(["data", "clean rows", *map(code, BESIDE), "gain over all rows alike"], rows)
 
 
 if __name__ == "__main__":
