@@ -1,12 +1,11 @@
 """Cells of the quality benchmark that are compared with one another, and what dev chooses among them."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from json_lines import Record, read
 
 
 RESULTS = Path(__file__).parent / "results" / "quality"
@@ -30,8 +29,6 @@ WRONG_LABELS = ("flipped20", "flipped40", "background40", "instance40")
 ERRORS = (*WRONG_LABELS, "few", "teacher30")
 STUDENTS = {"frozen": "head over frozen MiniLM", "2": "2-layer MiniLM", "3": "3-layer MiniLM", "6": "MiniLM"}
 METRICS = {"accuracy": "", "macro_f1": ", macro F1", "f1": ", F1"}
-
-Record = dict[str, Any]
 
 
 class Group:
@@ -98,8 +95,7 @@ class Group:
 
 def read_cells(folder: Path) -> list[Record]:
     """The reported cells: those that have seen the test set."""
-    lines = [line for file in sorted(folder.glob("*.jsonl")) for line in file.read_text().splitlines()]
-    return [record for record in map(json.loads, lines) if "test" in record]
+    return [record for file in sorted(folder.glob("*.jsonl")) for record in read(file) if "test" in record]
 
 
 def groups_of(records: Iterable[Record]) -> list[Group]:

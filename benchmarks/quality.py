@@ -31,6 +31,7 @@ import transformers
 from bodies import FrozenBody
 from cell import TUNING_SEED, Cell, prepare, run_cell
 from contenders import contenders
+from json_lines import Record, append, read
 from settings import CLEAN_ROWS, FEW_A_CLASS, RULES, SETTINGS, SPOILT, Place
 from teaching import clean_teacher_file, teacher_file
 
@@ -38,8 +39,6 @@ from teaching import clean_teacher_file, teacher_file
 RESULTS = Path(__file__).parent / "results" / "quality"
 STUDENTS = [FrozenBody.kind, "2", "3", "6"]
 NEEDS = {"label model": "snorkel", "confident learning": "cleanlab"}
-
-Record = dict[str, Any]
 
 
 def main() -> None:
@@ -174,8 +173,7 @@ class Matrix:
             record["command"] += f" --tuned-student {self.options.tuned_student}"
         self.records[key_of(record)] = record
         self.options.results.mkdir(parents=True, exist_ok=True)
-        with (self.options.results / f"{record['data']}-{record['student']}.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append(file_of(record, self.options.results), record)
         test = record.get("test", {}).get(record["metric"])
         shown = "" if test is None else f"test {test:.3f}"
         names = ("data", "setting", "run", "option", "seed")
@@ -207,10 +205,15 @@ def key_of(record: Record) -> tuple[str, str, str, str, str, int]:
     return record["data"], record["student"], record["setting"], record["run"], record["option"], record["seed"]
 
 
+def file_of(record: Record, folder: Path) -> Path:
+    """Where a finished cell is kept."""
+    return folder / f"{record['data']}-{record['student']}.jsonl"
+
+
 def read_records(*folders: Path) -> Iterator[Record]:
     """All finished cells of some folders."""
     for file in sorted({file for folder in folders for file in folder.glob("*.jsonl")}):
-        yield from map(json.loads, file.read_text().splitlines())
+        yield from read(file)
 
 
 def merge(folder: Path) -> None:
@@ -218,8 +221,7 @@ def merge(folder: Path) -> None:
     known = {key_of(record) for record in read_records(RESULTS)}
     new = [record for record in read_records(folder) if key_of(record) not in known]
     for record in new:
-        with (RESULTS / f"{record['data']}-{record['student']}.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append(file_of(record, RESULTS), record)
     print(f"{len(new)} new cells")
 
 

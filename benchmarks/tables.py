@@ -19,8 +19,10 @@ import goal
 import laws
 import numpy as np
 import overhead
+import translation
 import variants
 from groups import KINDS, RESULTS, SETTINGS, STUDENTS, Group, groups_of, read_cells
+from json_lines import read
 from markdown_tables import table
 from spread import spread
 
@@ -68,8 +70,9 @@ def all_blocks(folder: Path) -> dict[str, str]:
         "all runs": everything(groups),
         "rules": _matrix([g for g in groups if (g.student, g.setting) == ("2", "rules")], SHORT_RULES),
         "wrong labels found": detection(groups),
-        "variants": variants.variants_table(variants.read(variants.RESULTS)),
-        "clean rows": variants.clean_rows_table(variants.read(variants.RESULTS)),
+        "variants": variants.variants_table(read(variants.RESULTS)),
+        "clean rows": variants.clean_rows_table(read(variants.RESULTS)),
+        "translation": translation.results_table(read(translation.RESULTS)),
         "overhead": overhead.table(),
         "tangents": overhead.tangents_table(),
         "laws": laws.table(laws.points()),

@@ -1,96 +1,183 @@
-"""Do weights help a translator trained on pairs of which 30 % are wrong? Real sentences, 10,000 pairs, from scratch.
+"""Do weights help a translator that trains on pairs of which 30 % are wrong? Beside controls and an oracle.
 
     python benchmarks/translation.py --data PATH/multi30k_de_en --seeds 6 7 8
-    python benchmarks/translation.py --table
+    python benchmarks/tables.py
 
-Runs of `recipes/translate_deep_interactions.py`, a seed at a time: German to English, a T5 of one layer of width 96,
-24 epochs, 250 of 500 meta pairs in a meta gradient, 500 pairs each of meta, dev and test set taken out of the given
-training set. Ten minutes a run on one core, twice that where weights are learned. Every finished cell is one JSON file
-and is not run again.
+Data, student and method of `recipes/translate_deep_interactions.py`: German to English, 10,000 pairs, a T5 of one
+layer of width 96 from scratch, as many steps in each run as 24 epochs over all pairs. 500 pairs each are the meta,
+dev and test set, taken out of the given training set. Every student is scored twice: as it is, and after five short
+passes over the clean pairs. Finished runs are lines of JSON in `results/translation.jsonl` and are not made again.
 """
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from gains import code, signed
+from json_lines import Record, append, read
+from markdown_tables import table
+from numpy.typing import NDArray
 from spread import spread
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
+
+from amal_hf import AMALSeq2SeqTrainer, Method, SmallLoss
+from amal_hf.metrics import auc
+from amal_hf.translation import Bleu
 
 
-RESULTS = Path(__file__).parent / "results" / "translation"
-RECIPE = Path(__file__).parents[1] / "recipes" / "translate_deep_interactions.py"
-RUNS = ["all pairs alike", "small-loss selection", "long_runs"]
-OPTIONS = [
-    "--source",
-    "de",
-    "--target",
-    "en",
-    "--rows",
-    "11500",
-    "--held_out",
-    "500",
-    "--generation_max_length",
-    "40",
-    "--meta_batch_size",
-    "250",
-    "--meta_warmup_steps",
-    "1250",
-    "--student",
-    "t5",
-    "--layers",
-    "1",
-    "--vocabulary",
-    "2000",
-    "--per_device_train_batch_size",
-    "16",
-    "--learning_rate",
-    "3e-3",
-    "--num_train_epochs",
-    "24",
-]
+sys.path.append(str(Path(__file__).parents[1] / "recipes"))
+
+import translate_deep_interactions as recipe  # noqa: E402
+
+
+RESULTS = Path(__file__).parent / "results" / "translation.jsonl"
+ROWS, HELD_OUT, WRONG = 11_500, 500, 0.3
+BATCH, EPOCHS = 16, 24
+CLEAN_EPOCHS, CLEAN_RATE = 5, 0.25
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a student is trained.
+
+    Attributes:
+        method: how pairs are weighed; alike by default.
+        right_pairs: told which pairs are wrong, it leaves them out.
+    """
+
+    method: Callable[[], Method | None] = lambda: None
+    right_pairs: bool = False
+
+
+ALIKE = "all pairs alike"
+RUNS = {
+    ALIKE: Run(),
+    "small-loss selection": Run(lambda: Method("small_loss", SmallLoss(WRONG))),
+    "deep_interactions()": Run(recipe.of_long_runs),
+    "right pairs alone (oracle)": Run(right_pairs=True),
+}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What the runs of a seed share.
+
+    Attributes:
+        sets: tokenised train, meta, validation and test.
+        wrong: `(N,)`, which training pairs are wrong.
+    """
+
+    seed: int
+    what: recipe.RecipeArguments
+    sets: DatasetDict
+    wrong: NDArray[np.bool_]
+    tokenizer: PreTrainedTokenizerBase
+
+    def student(self) -> PreTrainedModel:
+        """A new one."""
+        return recipe.new_t5(self.tokenizer, self.what)
 
 
 def main() -> None:
-    """Run the cells that were asked for, or print the table of those that are there."""
+    """Make the runs that are not there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder of train*.jsonl with columns de and en")
+    parser.add_argument("--data", type=Path, required=True, help="a folder of train*.jsonl with columns de and en")
     parser.add_argument("--seeds", type=int, nargs="+", default=[6, 7, 8])
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS)
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    if options.table:
-        print_table()
-        return
+    Bleu()  # which refuses, where sacrebleu is missing, before a run is made
+    done = {(record["run"], record["seed"]) for record in read(options.results)}
     for seed in options.seeds:
-        for run in options.runs:
-            file = RESULTS / f"{options.data.name}-{''.join(filter(str.isalnum, run))}-{seed}.json"
-            if not file.exists():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps(run_recipe(options.data, run, seed), indent=1) + "\n")
+        for name in options.runs:
+            if (name, seed) not in done:
+                append(options.results, *scored(name, corpus_of(options.data, seed)))
 
 
-def run_recipe(data: Path, run: str, seed: int) -> dict[str, Any]:
-    """The row of the recipe's table."""
+def corpus_of(data: Path, seed: int) -> Corpus:
+    """Read, spoil and tokenise."""
+    what = recipe.RecipeArguments(str(data), "de", "en", ROWS, HELD_OUT, WRONG, layers=1, vocabulary=2000)
+    pairs, wrong = recipe.load_data(what, seed)
+    tokenizer = recipe.word_tokenizer(pairs["train"], what)
+    return Corpus(seed, what, recipe.tokenised(pairs, tokenizer, what), wrong, tokenizer)
+
+
+def scored(name: str, corpus: Corpus) -> Iterator[Record]:
+    """Train a student and score it, as it is and after the clean pairs."""
+    set_seed(corpus.seed)
+    student, method = corpus.student(), RUNS[name].method()
+    train, meta = corpus.sets["train"], corpus.sets["meta"]
+    rows = train.select(np.flatnonzero(~corpus.wrong)) if RUNS[name].right_pairs else train
+    facts = {"run": name, "seed": corpus.seed, "torch": torch.__version__}
+    trainer = fitted(student, corpus, rows, EPOCHS * len(train) // BATCH, method=method)
+    told = None if method is None else auc(np.array(trainer.example_weights()["labels"][:]), ~corpus.wrong)
+    yield {**facts, "clean_last": False, **scores(trainer, corpus), "auc": told}
+    trainer = fitted(student, corpus, meta, CLEAN_EPOCHS * len(meta) // BATCH, rate=CLEAN_RATE)
+    yield {**facts, "clean_last": True, **scores(trainer, corpus), "auc": told}
+
+
+def fitted(
+    student: PreTrainedModel,
+    corpus: Corpus,
+    rows: Dataset,
+    steps: int,
+    method: Method | None = None,
+    rate: float = 1.0,
+) -> AMALSeq2SeqTrainer:
+    """The trainer of a student, when it is done."""
     with tempfile.TemporaryDirectory() as folder:
-        given = ["--dataset", str(data), "--runs", run, "--seed", str(seed), "--output_dir", folder]
-        subprocess.run([sys.executable, str(RECIPE), *given, *OPTIONS], check=True)
-        (row,) = json.loads((Path(folder) / "results.json").read_text())
-        return {"seed": seed, **row}
+        args = recipe.TranslateArguments(
+            output_dir=folder,
+            max_steps=steps,
+            learning_rate=3e-3 * rate,
+            per_device_train_batch_size=BATCH,
+            generation_max_length=40,
+            meta_batch_size=HELD_OUT // 2,
+            meta_warmup_steps=2 * len(corpus.sets["train"]) // BATCH,
+            seed=corpus.seed,
+            report_to="none",
+            write_figures=False,
+            disable_tqdm=True,
+        )
+        trainer = recipe.new_trainer(
+            student, method, args, DatasetDict({**corpus.sets, "train": rows}), corpus.tokenizer
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return trainer
 
 
-def print_table() -> None:
-    """Means over seeds with t-intervals."""
-    cells = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
-    print("| run | seeds | BLEU | test loss | AUC |\n| --- | --- | --- | --- | --- |")
-    for run in RUNS:
-        chosen = [cell for cell in cells if cell["name"] == run]
-        if chosen:
-            columns = {name: [cell[name] for cell in chosen] for name in ("bleu", "loss", "auc_right_pairs")}
-            shown = [spread(values, 1 if name == "bleu" else 3) for name, values in columns.items()]
-            print(f"| {run} | {len(chosen)} | {' | '.join(shown)} |")
+def scores(trainer: AMALSeq2SeqTrainer, corpus: Corpus) -> Record:
+    """BLEU on dev, BLEU and loss on the test set."""
+    dev, test = trainer.evaluate(), trainer.predict(corpus.sets["test"]).metrics or {}
+    return {"dev": dev["eval_bleu"], "bleu": test["test_bleu"], "loss": test["test_loss"]}
+
+
+def results_table(records: list[Record]) -> str:
+    """A row for each run, as it is and with clean pairs last; gains are over all pairs alike, so and so, by seed."""
+    head = ["run", "BLEU on dev", "BLEU", "over all pairs alike", "loss", "AUC"]
+    rows = [_row(records, run, last) for run in RUNS for last in (False, True) if column(records, run, last, "bleu")]
+    return table(head, rows)
+
+
+def _row(records: list[Record], run: str, last: bool) -> list[str]:
+    dev, bleu, loss, told = (column(records, run, last, key) for key in ("dev", "bleu", "loss", "auc"))
+    alike = column(records, ALIKE, last, "bleu")
+    gain = "" if run == ALIKE else signed({seed: bleu[seed] - alike[seed] for seed in bleu})
+    means = [spread(list(dev.values())), spread(list(bleu.values())), gain, spread(list(loss.values()), 2)]
+    return [code(run) + (", then clean pairs" if last else ""), *means, spread(list(told.values()), 2) if told else ""]
+
+
+def column(records: list[Record], run: str, clean_last: bool, key: str) -> dict[int, float]:
+    """By seed, of those that have it."""
+    chosen = [one for one in records if (one["run"], one["clean_last"]) == (run, clean_last)]
+    return {one["seed"]: one[key] for one in chosen if one[key] is not None}
 
 
 if __name__ == "__main__":

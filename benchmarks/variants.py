@@ -9,7 +9,6 @@ is a line of JSON in `results/variants.jsonl` and is not made again. The test se
 """
 
 import argparse
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from bodies import FrozenBody
 from cell import bench_of, run_phases
 from gains import code, signed
 from groups import mean_by_seed
+from json_lines import Record, append, read
 from phases import ALL, CLEAN, Phase, Phases, always, then_clean
 from quality import quiet
 from settings import CLEAN_ROWS, Place
@@ -38,7 +38,6 @@ SETTINGS = ("flipped40", "background40", "instance40")
 SIZES = (100, CLEAN_ROWS, 1000)
 DEFAULT = "amal()"
 
-Record = dict[str, Any]
 Key = tuple[str, str, int, str, int]
 
 
@@ -147,7 +146,9 @@ def main() -> None:
         for sized, name, phases in runs_at(place, options.variants, options.sizes):
             key = (place.data.name, place.setting, place.seed, name, sized.clean_rows)
             if key not in done:
-                keep(run(sized, name, phases), options.results)
+                record = run(sized, name, phases)
+                append(options.results, record)
+                print(*record.values(), flush=True)
                 done.add(key)
 
 
@@ -163,18 +164,6 @@ def run(place: Place, name: str, phases: Phases) -> Record:
     _, looks, _ = run_phases(bench_of(place), phases)
     found = {"data": place.data.name, "setting": place.setting, "seed": place.seed}
     return {**found, "variant": name, "clean_rows": place.clean_rows, "dev": looks.best, "torch": torch.__version__}
-
-
-def keep(record: Record, file: Path) -> None:
-    """Write a finished run down."""
-    with file.open("a") as lines:
-        lines.write(json.dumps(record) + "\n")
-    print(*record.values(), flush=True)
-
-
-def read(file: Path) -> list[Record]:
-    """All finished runs."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def key_of(record: Record) -> Key:

@@ -276,11 +276,23 @@ def train(
     """Train one student; all start from the same weights and see the same batches."""
     print(f"\n{name}: {args.num_train_epochs:g} epochs")
     set_seed(args.seed)
-    own, method = copy.copy(args), RUNS[name]()
+    own = copy.copy(args)
     own.push_to_hub = args.push_to_hub and name == recipe.runs[-1]
-    trainer = AMALSeq2SeqTrainer(
-        model=STUDENTS[recipe.student](tokenizer, recipe),
-        args=own,
+    trainer = new_trainer(STUDENTS[recipe.student](tokenizer, recipe), RUNS[name](), own, data, tokenizer)
+    return trainer, trainer.train().metrics["train_runtime"]
+
+
+def new_trainer(
+    student: PreTrainedModel,
+    method: Method | None,
+    args: TranslateArguments,
+    data: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+) -> AMALSeq2SeqTrainer:
+    """Everything but the training."""
+    return AMALSeq2SeqTrainer(
+        model=student,
+        args=args,
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         meta_dataset=data["meta"] if method is not None and method.learns else None,
@@ -293,7 +305,6 @@ def train(
         losses=[CrossEntropy()],
         method=method,
     )
-    return trainer, trainer.train().metrics["train_runtime"]
 
 
 def scores(
