@@ -294,7 +294,7 @@ def test_no_cell_is_begun_when_the_time_is_up(tmp_path):
 
 
 def test_cells_of_another_folder_are_taken_over_once(tmp_path, monkeypatch):
-    """However often they are merged."""
+    """However often they are merged; into the file of their data set and student."""
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
@@ -303,3 +303,4 @@ def test_cells_of_another_folder_are_taken_over_once(tmp_path, monkeypatch):
     quality.merge(there)
     quality.merge(there)
     assert len(list(quality.read_records(here))) == 2
+    assert [file.name for file in here.iterdir()] == ["tiny-frozen.jsonl"]
