@@ -5,8 +5,10 @@
 
 Data, student and method of `recipes/translate_deep_interactions.py`: German to English, 10,000 pairs, a T5 of one
 layer of width 96 from scratch, as many steps in each run as 24 epochs over all pairs. 500 pairs each are the meta,
-dev and test set, taken out of the given training set. Every student is scored twice: as it is, and after five short
-passes over the clean pairs. Finished runs are lines of JSON in `results/translation.jsonl` and are not made again.
+dev and test set, taken out of the given training set. Each run is made with a learning rate that falls from the start,
+and with one that falls from the middle on, when learned weights begin to act. Every student is scored twice: as it is,
+and after five short passes over the clean pairs. Finished runs are lines of JSON in `results/translation.jsonl`
+and are not made again.
 """
 
 import argparse
@@ -14,7 +16,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +42,7 @@ import translate_deep_interactions as recipe  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "translation.jsonl"
 ROWS, HELD_OUT, WRONG = 11_500, 500, 0.3
-BATCH, EPOCHS = 16, 24
+BATCH, EPOCHS, RATE = 16, 24, 3e-3
 CLEAN_EPOCHS, CLEAN_RATE = 5, 0.25
 
 
@@ -61,6 +65,14 @@ RUNS = {
     "small-loss selection": Run(lambda: Method("small_loss", SmallLoss(WRONG))),
     "deep_interactions()": Run(recipe.of_long_runs),
     "right pairs alone (oracle)": Run(right_pairs=True),
+}
+FALLING, LATE = "falls from the start", "falls from the middle"
+RATES: dict[str, Callable[[int], dict[str, Any]]] = {
+    FALLING: lambda steps: {},
+    LATE: lambda steps: {
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {"num_decay_steps": steps // 2, "decay_type": "linear"},
+    },
 }
 
 
@@ -90,14 +102,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a folder of train*.jsonl with columns de and en")
     parser.add_argument("--seeds", type=int, nargs="+", default=[6, 7, 8])
     parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS))
+    parser.add_argument("--rates", nargs="+", choices=list(RATES), default=list(RATES))
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     Bleu()  # which refuses, where sacrebleu is missing, before a run is made
-    done = {(record["run"], record["seed"]) for record in read(options.results)}
-    for seed in options.seeds:
-        for name in options.runs:
-            if (name, seed) not in done:
-                append(options.results, *scored(name, corpus_of(options.data, seed)))
+    done = {(record["run"], record["rate"], record["seed"]) for record in read(options.results)}
+    for wanted in product(options.runs, options.rates, options.seeds):
+        if wanted not in done:
+            name, rate, seed = wanted
+            append(options.results, *scored(name, rate, corpus_of(options.data, seed)))
 
 
 def corpus_of(data: Path, seed: int) -> Corpus:
@@ -108,17 +121,18 @@ def corpus_of(data: Path, seed: int) -> Corpus:
     return Corpus(seed, what, recipe.tokenised(pairs, tokenizer, what), wrong, tokenizer)
 
 
-def scored(name: str, corpus: Corpus) -> Iterator[Record]:
+def scored(name: str, rate: str, corpus: Corpus) -> Iterator[Record]:
     """Train a student and score it, as it is and after the clean pairs."""
     set_seed(corpus.seed)
     student, method = corpus.student(), RUNS[name].method()
     train, meta = corpus.sets["train"], corpus.sets["meta"]
     rows = train.select(np.flatnonzero(~corpus.wrong)) if RUNS[name].right_pairs else train
-    facts = {"run": name, "seed": corpus.seed, "torch": torch.__version__}
-    trainer = fitted(student, corpus, rows, EPOCHS * len(train) // BATCH, method=method)
+    facts = {"run": name, "rate": rate, "seed": corpus.seed, "torch": torch.__version__}
+    steps = EPOCHS * len(train) // BATCH
+    trainer = fitted(student, corpus, rows, steps, method, **RATES[rate](steps))
     told = None if method is None else auc(np.array(trainer.example_weights()["labels"][:]), ~corpus.wrong)
     yield {**facts, "clean_last": False, **scores(trainer, corpus), "auc": told}
-    trainer = fitted(student, corpus, meta, CLEAN_EPOCHS * len(meta) // BATCH, rate=CLEAN_RATE)
+    trainer = fitted(student, corpus, meta, CLEAN_EPOCHS * len(meta) // BATCH, learning_rate=RATE * CLEAN_RATE)
     yield {**facts, "clean_last": True, **scores(trainer, corpus), "auc": told}
 
 
@@ -128,14 +142,13 @@ def fitted(
     rows: Dataset,
     steps: int,
     method: Method | None = None,
-    rate: float = 1.0,
+    **schedule: Any,
 ) -> AMALSeq2SeqTrainer:
     """The trainer of a student, when it is done."""
     with tempfile.TemporaryDirectory() as folder:
         args = recipe.TranslateArguments(
             output_dir=folder,
             max_steps=steps,
-            learning_rate=3e-3 * rate,
             per_device_train_batch_size=BATCH,
             generation_max_length=40,
             meta_batch_size=HELD_OUT // 2,
@@ -144,6 +157,7 @@ def fitted(
             report_to="none",
             write_figures=False,
             disable_tqdm=True,
+            **{"learning_rate": RATE, **schedule},
         )
         trainer = recipe.new_trainer(
             student, method, args, DatasetDict({**corpus.sets, "train": rows}), corpus.tokenizer
@@ -160,23 +174,25 @@ def scores(trainer: AMALSeq2SeqTrainer, corpus: Corpus) -> Record:
 
 
 def results_table(records: list[Record]) -> str:
-    """A row for each run, as it is and with clean pairs last; gains are over all pairs alike, so and so, by seed."""
-    head = ["run", "BLEU on dev", "BLEU", "over all pairs alike", "loss", "AUC"]
-    rows = [_row(records, run, last) for run in RUNS for last in (False, True) if column(records, run, last, "bleu")]
+    """A row for each run and rate; gains are over all pairs alike, under the same rate, by seed."""
+    head = ["run", "rate", "BLEU on dev", "BLEU", "over all pairs alike", "then clean pairs", "loss", "AUC"]
+    rows = [_row(records, run, rate) for rate in RATES for run in RUNS if column(records, run, rate, "bleu")]
     return table(head, rows)
 
 
-def _row(records: list[Record], run: str, last: bool) -> list[str]:
-    dev, bleu, loss, told = (column(records, run, last, key) for key in ("dev", "bleu", "loss", "auc"))
-    alike = column(records, ALIKE, last, "bleu")
-    gain = "" if run == ALIKE else signed({seed: bleu[seed] - alike[seed] for seed in bleu})
-    means = [spread(list(dev.values())), spread(list(bleu.values())), gain, spread(list(loss.values()), 2)]
-    return [code(run) + (", then clean pairs" if last else ""), *means, spread(list(told.values()), 2) if told else ""]
+def _row(records: list[Record], run: str, rate: str) -> list[str]:
+    dev, bleu, loss, told = (column(records, run, rate, key) for key in ("dev", "bleu", "loss", "auc"))
+    alike = column(records, ALIKE, rate, "bleu")
+    gain = "" if run == ALIKE else signed({seed: bleu[seed] - alike[seed] for seed in bleu if seed in alike})
+    scores = [spread(list(dev.values())), spread(list(bleu.values())), gain]
+    clean_last = spread(list(column(records, run, rate, "bleu", clean_last=True).values()))
+    known = spread(list(told.values()), 2) if told else ""
+    return [code(run), rate, *scores, clean_last, spread(list(loss.values()), 2), known]
 
 
-def column(records: list[Record], run: str, clean_last: bool, key: str) -> dict[int, float]:
+def column(records: list[Record], run: str, rate: str, key: str, clean_last: bool = False) -> dict[int, float]:
     """By seed, of those that have it."""
-    chosen = [one for one in records if (one["run"], one["clean_last"]) == (run, clean_last)]
+    chosen = [one for one in records if (one["run"], one["rate"], one["clean_last"]) == (run, rate, clean_last)]
     return {one["seed"]: one[key] for one in chosen if one[key] is not None}
 
 

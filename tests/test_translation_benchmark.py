@@ -6,7 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_tables import columns
+import torch
+from transformers import get_scheduler
 
 from amal_hf.demo_translation import translation_corpus
 
@@ -31,57 +32,90 @@ def data(tmp_path):
     return tmp_path
 
 
-def made(run, seed, bleu, last=False, auc=None):
+def made(run, seed, bleu, rate="falls from the start", last=False, auc=None):
     """A record."""
-    return {"run": run, "seed": seed, "clean_last": last, "dev": 9.0, "bleu": bleu, "loss": 2.0, "auc": auc}
+    of = {"run": run, "rate": rate, "seed": seed, "clean_last": last}
+    return {**of, "dev": 9.0, "bleu": bleu, "loss": 2.0, "auc": auc}
 
 
-def test_runs_differ_in_pairs_and_weights_alone(script, data, monkeypatch):
+def test_runs_differ_in_pairs_weights_and_rate_alone(script, data, monkeypatch):
     """All 60 pairs, or those that are right, for as many steps; then in each run the 20 clean ones, more slowly."""
     seen = []
 
-    def fitted(student, corpus, rows, steps, method=None, rate=1.0):
-        seen.append((len(rows), steps, rate, method is not None))
+    def fitted(student, corpus, rows, steps, method=None, **schedule):
+        seen.append((len(rows), steps, method is not None, schedule))
         return SimpleNamespace(example_weights=lambda: {"labels": 1.0 - corpus.wrong})
 
     monkeypatch.setattr(script, "fitted", fitted)
     monkeypatch.setattr(script, "scores", lambda trainer, corpus: {})
     corpus = script.corpus_of(data, 0)
-    records = [record for name in script.RUNS for record in script.scored(name, corpus)]
     right, steps = 60 - corpus.wrong.sum(), 6 * 60 // 16
-    first = [(60, steps, 1.0, False), (60, steps, 1.0, True), (60, steps, 1.0, True), (right, steps, 1.0, False)]
-    assert seen[::2] == first and set(seen[1::2]) == {(20, 5 * 20 // 16, 0.25, False)}
-    assert [record["clean_last"] for record in records] == [False, True] * 4
-    assert [record["auc"] for record in records] == [None, None, 1.0, 1.0, 1.0, 1.0, None, None]
+    for rate, schedule_of in script.RATES.items():
+        schedule = schedule_of(steps)
+        records = [record for name in script.RUNS for record in script.scored(name, rate, corpus)]
+        runs = [(60, False), (60, True), (60, True), (right, False)]
+        assert seen[::2] == [(rows, steps, weighed, schedule) for rows, weighed in runs]
+        assert seen[1::2] == 4 * [(20, 5 * 20 // 16, False, {"learning_rate": 3e-3 / 4})]
+        assert [(record["rate"], record["clean_last"]) for record in records] == [(rate, False), (rate, True)] * 4
+        assert [record["auc"] for record in records] == [None, None, 1.0, 1.0, 1.0, 1.0, None, None]
+        seen.clear()
 
 
-def test_table_has_gains_by_seed_over_the_same_end(script):
-    """By hand: 3, 4 and 5 over all pairs alike, with clean pairs last 1 over the same; AUC where pairs are weighed."""
-    ours, alike = "deep_interactions()", script.ALIKE
+def test_late_rate_falls_from_where_weights_begin_to_act(script):
+    """After the warm-up it stays until the middle, where learned weights begin to act, and then falls to nothing."""
+    schedule = script.RATES[script.LATE](100)
+    scheduler = get_scheduler(
+        schedule["lr_scheduler_type"],
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0),
+        num_warmup_steps=10,
+        num_training_steps=100,
+        scheduler_specific_kwargs=schedule["lr_scheduler_kwargs"],
+    )
+    rates = []
+    for _ in range(101):
+        rates.append(scheduler.get_last_lr()[0])
+        scheduler.optimizer.step()
+        scheduler.step()
+    assert rates[10:51] == [1.0] * 41
+    assert rates[50:] == pytest.approx([step / 50 for step in range(50, -1, -1)])
+    assert script.recipe.of_long_runs().policy.until == 0.5
+
+
+def test_table_has_gains_by_seed_over_the_same_rate(script):
+    """By hand: 3, 4 and 5 over all pairs alike, under the other rate 1; AUC where pairs are weighed."""
+    ours, alike, other = "deep_interactions()", script.ALIKE, script.LATE
     records = [
         *[made(alike, seed, 20.0 + seed) for seed in range(3)],
-        *[made(alike, seed, 30.0, last=True) for seed in range(3)],
+        *[made(alike, seed, 30.0, other) for seed in range(3)],
         *[made(ours, seed, 23.0 + 2 * seed, auc=0.9) for seed in range(3)],
-        *[made(ours, seed, 31.0, last=True) for seed in range(3)],
+        *[made(ours, seed, 11.0, last=True) for seed in range(3)],
+        *[made(ours, seed, 31.0, other) for seed in range(3)],
+        *[made(ours, seed, 12.0, other, last=True) for seed in range(3)],
+        *[made(alike, seed, 13.0, rate, last=True) for seed in range(3) for rate in script.RATES],
     ]
-    table = script.results_table(records)
-    row = columns(table, "`deep_interactions()`")
-    assert (row["BLEU"], row["over all pairs alike"], row["AUC"]) == ("25.0 ± 5.0", "+4.0 ± 2.5", "0.90 ± 0.00")
-    assert columns(table, "`deep_interactions()`, then clean pairs")["over all pairs alike"] == "+1.0 ± 0.0"
-    assert columns(table, alike)["over all pairs alike"] == columns(table, alike)["AUC"] == ""
-    assert "oracle" not in table
+    head, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in script.results_table(records).splitlines()
+    )
+    table = {(row[0].strip("`"), row[1]): dict(zip(head, row, strict=True)) for row in rows}
+    found = table[ours, script.FALLING]
+    assert (found["BLEU"], found["over all pairs alike"]) == ("25.0 ± 5.0", "+4.0 ± 2.5")
+    assert (found["then clean pairs"], found["AUC"]) == ("11.0 ± 0.0", "0.90 ± 0.00")
+    found = table[ours, other]
+    assert (found["over all pairs alike"], found["then clean pairs"]) == ("+1.0 ± 0.0", "12.0 ± 0.0")
+    assert table[alike, other]["over all pairs alike"] == table[alike, other]["AUC"] == ""
+    assert len(table) == 4
 
 
 @pytest.mark.slow
 def test_a_finished_run_is_not_made_again(script, data, monkeypatch, tmp_path):
-    """From the command line to two lines a run, BLEU among them; a second call adds nothing."""
+    """From the command line to two lines a run and rate, BLEU among them; a second call adds nothing."""
     pytest.importorskip("sacrebleu")
     file = tmp_path / "made.jsonl"
     command = ["translation.py", "--data", str(data), "--seeds", "0", "--results", str(file)]
     monkeypatch.setattr(sys, "argv", command)
     script.main()
     once = file.read_text()
-    assert len(script.read(file)) == 2 * len(script.RUNS)
+    assert len(script.read(file)) == 2 * len(script.RUNS) * len(script.RATES)
     assert all(0 <= record["bleu"] <= 100 for record in script.read(file))
     script.main()
     assert file.read_text() == once
