@@ -7,8 +7,8 @@ Data, student and method of `recipes/translate_deep_interactions.py`: German to 
 layer of width 96 from scratch, as many steps in each run as 24 epochs over all pairs. 500 pairs each are the meta,
 dev and test set, taken out of the given training set. Each run is made with a learning rate that falls from the start,
 and with one that falls from the middle on, when learned weights begin to act. Every student is scored twice: as it is,
-and after five short passes over the clean pairs. Finished runs are lines of JSON in `results/translation.jsonl`
-and are not made again.
+and after five short passes over the clean pairs. Finished runs are lines of JSON in `results/translation.jsonl` and
+are not made again.
 """
 
 import argparse
@@ -142,6 +142,7 @@ def fitted(
     rows: Dataset,
     steps: int,
     method: Method | None = None,
+    learning_rate: float = RATE,
     **schedule: Any,
 ) -> AMALSeq2SeqTrainer:
     """The trainer of a student, when it is done."""
@@ -149,6 +150,7 @@ def fitted(
         args = recipe.TranslateArguments(
             output_dir=folder,
             max_steps=steps,
+            learning_rate=learning_rate,
             per_device_train_batch_size=BATCH,
             generation_max_length=40,
             meta_batch_size=HELD_OUT // 2,
@@ -157,7 +159,7 @@ def fitted(
             report_to="none",
             write_figures=False,
             disable_tqdm=True,
-            **{"learning_rate": RATE, **schedule},
+            **schedule,
         )
         trainer = recipe.new_trainer(
             student, method, args, DatasetDict({**corpus.sets, "train": rows}), corpus.tokenizer
@@ -183,7 +185,7 @@ def results_table(records: list[Record]) -> str:
 def _row(records: list[Record], run: str, rate: str) -> list[str]:
     dev, bleu, loss, told = (column(records, run, rate, key) for key in ("dev", "bleu", "loss", "auc"))
     alike = column(records, ALIKE, rate, "bleu")
-    gain = "" if run == ALIKE else signed({seed: bleu[seed] - alike[seed] for seed in bleu if seed in alike})
+    gain = "" if run == ALIKE else signed({seed: bleu[seed] - alike[seed] for seed in bleu})
     scores = [spread(list(dev.values())), spread(list(bleu.values())), gain]
     clean_last = spread(list(column(records, run, rate, "bleu", clean_last=True).values()))
     known = spread(list(told.values()), 2) if told else ""
