@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from spread import spread
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 
-from amal_hf import AMALSeq2SeqTrainer, Method, SmallLoss
+from amal_hf import AMALSeq2SeqTrainer, CrossEntropy, GeneralizedCrossEntropy, Method, SmallLoss
 from amal_hf.metrics import auc
 from amal_hf.translation import Bleu
 
@@ -52,16 +52,22 @@ class Run:
 
     Attributes:
         method: how pairs are weighed; alike by default.
+        loss: of a pair.
+        smoothing: share of every label that goes to all words.
         right_pairs: told which pairs are wrong, it leaves them out.
     """
 
     method: Callable[[], Method | None] = lambda: None
+    loss: Callable[[], CrossEntropy] = CrossEntropy
+    smoothing: float = 0.0
     right_pairs: bool = False
 
 
 ALIKE = "all pairs alike"
 RUNS = {
     ALIKE: Run(),
+    "label smoothing": Run(smoothing=0.1),
+    "generalised cross-entropy": Run(loss=lambda: GeneralizedCrossEntropy(0.3)),
     "small-loss selection": Run(lambda: Method("small_loss", SmallLoss(WRONG))),
     "deep_interactions()": Run(recipe.of_long_runs),
     "right pairs alone (oracle)": Run(right_pairs=True),
@@ -124,13 +130,13 @@ def corpus_of(data: Path, seed: int) -> Corpus:
 def scored(name: str, rate: str, corpus: Corpus) -> Iterator[Record]:
     """Train a student and score it, as it is and after the clean pairs."""
     set_seed(corpus.seed)
-    student, method = corpus.student(), RUNS[name].method()
+    student, run = corpus.student(), RUNS[name]
     train, meta = corpus.sets["train"], corpus.sets["meta"]
-    rows = train.select(np.flatnonzero(~corpus.wrong)) if RUNS[name].right_pairs else train
+    rows = train.select(np.flatnonzero(~corpus.wrong)) if run.right_pairs else train
     facts = {"run": name, "rate": rate, "seed": corpus.seed, "torch": torch.__version__}
     steps = EPOCHS * len(train) // BATCH
-    trainer = fitted(student, corpus, rows, steps, method, **RATES[rate](steps))
-    told = None if method is None else auc(np.array(trainer.example_weights()["labels"][:]), ~corpus.wrong)
+    trainer = fitted(student, corpus, rows, steps, run, **RATES[rate](steps))
+    told = None if run.method() is None else auc(np.array(trainer.example_weights()["labels"][:]), ~corpus.wrong)
     yield {**facts, "clean_last": False, **scores(trainer, corpus), "auc": told}
     trainer = fitted(student, corpus, meta, CLEAN_EPOCHS * len(meta) // BATCH, learning_rate=RATE * CLEAN_RATE)
     yield {**facts, "clean_last": True, **scores(trainer, corpus), "auc": told}
@@ -141,7 +147,7 @@ def fitted(
     corpus: Corpus,
     rows: Dataset,
     steps: int,
-    method: Method | None = None,
+    run: Run = Run(),
     learning_rate: float = RATE,
     **schedule: Any,
 ) -> AMALSeq2SeqTrainer:
@@ -155,6 +161,7 @@ def fitted(
             generation_max_length=40,
             meta_batch_size=HELD_OUT // 2,
             meta_warmup_steps=2 * len(corpus.sets["train"]) // BATCH,
+            label_smoothing_factor=run.smoothing,
             seed=corpus.seed,
             report_to="none",
             write_figures=False,
@@ -162,7 +169,7 @@ def fitted(
             **schedule,
         )
         trainer = recipe.new_trainer(
-            student, method, args, DatasetDict({**corpus.sets, "train": rows}), corpus.tokenizer
+            student, run.method(), args, DatasetDict({**corpus.sets, "train": rows}), corpus.tokenizer, run.loss()
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()

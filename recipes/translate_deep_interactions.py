@@ -288,6 +288,7 @@ def new_trainer(
     args: TranslateArguments,
     data: DatasetDict,
     tokenizer: PreTrainedTokenizerBase,
+    loss: CrossEntropy | None = None,
 ) -> AMALSeq2SeqTrainer:
     """Everything but the training."""
     return AMALSeq2SeqTrainer(
@@ -302,7 +303,7 @@ def new_trainer(
         compute_metrics=translation_metrics(tokenizer)
         if importlib.util.find_spec("sacrebleu")
         else exact_match(tokenizer),
-        losses=[CrossEntropy()],
+        losses=[loss or CrossEntropy()],
         method=method,
     )
 

@@ -40,10 +40,10 @@ def made(run, seed, bleu, rate="falls from the start", last=False, auc=None):
 
 def test_runs_differ_in_pairs_weights_and_rate_alone(script, data, monkeypatch):
     """All 60 pairs, or those that are right, for as many steps; then in each run the 20 clean ones, more slowly."""
-    seen = []
+    seen, plain = [], script.Run()
 
-    def fitted(student, corpus, rows, steps, method=None, **schedule):
-        seen.append((len(rows), steps, method is not None, schedule))
+    def fitted(student, corpus, rows, steps, run=plain, **schedule):
+        seen.append((len(rows), steps, run, schedule))
         return SimpleNamespace(example_weights=lambda: {"labels": 1.0 - corpus.wrong})
 
     monkeypatch.setattr(script, "fitted", fitted)
@@ -53,12 +53,34 @@ def test_runs_differ_in_pairs_weights_and_rate_alone(script, data, monkeypatch):
     for rate, schedule_of in script.RATES.items():
         schedule = schedule_of(steps)
         records = [record for name in script.RUNS for record in script.scored(name, rate, corpus)]
-        runs = [(60, False), (60, True), (60, True), (right, False)]
-        assert seen[::2] == [(rows, steps, weighed, schedule) for rows, weighed in runs]
-        assert seen[1::2] == 4 * [(20, 5 * 20 // 16, False, {"learning_rate": 3e-3 / 4})]
-        assert [(record["rate"], record["clean_last"]) for record in records] == [(rate, False), (rate, True)] * 4
-        assert [record["auc"] for record in records] == [None, None, 1.0, 1.0, 1.0, 1.0, None, None]
+        rows = {name: right if "oracle" in name else 60 for name in script.RUNS}
+        assert seen[::2] == [(rows[name], steps, run, schedule) for name, run in script.RUNS.items()]
+        assert seen[1::2] == 6 * [(20, 5 * 20 // 16, plain, {"learning_rate": 3e-3 / 4})]
+        assert [(record["rate"], record["clean_last"]) for record in records] == [(rate, False), (rate, True)] * 6
+        weighed = {"small-loss selection", "deep_interactions()"}
+        assert [record["auc"] for record in records[::2]] == [1.0 if name in weighed else None for name in script.RUNS]
+        assert [record["auc"] for record in records[1::2]] == [record["auc"] for record in records[::2]]
         seen.clear()
+
+
+def test_a_run_is_what_its_trainer_trains_on(script, data):
+    """Loss, smoothing and weights of each run reach the trainer; without a run it has none of them."""
+    corpus = script.corpus_of(data, 0)
+    found = []
+    for run in (*script.RUNS.values(), script.Run()):
+        trainer = script.fitted(corpus.student(), corpus, corpus.sets["train"], 16, run)
+        loss = trainer.mixture.losses[0]
+        found.append((type(loss).__name__, getattr(loss, "q", None), loss.task.label_smoothing, trainer.method.name))
+    plain = ("CrossEntropy", None)
+    assert found == [
+        (*plain, 0.0, "fixed"),
+        (*plain, 0.1, "fixed"),
+        ("GeneralizedCrossEntropy", 0.3, 0.0, "fixed"),
+        (*plain, 0.0, "small_loss"),
+        (*plain, 0.0, "deep_interactions"),
+        (*plain, 0.0, "fixed"),
+        (*plain, 0.0, "fixed"),
+    ]
 
 
 def test_late_rate_falls_from_where_weights_begin_to_act(script):

@@ -44,7 +44,7 @@ def test_tables_have_means_over_settings_and_gains_by_seed(variants, monkeypatch
     """By hand: 80 and 90 % are 85, a neighbour one and three points lower is -2 with no interval for two seeds; of
     clean rows only what has as many is compared.
     """
-    monkeypatch.setattr(variants, "VARIANTS", {variants.DEFAULT: (), "other": ()})
+    monkeypatch.setattr(variants, "VARIANTS", {variants.DEFAULT: (), "other": (), "not run": ()})
     monkeypatch.setattr(variants, "SIZES", (100,))
 
     def record(name, seed, setting, dev, size=300):
@@ -63,6 +63,7 @@ def test_tables_have_means_over_settings_and_gains_by_seed(variants, monkeypatch
     row = columns(variants.variants_table(records), "other")
     assert (row["trec"], row["over the default"]) == ("83.0", "-2.0")
     assert columns(variants.variants_table(records), "`amal()`")["trec"] == "85.0"
+    assert "not run" not in variants.variants_table(records)
     assert columns(variants.clean_rows_table(records), "100")["gain over all rows alike"] == "+0.0"
 
 
@@ -71,8 +72,8 @@ def test_no_run_is_made_twice(variants, monkeypatch, tmp_path):
     made = []
 
     def run(place, name, phases):
-        made.append((place.setting, name, place.clean_rows))
-        found = {"data": place.data.name, "setting": place.setting, "seed": place.seed}
+        made.append((place.student, place.setting, name, place.clean_rows))
+        found = {"data": place.data.name, "student": place.student, "setting": place.setting, "seed": place.seed}
         return {**found, "variant": name, "clean_rows": place.clean_rows, "dev": 0.5}
 
     monkeypatch.setattr(variants, "run", run)
@@ -83,3 +84,21 @@ def test_no_run_is_made_twice(variants, monkeypatch, tmp_path):
     assert len(set(made)) == len(made) == len(variants.SETTINGS) * (len(variants.VARIANTS) + 8)
     variants.main()
     assert len(made) == len(variants.read(tmp_path / "made.jsonl"))
+
+    monkeypatch.setattr(sys, "argv", [*command, "--student", "2", "--settings", "flipped40"])
+    heads = len(made)
+    variants.main()
+    assert made[heads:] == [("2", "flipped40", name, 300) for name in variants.VARIANTS]
+    variants.main()
+    assert len(made) == heads + len(variants.VARIANTS)
+
+
+def test_each_student_has_its_recipe(variants):
+    """Over features smoothed labels and the clean rows last; with layers the clean teacher; the same thing changed."""
+    changed = variants.Variant(arguments={"meta_batch_size": 64})
+    first, last = changed.phases("frozen")
+    (only,) = changed.phases("2")
+    assert (first.smoothing, last.rows, only.smoothing) == (0.1, variants.CLEAN, 0.0)
+    assert only.losses is variants.with_clean_teacher is not first.losses
+    for phase in (first, only):
+        assert (phase.rows, phase.arguments, phase.method(None).name) == (variants.ALL, changed.arguments, "amal")
