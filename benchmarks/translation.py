@@ -70,6 +70,9 @@ RUNS = {
     "generalised cross-entropy": Run(loss=lambda: GeneralizedCrossEntropy(0.3)),
     "small-loss selection": Run(lambda: Method("small_loss", SmallLoss(WRONG))),
     "deep_interactions()": Run(recipe.of_long_runs),
+    "deep_interactions(), generalised cross-entropy": Run(
+        recipe.of_long_runs, loss=lambda: GeneralizedCrossEntropy(0.3)
+    ),
     "right pairs alone (oracle)": Run(right_pairs=True),
 }
 FALLING, LATE = "falls from the start", "falls from the middle"

@@ -45,6 +45,7 @@ from amal_hf import (
     Contender,
     CrossEntropy,
     Delayed,
+    GeneralizedCrossEntropy,
     LossNetwork,
     MeanOne,
     Method,
@@ -96,6 +97,13 @@ class RecipeArguments:
     runs: list[str] = field(
         default_factory=lambda: ["all pairs alike", "deep_interactions"],
         metadata={"help": f"Among {list(RUNS)}; the last one's student is saved."},
+    )
+    loss_q: float | None = field(
+        default=None,
+        metadata={
+            "help": "Exponent of generalised cross-entropy, in (0, 1], for all runs: 0.3 follows pairs less that the "
+            "student does not believe. Plain cross-entropy by default."
+        },
     )
     student: str = field(default="bart", metadata={"help": "Kind of model.", "choices": ["bart", "t5"]})
     width: int = field(default=96, metadata={"help": "Width of the model."})
@@ -278,7 +286,8 @@ def train(
     set_seed(args.seed)
     own = copy.copy(args)
     own.push_to_hub = args.push_to_hub and name == recipe.runs[-1]
-    trainer = new_trainer(STUDENTS[recipe.student](tokenizer, recipe), RUNS[name](), own, data, tokenizer)
+    loss = CrossEntropy() if recipe.loss_q is None else GeneralizedCrossEntropy(recipe.loss_q)
+    trainer = new_trainer(STUDENTS[recipe.student](tokenizer, recipe), RUNS[name](), own, data, tokenizer, loss)
     return trainer, trainer.train().metrics["train_runtime"]
 
 
@@ -288,7 +297,7 @@ def new_trainer(
     args: TranslateArguments,
     data: DatasetDict,
     tokenizer: PreTrainedTokenizerBase,
-    loss: CrossEntropy | None = None,
+    loss: CrossEntropy,
 ) -> AMALSeq2SeqTrainer:
     """Everything but the training."""
     return AMALSeq2SeqTrainer(
@@ -303,7 +312,7 @@ def new_trainer(
         compute_metrics=translation_metrics(tokenizer)
         if importlib.util.find_spec("sacrebleu")
         else exact_match(tokenizer),
-        losses=[loss or CrossEntropy()],
+        losses=[loss],
         method=method,
     )
 

@@ -89,7 +89,9 @@ def test_settings_from_a_file_and_data_from_a_file(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["built in", "JSON lines", "parallel text"])
 def test_translate(tmp_path, layout):
-    """The built-in corpus, JSON lines and a folder of parallel text files all end in a table with a row a run."""
+    """The built-in corpus, JSON lines and a folder of parallel text files all end in a table with a row a run; the
+    card says what was trained on.
+    """
     pairs = translation_corpus(600)
     recipe = str(ROOT / "recipes" / "translate_deep_interactions.py")
     runs = ["all pairs alike", "small-loss selection", "deep_interactions"]
@@ -99,11 +101,13 @@ def test_translate(tmp_path, layout):
     elif layout == "parallel text":
         for language in ("en", "de"):
             (tmp_path / f"train.{language}").write_text("\n".join(pairs[language]) + "\n")
-    given = [] if layout == "built in" else ["--dataset", str(tmp_path)]
+    given = [] if layout == "built in" else ["--dataset", str(tmp_path), "--loss_q", "0.3"]
     subprocess.run([*command, *given, "--output_dir", str(tmp_path / "out")], capture_output=True, check=True)
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["name"] for row in rows] == runs
     assert (tmp_path / "out" / "example_weights.csv").exists()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("GeneralizedCrossEntropy, q 0.3" in card) == (layout != "built in")
 
 
 @pytest.mark.slow
