@@ -71,7 +71,6 @@ def all_blocks(folder: Path) -> dict[str, str]:
         "rules": _matrix([g for g in groups if (g.student, g.setting) == ("2", "rules")], SHORT_RULES),
         "wrong labels found": detection(groups),
         "variants": variants.variants_table(variants.results_of("frozen")),
-        "variants with layers": variants.variants_table(variants.results_of("2")),
         "clean rows": variants.clean_rows_table(variants.results_of("frozen")),
         "translation": translation.results_table(read(translation.RESULTS)),
         "overhead": overhead.table(),
