@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -64,15 +65,14 @@ class Run:
 
 
 ALIKE = "all pairs alike"
+ROBUST = partial(GeneralizedCrossEntropy, 0.3)
 RUNS = {
     ALIKE: Run(),
     "label smoothing": Run(smoothing=0.1),
-    "generalised cross-entropy": Run(loss=lambda: GeneralizedCrossEntropy(0.3)),
+    "generalised cross-entropy": Run(loss=ROBUST),
     "small-loss selection": Run(lambda: Method("small_loss", SmallLoss(WRONG))),
     "deep_interactions()": Run(recipe.of_long_runs),
-    "deep_interactions(), generalised cross-entropy": Run(
-        recipe.of_long_runs, loss=lambda: GeneralizedCrossEntropy(0.3)
-    ),
+    "deep_interactions(), generalised cross-entropy": Run(recipe.of_long_runs, ROBUST),
     "right pairs alone (oracle)": Run(right_pairs=True),
 }
 FALLING, LATE = "falls from the start", "falls from the middle"

@@ -216,8 +216,7 @@ def variants_table(records: list[Record]) -> str:
     default = scores(records, DEFAULT)
     rows = []
     for name in VARIANTS:
-        if not (found := scores(records, name)):
-            continue
+        found = scores(records, name)
         means = [f"{np.mean(list(found[data].values())):.1f}" for data in default]
         rows.append([code(name), *means, "" if name == DEFAULT else signed(over(found, default))])
     return markdown_tables.table(["one thing changed", *default, "over the default"], rows)
