@@ -53,6 +53,7 @@ from amal_hf.policies.per_loss_network import PerLossNetwork
 from amal_hf.policies.policy import Policy
 from amal_hf.policies.rectified_slopes import RectifiedSlopes
 from amal_hf.policies.shared_weights import SharedWeights
+from amal_hf.policies.source_gain import SourceGain
 from amal_hf.policies.state_network import StateNetwork
 from amal_hf.policies.teacher_belief import TeacherBelief
 from amal_hf.portable import checkpoint_from_hub
@@ -126,6 +127,7 @@ __all__ = [
     "SharedWeights",
     "SmallLoss",
     "Snapshots",
+    "SourceGain",
     "Spear",
     "StateNetwork",
     "Tangent",

@@ -11,7 +11,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, Seq2SeqTrainer
 
 from amal_hf.arguments import AMALArguments
-from amal_hf.generators import answers_by_token, without_adapters
+from amal_hf.generators import answers_by_token, is_encoder_decoder, without_adapters
 from amal_hf.loggers import logger_of
 from amal_hf.losses import Loss
 from amal_hf.method import Method
@@ -107,6 +107,8 @@ def _check_method(trainer: Any) -> None:
     args, method = trainer.args, trainer.method
     if method.policy.needs_hidden_states:
         _check_hidden_states(without_adapters(trainer.model))
+    if method.policy.needs_source_gain:
+        _check_source(trainer)
     if method.batch_policy is not None:
         _check_changes(trainer)
     if method.per_token:
@@ -168,6 +170,17 @@ def _check_hidden_states(student: Any) -> None:
             f"AMALTrainer: the policy reads the student's hidden states, and {type(student).__name__}.forward takes "
             f"no `output_hidden_states`. Use a policy without them: LossNetwork()."
         )
+
+
+def _check_source(trainer: Any) -> None:
+    reads = f"AMALTrainer: {type(trainer.method.policy).__name__} reads what a target gains from its source"
+    if not is_encoder_decoder(trainer.model):
+        raise ValueError(
+            f"{reads}, and {type(without_adapters(trainer.model)).__name__} is no encoder-decoder. Use SmallLoss() "
+            f"in the place of SourceGain(), and StateNetwork() without source_gain."
+        )
+    if trainer.method.per_token:
+        raise ValueError(f"{reads}, which a token has none of by itself. Leave per_token out.")
 
 
 def _check_meta_step(trainer: Any) -> None:

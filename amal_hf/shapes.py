@@ -68,6 +68,9 @@ EXAMPLE_ID = "example_id"
 META_ROW = "amal_meta_row"
 """The column of a meta batch that says which rows of the meta set it has."""
 
+WITHOUT_SOURCE = "amal_without_source"
+"""The column of a prepared batch that says what its targets cost a translator that sees no source, `(B,)`."""
+
 REPEATED = "amal_is_repeated"
 """The column that marks rows of a stream that only fill up its last batch."""
 

@@ -63,6 +63,7 @@ from amal_hf.token_mixture import TokenMixture
 from amal_hf.weight_histograms import weight_histograms
 from amal_hf.weight_warnings import warn_of_large_meta_batch, warn_of_seen_labels, warn_of_unread_teacher
 from amal_hf.weights import weights_dataset
+from amal_hf.without_source import with_cost_without_source
 
 
 logger = logger_of(__name__)
@@ -223,7 +224,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         window = self._window
         window.weighed += 1
-        batch = window.prepared[window.position] if window.prepared else self.mixture.prepare(inputs)
+        batch = window.prepared[window.position] if window.prepared else self._prepare_batch(inputs)
         self._warn_of_anonymous_rows(batch)
         recorder = self._learner and self._learner.recorder
         before = randomness() if recorder and recorder.steps else []
@@ -330,7 +331,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
 
     def _meta_step(self, learner: WeightLearner, batches: Sequence[Batch], measures: bool) -> list[Batch]:
         """Learn from the micro-batches of one optimizer step, by a new meta gradient or not; returns them prepared."""
-        prepared: list[Batch] = [self.mixture.prepare(self._prepare_inputs(dict(batch))) for batch in batches]
+        prepared = [self._prepare_batch(self._prepare_inputs(dict(batch))) for batch in batches]
         if self.accelerator.scaler is not None and not self.method.phase_epochs:
             self._skipped_steps.begin(self.accelerator.scaler, learner.restorer(prepared))
         for batch in learner.not_yet_seen() if measures and self._inputs.hidden_states else ():
@@ -338,6 +339,13 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         meta_batch = self._prepare_inputs(own_part(learner.next_meta_batch())) if measures else None
         self._count(learner.learn(self._student(), prepared, meta_batch))
         return prepared
+
+    def _prepare_batch(self, batch: Batch) -> Batch:
+        """With what losses need of it, and what its targets cost the student without a source, where that is read."""
+        prepared = self.mixture.prepare(batch)
+        if not self.method.policy.needs_source_gain:
+            return prepared
+        return with_cost_without_source(self._student(), prepared, self.mixture.task)
 
     def _count(self, report: MetaReport) -> None:
         if self.args.logging_strategy != IntervalStrategy.NO:

@@ -35,12 +35,14 @@ from amal_hf import (
     RectifiedSlopes,
     SharedWeights,
     SmallLoss,
+    SourceGain,
     StateNetwork,
     TeacherBelief,
     convex,
 )
 from amal_hf.clean_probe import CleanRows
 from amal_hf.policies.policy import Independent, Observation, Signals, Sizes, weights_of
+from amal_hf.shapes import WITHOUT_SOURCE
 from amal_hf.task import Task
 
 
@@ -48,6 +50,7 @@ B, C, WIDTH = 8, 3, 4
 SIZES = Sizes(2, (1,), B, C, states=(WIDTH, WIDTH), names=("labels", "teacher"))
 EQUAL = torch.tensor([0.5, 0.5])
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, -100])
+BATCH = {"labels": LABELS, WITHOUT_SOURCE: torch.linspace(0, 3, B)}
 PRESENT = torch.stack([LABELS >= 0, torch.ones(B, dtype=torch.bool)], 1)
 
 
@@ -95,6 +98,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "RectifiedSlopes": RectifiedSlopes,
     "SharedWeights": SharedWeights,
     "SmallLoss": SmallLoss,
+    "SourceGain": SourceGain,
     "StateNetwork": StateNetwork,
     "TeacherBelief": TeacherBelief,
 }
@@ -103,6 +107,8 @@ VARIANTS: dict[str, Callable[[], Policy]] = {
     "a loss network, independent teacher": beside_an_independent_teacher(LossNetwork),
     "a convex table": lambda: ExampleTable(bound=convex),
     "a state network with a memory": lambda: StateNetwork(memory=True),
+    "a state network that reads gains": lambda: StateNetwork(source_gain=True),
+    "a network that reads gains, later": lambda: Delayed(StateNetwork(source_gain=True), 0.5),
     **{
         f"a loss network, {kind.__name__}": lambda kind=kind: LossNetwork(normalisation=kind())
         for kind in (Convex, ConvexOrNone, MeanOne, GatedConvex)
@@ -147,7 +153,7 @@ def seen(policy, progress=0.6):
     states = tuple(drawn(B, WIDTH, seed=seed) for seed in (2, 3))
     losses = drawn(B, 2, seed=4).abs() * PRESENT
     logits = drawn(B, C, seed=5).requires_grad_()
-    signals = Signals(losses, logits, (TEACHER,), {"labels": LABELS}, Task(), states, ask)
+    signals = Signals(losses, logits, (TEACHER,), BATCH, Task(), states, ask)
     return Observation(torch.arange(B), policy.observe(signals), progress, PRESENT)
 
 

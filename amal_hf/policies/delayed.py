@@ -44,6 +44,7 @@ class Delayed(Policy):
         self.until = until
         self.learns = policy.learns
         self.needs_hidden_states = policy.needs_hidden_states
+        self.needs_source_gain = policy.needs_source_gain
         self.reads_clean_states = policy.reads_clean_states
         self.interval = policy.interval
         self.learning_rate = policy.learning_rate

@@ -65,6 +65,7 @@ class Frozen(Policy):
         self.saved = saved if isinstance(saved, Mapping) else Path(saved)
         self.needs_ids = policy.needs_ids
         self.needs_hidden_states = policy.needs_hidden_states
+        self.needs_source_gain = policy.needs_source_gain
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
         """Take over what was saved.

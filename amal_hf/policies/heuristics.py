@@ -144,7 +144,7 @@ class SmallLoss(Heuristic):
         super().__init__()
         if not 0 <= forgotten < 1 or not 0 < ramp <= 1:
             raise ValueError(
-                f"SmallLoss: forgotten must lie in [0, 1) and ramp in (0, 1], got {forgotten} and {ramp}."
+                f"{type(self).__name__}: forgotten must lie in [0, 1) and ramp in (0, 1], got {forgotten} and {ramp}."
             )
         self.forgotten = forgotten
         self.ramp = ramp

@@ -112,6 +112,7 @@ class Policy(nn.Module, ABC):
         learns: whether the policy wants slopes; one that does not needs no meta set.
         needs_ids: whether weights belong to examples by id, so that a stream has to bring a column of ids.
         needs_hidden_states: whether `observe` reads the student's hidden states.
+        needs_source_gain: whether `observe` reads what the targets cost a student that sees no source.
         reads_clean_states: whether `note_clean` wants to be told of clean rows, where a student can show its states.
         holds_for_one_step: whether weights are of use only to the step that they were learned at, so that every step
             must be judged.
@@ -124,6 +125,7 @@ class Policy(nn.Module, ABC):
     learns: bool = True
     needs_ids: bool = False
     needs_hidden_states: bool = False
+    needs_source_gain: bool = False
     reads_clean_states: bool = False
     holds_for_one_step: bool = False
     interval: int = 1

@@ -9,6 +9,7 @@ from amal_hf.policies.bounds import Normalisation, TwiceSigmoid
 from amal_hf.policies.network_policy import NetworkPolicy
 from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.policies.slope_memory import SlopeMemory, of_likelihoods
+from amal_hf.policies.source_gain import source_gain
 from amal_hf.policies.surface import surface, surface_width
 from amal_hf.processes import total, total_count
 from amal_hf.shapes import IGNORED, Batch, Features, Logits, LossTable
@@ -38,6 +39,8 @@ class StateNetwork(NetworkPolicy):
             `exp(−loss)`. An example with a large loss has a long gradient, which helps whatever it says: a network
             that reads the loss would weigh up what is hard before it weighs down what is wrong. For runs of many
             epochs whose student begins with little knowledge, such as a translator from scratch.
+        source_gain: read by how much the target is likelier for having its source (`SourceGain`). For students that
+            translate; one more forward pass of the decoder a step.
         labels: read the label. Where labels are words, thousands of them, a network that did learned more slowly from
             recorded slopes of translations (`benchmarks/LOG.md`).
         seed: of its first weights.
@@ -61,6 +64,7 @@ class StateNetwork(NetworkPolicy):
         normalisation: Normalisation | None = None,
         memory: bool = False,
         labels: bool = True,
+        source_gain: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(hidden, learning_rate, TwiceSigmoid() if normalisation is None else normalisation, seed)
@@ -68,6 +72,7 @@ class StateNetwork(NetworkPolicy):
         self.memory = memory
         self.needs_ids = memory
         self.labels = labels
+        self.needs_source_gain = source_gain
         self.needs_hidden_states = layers != ()
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
@@ -86,6 +91,7 @@ class StateNetwork(NetworkPolicy):
     def describe(self) -> str:
         """Layers, width and normalisation."""
         options = [", memory"] * self.memory + [", no labels"] * (not self.labels)
+        options += [", source gain"] * self.needs_source_gain
         return f"{super().describe()}, layers {self.layers}{''.join(options)}"
 
     def body(self, sizes: Sizes) -> nn.Module:
@@ -93,8 +99,8 @@ class StateNetwork(NetworkPolicy):
         return _Reader(self.widths, self.label_count, self.rest_width(sizes), self.hidden)
 
     def rest_width(self, sizes: Sizes) -> int:
-        """Columns beside states and label: surface, margin, losses against their mean, progress, and the memory."""
-        return surface_width(sizes) + 2 + sizes.losses * (1 + self.memory)
+        """Columns beside states and label: surface, margin, gain, losses against their mean, progress, memory."""
+        return surface_width(sizes) + 2 + self.needs_source_gain + sizes.losses * (1 + self.memory)
 
     def width(self, sizes: Sizes) -> int:
         """Columns of `inputs`."""
@@ -113,7 +119,8 @@ class StateNetwork(NetworkPolicy):
         labels = label_shares(signals.batch, signals.logits, self.label_count)
         shown = surface(signals)
         against_mean = shown[:, : len(self.running_losses)] - self.running_losses.to(shown)
-        return torch.cat([*pooled, labels, shown, margin(signals)[:, None], against_mean], 1).detach()
+        gain = [source_gain(signals)[:, None]] if self.needs_source_gain else []
+        return torch.cat([*pooled, labels, shown, margin(signals)[:, None], *gain, against_mean], 1).detach()
 
     def update(self, observation: Observation, slopes: LossTable) -> None:
         """Learns, and takes note of the losses for their running mean."""
