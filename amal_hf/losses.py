@@ -25,12 +25,15 @@ class Loss(ABC):
         pull: how long its gradient with respect to an example's logits gets, where that of a label is one. Policies
             that share weight out among losses compare slopes by it: AdamW goes no further for a loss that only pulls
             harder.
+        exponent: q, where the loss is `(1 − p^q) / q` of the probability p of what is asked for; 0 for `−log p`.
+            Policies that look at probabilities get these from it.
     """
 
     name: str
     columns: tuple[str, ...] = ()
     citation: str = ""
     pull: float = 1.0
+    exponent: float = 0.0
 
     def bind(self, task: Task) -> None:
         """Learn how the student's logits are read. Called once, before training."""

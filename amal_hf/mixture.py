@@ -133,12 +133,19 @@ class Mixture:
         """
         for loss in self.joint:
             loss.reset()
-        pulls = tuple(loss.pull for loss in self._by_column)
-        names = tuple(self.names)
-        alone = len(names) == 1 and reads_labels(self.losses[0])
-        taught = tuple(column for column, loss in enumerate(self._by_column) if isinstance(loss, Distillation))
+        columns = self._by_column
         sizes = Sizes(
-            len(names), taught, examples, classes, states, folder, pulls, names, alone, independent(self._by_column)
+            losses=len(columns),
+            teachers=tuple(column for column, loss in enumerate(columns) if isinstance(loss, Distillation)),
+            examples=examples,
+            classes=classes,
+            states=states,
+            folder=folder,
+            pulls=tuple(loss.pull for loss in columns),
+            exponents=tuple(loss.exponent for loss in columns),
+            names=tuple(self.names),
+            labels_alone=len(columns) == 1 and reads_labels(self.losses[0]),
+            independent=independent(columns),
         )
         self.policy.reset(sizes, initial)
         self.record = self.policy.rows() or RowStore(examples, torch.full((len(self.names),), float("nan")), folder)

@@ -42,7 +42,7 @@ class GeneralizedCrossEntropy(CrossEntropy):
         if not 0 < q <= 1:
             raise ValueError(f"GeneralizedCrossEntropy: q must lie in (0, 1], got {q}. CrossEntropy() is the limit 0.")
         super().__init__(name, column)
-        self.q = q
+        self.q = self.exponent = q
 
     def describe(self) -> str:
         """The exponent."""

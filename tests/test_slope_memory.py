@@ -1,10 +1,13 @@
 """What slopes an example has had."""
 
+import pytest
 import torch
 
-from amal_hf import AboveAverage, StateNetwork
+from amal_hf import AboveAverage, CrossEntropy, GeneralizedCrossEntropy, StateNetwork
+from amal_hf.mixture import Mixture
 from amal_hf.policies.policy import Observation, Sizes
 from amal_hf.policies.slope_memory import SlopeMemory, of_likelihoods
+from amal_hf.task import Task
 
 
 ALIKE = Observation(torch.arange(40), torch.ones(40, 5), 0.5)
@@ -19,21 +22,38 @@ def test_it_holds_the_mean_of_an_examples_slopes():
     torch.testing.assert_close(memory.read(torch.arange(4)), expected)
 
 
-def test_slopes_of_likelihoods_are_derivatives_of_exponentials():
-    """Equal to what autograd gives for `−exp(−loss)` along a direction, up to their common scale; zeros stay zero."""
+def test_slopes_of_likelihoods_are_derivatives_of_likelihoods():
+    """Equal to what autograd gives for the likelihoods along a direction, up to their common scale, whether the losses
+    are cross-entropy, generalised or absolute error; zeros stay zero.
+    """
     generator = torch.Generator().manual_seed(0)
-    inner = torch.randn(6, 2, 3, generator=generator, dtype=torch.float64)
+    inner = torch.randn(6, 3, 3, generator=generator, dtype=torch.float64)
     place = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     direction = torch.randn(3, generator=generator, dtype=torch.float64)
 
+    def likelihoods(at):
+        return (inner @ at + inner.abs().sum(-1)).square().neg().exp()
+
     def losses(at):
-        return (inner @ at + inner.abs().sum(-1)).square()
+        p = likelihoods(at)
+        return torch.stack([-p[:, 0].log(), (1 - p[:, 1] ** 0.3) / 0.3, 1 - p[:, 2]], 1)
 
     slopes = torch.func.jvp(losses, (place,), (direction,))[1].detach()
-    exact = torch.func.jvp(lambda at: -losses(at).neg().exp(), (place,), (direction,))[1].detach()
-    found = of_likelihoods(slopes, losses(place).detach())
-    torch.testing.assert_close(found, exact / exact.abs().mean())
-    assert of_likelihoods(torch.zeros(3, 2), torch.ones(3, 2)).abs().sum() == 0
+    exact = torch.func.jvp(lambda at: -likelihoods(at), (place,), (direction,))[1].detach()
+    exponents = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    found = of_likelihoods(slopes, losses(place).detach(), exponents)
+    torch.testing.assert_close(found, exact / exact.abs().mean(), rtol=1e-6, atol=1e-9)
+    assert of_likelihoods(torch.zeros(3, 3), torch.ones(3, 3), exponents).abs().sum() == 0
+
+
+def test_a_network_with_a_memory_knows_how_losses_come_from_likelihoods():
+    """By the exponents of the losses that it is to weigh."""
+    policies = {}
+    for loss in (CrossEntropy(), GeneralizedCrossEntropy(0.3)):
+        policy = StateNetwork((), memory=True)
+        Mixture([loss], policy, Task()).reset(40, torch.ones(1), classes=3)
+        policies[loss.exponent] = policy.exponents.tolist()
+    assert policies == {0.0: [0.0], 0.3: pytest.approx([0.3])}
 
 
 def test_a_stream_may_bring_any_ids():

@@ -40,6 +40,7 @@ class Sizes(NamedTuple):
         states: widths of the student's hidden states, one a layer.
         folder: where rows of weights are kept that should not be in memory; see `RowStore`.
         pulls: K, `Loss.pull` of each; all one by default.
+        exponents: K, `Loss.exponent` of each; all zero by default.
         names: of the losses, where they are known.
         labels_alone: whether the only loss is that of the labels.
         independent: the labels and a teacher that has not seen them, where there is one of each.
@@ -52,6 +53,7 @@ class Sizes(NamedTuple):
     states: tuple[int, ...] = ()
     folder: str | None = None
     pulls: tuple[float, ...] = ()
+    exponents: tuple[float, ...] = ()
     names: tuple[str, ...] = ()
     labels_alone: bool = False
     independent: Independent | None = None

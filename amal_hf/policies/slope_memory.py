@@ -11,9 +11,19 @@ from amal_hf.processes import rows_of_all
 from amal_hf.shapes import ExampleIds, LossTable
 
 
-def of_likelihoods(slopes: LossTable, losses: LossTable) -> LossTable:
-    """Slopes of `−exp(−loss)` from those of the losses, `(B, K)`, again of mean magnitude one over all processes."""
-    return of_unit_magnitude(slopes * losses.neg().exp().to(slopes))
+def of_likelihoods(slopes: LossTable, losses: LossTable, exponents: Tensor) -> LossTable:
+    """Slopes of likelihoods from those of the losses, `(B, K)`, again of mean magnitude one over all processes.
+
+    Args:
+        slopes, losses: `(B, K)`.
+        exponents: `(K,)`, `Loss.exponent`: a loss `(1 − p^q) / q` falls by `1 / p^(1 − q)` where the likelihood p
+            rises by one, and `−log p` by `1 / p`.
+    """
+    q = exponents.to(losses)
+    smallest = torch.finfo(losses.dtype).tiny  # of a power of p: the loss is never above 1/q but for rounding
+    powers = (1 - q * losses).clamp(min=smallest)
+    inverse = torch.where(q > 0, powers.pow((1 - q) / torch.where(q > 0, q, 1)), losses.neg().exp())
+    return of_unit_magnitude(slopes * inverse.to(slopes))
 
 
 class SlopeMemory(nn.Module):

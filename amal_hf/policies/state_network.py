@@ -35,10 +35,10 @@ class StateNetwork(NetworkPolicy):
         learning_rate: of its own Adam; 3e-3.
         normalisation: `TwiceSigmoid()` (w = 1 for one loss at the start), or another of `bounds.py`. `MeanOne()` rules
             out that all weights rise or fall together, which is a learning rate in disguise.
-        memory: read the mean of an example's own slopes so far as well, and take all slopes for those of likelihoods,
-            `exp(−loss)`. An example with a large loss has a long gradient, which helps whatever it says: a network
-            that reads the loss would weigh up what is hard before it weighs down what is wrong. For runs of many
-            epochs whose student begins with little knowledge, such as a translator from scratch.
+        memory: read the mean of an example's own slopes so far as well, and take all slopes for those of likelihoods
+            (`exp(−loss)` of a cross-entropy). An example with a large loss has a long gradient, which helps whatever
+            it says: a network that reads the loss would weigh up what is hard before it weighs down what is wrong. For
+            runs of many epochs whose student begins with little knowledge, such as a translator from scratch.
         source_gain: read by how much the target is likelier for having its source (`SourceGain`). For students that
             translate; one more forward pass of the decoder a step.
         labels: read the label. Where labels are words, thousands of them, a network that did learned more slowly from
@@ -55,6 +55,7 @@ class StateNetwork(NetworkPolicy):
 
     needs_hidden_states = True
     running_losses: Tensor
+    exponents: Tensor
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class StateNetwork(NetworkPolicy):
         self.widths = self._chosen(sizes.states)
         self.label_count = min(sizes.classes, MOST_LABELS) if self.labels else 0
         self.register_buffer("running_losses", torch.zeros(sizes.losses))
+        self.exponents = torch.tensor(sizes.exponents or [0.0] * sizes.losses)
         if self.memory:
             self.slopes = SlopeMemory(sizes.examples, sizes.losses)
         super().reset(sizes, initial)
@@ -127,7 +129,7 @@ class StateNetwork(NetworkPolicy):
         first = sum(self.widths) + self.label_count
         losses = observation.features[:, first : first + len(self.running_losses)]
         if self.memory:
-            slopes = of_likelihoods(slopes, losses.expm1())
+            slopes = of_likelihoods(slopes, losses.expm1(), self.exponents)
         super().update(observation, slopes)
         if self.memory:
             self.slopes.note(observation.ids, slopes)
