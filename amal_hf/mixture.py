@@ -28,6 +28,7 @@ from amal_hf.shapes import (
     Batch,
     Evaluation,
     ExampleIds,
+    Features,
     Logits,
     LossTable,
     Targets,
@@ -151,6 +152,7 @@ class Mixture:
         self.record = self.policy.rows() or RowStore(examples, torch.full((len(self.names),), float("nan")), folder)
         self.notes = ExampleNotes(examples, self.groups, {loss.name: loss.logits_key for loss in self.distillations})
         self._used: list[tuple[ExampleIds, LossTable]] = []
+        self._seen: list[Features] = []
 
     def prepare(self, batch: Batch) -> dict[str, Any]:
         """The training batch with all that depends on it alone, such as teachers' logits.
@@ -248,6 +250,9 @@ class Mixture:
         # What a student makes of a changed example says nothing of the example.
         if EXAMPLE_ID in batch and targets is None:
             self.note(outputs, batch, losses.detach(), observation.present)
+        if self.policy.notes_steps:
+            there = observation.present
+            self._seen.append(observation.features if there is None else observation.features[there.any(1)])
         total = (weights * losses).sum()
         for loss in self.joint:
             total = total + kept(loss.own_objective(batch), batch).sum()
@@ -268,13 +273,16 @@ class Mixture:
             self.notes.write(ids_of(batch), losses, present, judged)
 
     def finish_step(self) -> None:
-        """An optimizer step of the student is over: every process records the weights that all have used."""
+        """An optimizer step of the student is over: every process records what all have used and seen."""
         for loss in self.joint:
             loss.finish_step()
         if self._used:
             ids, weights = (rows_of_all(torch.cat(parts)) for parts in zip(*self._used, strict=True))
             self.record.write(ids, weights)
             self._used.clear()
+        if self._seen:
+            self.policy.note_step(rows_of_all(torch.cat(self._seen)))
+            self._seen.clear()
 
     def present_of(self, batches: Sequence[Batch]) -> Tensor | None:
         """`(B, K)`, bool: which losses the examples of all batches have; `None` if all have all."""

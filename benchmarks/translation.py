@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from spread import spread
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 
-from amal_hf import AMALSeq2SeqTrainer, CrossEntropy, GeneralizedCrossEntropy, Method, SmallLoss
+from amal_hf import AMALSeq2SeqTrainer, CrossEntropy, GeneralizedCrossEntropy, Method, SmallLoss, SourceGain
 from amal_hf.metrics import auc
 from amal_hf.translation import Bleu
 
@@ -64,6 +64,11 @@ class Run:
     right_pairs: bool = False
 
 
+def by_source_gain() -> Method:
+    """Told how many pairs are wrong, as small-loss selection is."""
+    return Method("source_gain", SourceGain(WRONG))
+
+
 ALIKE = "all pairs alike"
 ROBUST = partial(GeneralizedCrossEntropy, 0.3)
 RUNS = {
@@ -71,6 +76,8 @@ RUNS = {
     "label smoothing": Run(smoothing=0.1),
     "generalised cross-entropy": Run(loss=ROBUST),
     "small-loss selection": Run(lambda: Method("small_loss", SmallLoss(WRONG))),
+    "source-gain selection": Run(by_source_gain),
+    "source-gain selection, generalised cross-entropy": Run(by_source_gain, ROBUST),
     "deep_interactions()": Run(recipe.of_long_runs),
     "deep_interactions(), generalised cross-entropy": Run(recipe.of_long_runs, ROBUST),
     "right pairs alone (oracle)": Run(right_pairs=True),

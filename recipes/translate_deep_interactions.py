@@ -50,6 +50,7 @@ from amal_hf import (
     MeanOne,
     Method,
     SmallLoss,
+    SourceGain,
     StateNetwork,
     amal,
     deep_interactions,
@@ -72,6 +73,7 @@ def of_long_runs() -> Method:
 RUNS: dict[str, Callable[[], Method | None]] = {
     "all pairs alike": lambda: None,
     "small-loss selection": lambda: Method("small_loss", SmallLoss(0.3)),
+    "source-gain selection": lambda: Method("source_gain", SourceGain(0.3)),
     "deep_interactions": lambda: deep_interactions(StateNetwork(normalisation=MeanOne())),
     "long_runs": of_long_runs,
     "loss_network": lambda: amal(LossNetwork(normalisation=MeanOne())),

@@ -30,7 +30,9 @@ from amal_hf import (
     LastLayer,
     LossNetwork,
     MeanOne,
+    Method,
     NeumannDirection,
+    SmallLoss,
     StateNetwork,
     Trajectory,
     amal,
@@ -62,6 +64,7 @@ METHODS = {
     "delayed": lambda: deep_interactions(
         Delayed(StateNetwork((), learning_rate=0.05, normalisation=AboveAverage(), memory=True), 0.5), window=2
     ),
+    "selection": lambda: Method("small_loss", SmallLoss(0.4, 0.3, among=12)),
     "tokens": lambda: replace(amal(LossNetwork(learning_rate=0.05)), per_token=True),
 }
 
@@ -155,7 +158,7 @@ def new_trainer(
         model=without_dropout() if model is None else model,
         args=toy_arguments(folder, **{**defaults, **options}),
         train_dataset=rows_of(rows) if train is None else train,
-        meta_dataset=rows_of(10, 4) if meta is None else meta,
+        meta_dataset=(rows_of(10, 4) if meta is None else meta) if METHODS[method]().learns else None,
         losses=losses or [CrossEntropy(), Distillation(TableTeacher(rows), has_seen_labels=method not in UNSEEN)],
         method=METHODS[method](),
         callbacks=[seen],

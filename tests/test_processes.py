@@ -37,6 +37,7 @@ OTHER = {
             "trajectory",
             "memory",
             "reweighting, window",
+            "selection",
         ),
         (3,),
         num_train_epochs=3,

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from conftest import tiny_bert, toy_arguments, toy_rows
+from datasets import Dataset
 from reference import learning_to_reweight_by_unrolling
 
 from amal_hf import (
@@ -210,6 +211,42 @@ def test_small_loss_selection_gives_examples_up_one_by_one(progress, kept):
     assert weights[:, 0].tolist() == pytest.approx([8 / kept] * kept + [0] * (8 - kept))
 
 
+def test_a_selection_among_the_latest_examples_leaves_out_as_many_as_are_bad():
+    """Batches without a large loss keep all, others give up more than the share; the bar is that of the latest
+    examples of whole steps, whatever the micro-batch, and older ones are forgotten.
+    """
+    policy = begun(SmallLoss(0.25, ramp=0.5, among=8))
+    costs = lambda *values: observation(len(values))._replace(features=torch.tensor(values)[:, None], progress=1.0)  # noqa: E731
+    assert policy.weights(costs(1.0, 9.0))[:, 0].tolist() == pytest.approx([4 / 3] * 2)  # nothing seen before
+    policy.note_step(torch.tensor([[5.0], [7.0]]))
+    policy.note_step(torch.arange(8.0)[:, None])  # the bar is 5.25
+    assert policy.weights(costs(1.0, 5.0, 5.2))[:, 0].tolist() == pytest.approx([4 / 3] * 3)
+    assert policy.weights(costs(6.0, 7.0, 5.3, 0.0))[:, 0].tolist() == pytest.approx([0, 0, 0, 4 / 3])
+    half_way = costs(6.0, 6.2)._replace(progress=0.25)  # an eighth is left out: above 6.125
+    assert policy.weights(half_way)[:, 0].tolist() == pytest.approx([8 / 7, 0])
+    assert policy.weights(costs(99.0)._replace(progress=0.0))[:, 0].tolist() == [1.0]
+    policy.note_step(torch.full((8, 1), 2.0))
+    assert policy.weights(costs(1.0, 3.0))[:, 0].tolist() == pytest.approx([4 / 3, 0])
+
+
+def test_a_step_is_noted_once_and_whole(tmp_path):
+    """All examples with a loss of all micro-batches of an optimizer step at once; another step's come after."""
+    noted = []
+
+    class Noting(SmallLoss):
+        def note_step(self, features):
+            noted.append(len(features))
+            super().note_step(features)
+
+    rows = list(toy_rows(16))
+    for row in rows[:4]:
+        row["labels"] = -100
+    args = toy_arguments(tmp_path, max_steps=2, gradient_accumulation_steps=2, train_sampling_strategy="sequential")
+    method = Method("control", Noting(0.5, among=5))
+    AMALTrainer(model=tiny_bert(), args=args, train_dataset=Dataset.from_list(rows), method=method).train()
+    assert noted == [4, 8]
+
+
 def test_small_loss_selection_adds_losses_up_as_they_are_weighed():
     """A loss that the mixture leaves out does not count."""
     policy = SmallLoss()
@@ -236,6 +273,7 @@ def test_controls_refuse_what_makes_no_sense():
         lambda: HardMining(0.0),
         lambda: SmallLoss(1.0),
         lambda: SmallLoss(ramp=0.0),
+        lambda: SmallLoss(among=0),
         lambda: begun(AnnealedWeights([1, 0])),
     ):
         with pytest.raises(ValueError, match="got"):
@@ -243,7 +281,15 @@ def test_controls_refuse_what_makes_no_sense():
 
 
 @pytest.mark.parametrize(
-    "policy", [RandomRectified(), ClassProportional([5, 6, 5]), HardMining(0.5), SmallLoss(0.5), AnnealedWeights([2])]
+    "policy",
+    [
+        RandomRectified(),
+        ClassProportional([5, 6, 5]),
+        HardMining(0.5),
+        SmallLoss(0.5),
+        SmallLoss(0.5, among=9),
+        AnnealedWeights([2]),
+    ],
 )
 def test_controls_train_without_a_meta_set(tmp_path, policy):
     """In a trainer, as a method of their own."""

@@ -126,37 +126,59 @@ class HardMining(Heuristic):
 class SmallLoss(Heuristic):
     """The examples with the smallest losses and no others: what a student learns late is perhaps wrong.
 
-    All count at first; until the share `ramp` of training is done, `forgotten` of every micro-batch are given up one
-    by one. The losses are added up as the mixture weighs them.
+    All count at first; until the share `ramp` of training is done, `forgotten` of them are given up one by one. The
+    losses are added up as the mixture weighs them.
 
     Args:
-        forgotten: share of a micro-batch that is left out in the end, in [0, 1); about that of wrong labels.
+        forgotten: share that is left out in the end, in [0, 1); about that of wrong labels.
         ramp: share of training until then, in (0, 1]. Co-teaching takes 10 of 200 epochs.
+        among: of how many of the latest examples that share is; of each micro-batch by default, as published. Of 16
+            examples of which 30 % are wrong on average, more than 5 are often: with as many given up in each batch 6 %
+            of those that are kept would be wrong, however well wrong ones were known.
 
     Raises:
-        ValueError: a share out of its range.
+        ValueError: a number out of its range.
 
     References:
         The selection of Co-teaching (Han et al. 2018, arXiv:1804.06872) with one network.
     """
 
-    def __init__(self, forgotten: float = 0.2, ramp: float = 0.3) -> None:
+    latest: Tensor
+
+    def __init__(self, forgotten: float = 0.2, ramp: float = 0.3, among: int | None = None) -> None:
         super().__init__()
-        if not 0 <= forgotten < 1 or not 0 < ramp <= 1:
+        if not 0 <= forgotten < 1 or not 0 < ramp <= 1 or not (among is None or among > 0):
             raise ValueError(
-                f"{type(self).__name__}: forgotten must lie in [0, 1) and ramp in (0, 1], got {forgotten} and {ramp}."
+                f"{type(self).__name__}: forgotten must lie in [0, 1), ramp in (0, 1], and among be above 0 (or None, "
+                f"for the micro-batch); got {forgotten}, {ramp} and {among}."
             )
         self.forgotten = forgotten
         self.ramp = ramp
+        self.among = among
+        self.notes_steps = among is not None
+
+    def reset(self, sizes: Sizes, initial: Tensor) -> None:
+        """Forget the latest examples."""
+        super().reset(sizes, initial)
+        self.register_buffer("latest", torch.full((self.among or 0,), torch.nan))
 
     def observe(self, signals: Signals) -> Features:
         """The weighed loss, `(B, 1)`."""
         return signals.losses @ self.mixture.to(signals.losses)[:, None]
 
     def importance(self, observation: Observation) -> PerExample:
-        """At least one example of a micro-batch is kept."""
-        done = min(float(observation.progress) / self.ramp, 1.0)
-        return highest(-observation.features[:, 0], 1 - self.forgotten * done, observation.present)
+        """At least one example of a micro-batch is kept, unless they are chosen among more."""
+        left_out = self.forgotten * min(float(observation.progress) / self.ramp, 1.0)
+        costs = observation.features[:, 0]
+        if self.among is None:
+            return highest(-costs, 1 - left_out, observation.present)
+        # Nothing was seen before the first step; a later one compares with what there is.
+        bar = self.latest.to(costs).nanquantile(1 - left_out).nan_to_num(torch.inf)
+        return (costs <= bar) / (1 - left_out) if left_out else torch.ones_like(costs)
+
+    def note_step(self, features: Features) -> None:
+        """The newest take the place of the oldest."""
+        self.latest = torch.cat([self.latest.to(features), features[:, 0]])[-len(self.latest) :]
 
 
 def highest(scores: PerExample, share: float, present: Tensor | None) -> PerExample:

@@ -115,6 +115,7 @@ class Policy(nn.Module, ABC):
         needs_ids: whether weights belong to examples by id, so that a stream has to bring a column of ids.
         needs_hidden_states: whether `observe` reads the student's hidden states.
         needs_source_gain: whether `observe` reads what the targets cost a student that sees no source.
+        notes_steps: whether `note_step` wants to be told of the examples of every step.
         reads_clean_states: whether `note_clean` wants to be told of clean rows, where a student can show its states.
         holds_for_one_step: whether weights are of use only to the step that they were learned at, so that every step
             must be judged.
@@ -128,6 +129,7 @@ class Policy(nn.Module, ABC):
     needs_ids: bool = False
     needs_hidden_states: bool = False
     needs_source_gain: bool = False
+    notes_steps: bool = False
     reads_clean_states: bool = False
     holds_for_one_step: bool = False
     interval: int = 1
@@ -166,6 +168,14 @@ class Policy(nn.Module, ABC):
             rows: the meta batch of all processes.
         """
         del rows
+
+    def note_step(self, features: Features) -> None:
+        """Take note of all examples of an optimizer step that is over. Nothing by default.
+
+        Args:
+            features: `(N, F)`, of the examples of all processes that have a loss.
+        """
+        del features
 
     @property
     def rows_wanted(self) -> int:
