@@ -58,7 +58,7 @@ def test_runs_differ_in_pairs_weights_and_rate_alone(script, data, monkeypatch):
         assert seen[1::2] == len(script.RUNS) * [(20, 5 * 20 // 16, plain, {"learning_rate": 3e-3 / 4})]
         assert {record["rate"] for record in records} == {rate}
         assert [record["clean_last"] for record in records] == len(script.RUNS) * [False, True]
-        told = [1.0 if "small-loss" in name or "deep_" in name else None for name in script.RUNS]
+        told = [1.0 if "selection" in name or "deep_" in name else None for name in script.RUNS]
         assert [record["auc"] for record in records[::2]] == told
         assert [record["auc"] for record in records[1::2]] == [record["auc"] for record in records[::2]]
         seen.clear()
@@ -78,6 +78,8 @@ def test_a_run_is_what_its_trainer_trains_on(script, data):
         (*plain, 0.1, "fixed"),
         (*robust, 0.0, "fixed"),
         (*plain, 0.0, "small_loss"),
+        (*plain, 0.0, "source_gain"),
+        (*robust, 0.0, "source_gain"),
         (*plain, 0.0, "deep_interactions"),
         (*robust, 0.0, "deep_interactions"),
         (*plain, 0.0, "fixed"),
@@ -86,7 +88,9 @@ def test_a_run_is_what_its_trainer_trains_on(script, data):
 
 
 def test_late_rate_falls_from_where_weights_begin_to_act(script):
-    """After the warm-up it stays until the middle, where learned weights begin to act, and then falls to nothing."""
+    """After the warm-up it stays until the middle, where learned weights begin to act and a selection by source gain
+    is complete, and then falls to nothing.
+    """
     schedule = script.RATES[script.LATE](100)
     scheduler = get_scheduler(
         schedule["lr_scheduler_type"],
@@ -102,7 +106,7 @@ def test_late_rate_falls_from_where_weights_begin_to_act(script):
         scheduler.step()
     assert rates[10:51] == [1.0] * 41
     assert rates[50:] == pytest.approx([step / 50 for step in range(50, -1, -1)])
-    assert script.recipe.of_long_runs().policy.until == 0.5
+    assert script.recipe.of_long_runs().policy.until == script.by_source_gain().policy.ramp == 0.5
 
 
 def test_table_has_gains_by_seed_over_the_same_rate(script):

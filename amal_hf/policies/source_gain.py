@@ -21,8 +21,8 @@ class SourceGain(SmallLoss):
 
     Args:
         forgotten: share that is left out in the end, in [0, 1); about that of wrong pairs.
-        ramp: share of training until then, in (0, 1]. With a half the surest go first; with a tenth hard pairs are
-            given up before they can be learned, and translations were 4 points of BLEU worse (`benchmarks/LOG.md`).
+        ramp: share of training until then, in (0, 1]. With a half the surest go first, and hard pairs have time
+            to be learned; a tenth was worse, where it was tried (`benchmarks/LOG.md`).
         among: of how many of the latest pairs that share is; `None` for those of the micro-batch.
 
     Raises:
