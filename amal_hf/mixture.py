@@ -281,7 +281,8 @@ class Mixture:
             self.record.write(ids, weights)
             self._used.clear()
         if self._seen:
-            self.policy.note_step(rows_of_all(torch.cat(self._seen)))
+            # One micro-batch after the other, in the order in which one process alone would have them.
+            self.policy.note_step(torch.cat([rows_of_all(part) for part in self._seen]))
             self._seen.clear()
 
     def present_of(self, batches: Sequence[Batch]) -> Tensor | None:
