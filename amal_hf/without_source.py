@@ -21,8 +21,8 @@ def with_cost_without_source(student: Student, batch: Batch, task: Task) -> Batc
 def cost_without_source(student: Student, batch: Batch, task: Task) -> PerExample:
     """`(B,)`: cross-entropy of the targets where the decoder has one state of zeros to look at, without dropout.
 
-    Attention to zeros adds nothing. Of the kinds of "no source" that were tried this one told wrong pairs best, and it
-    is the same however a batch is cut, which another pair's source is not.
+    Attention to zeros adds nothing but its biases. Of the kinds of "no source" that were tried this one told wrong
+    pairs best, and it is the same however a batch is cut, which another pair's source is not.
     """
     with undisturbed(student.model), torch.no_grad():
         outputs = with_logits(student.forward(**_decoder_inputs(student, batch)))
