@@ -251,8 +251,7 @@ class Mixture:
         if EXAMPLE_ID in batch and targets is None:
             self.note(outputs, batch, losses.detach(), observation.present)
         if self.policy.notes_steps:
-            there = observation.present
-            self._seen.append(observation.features if there is None else observation.features[there.any(1)])
+            self._seen.append(_known(observation))
         total = (weights * losses).sum()
         for loss in self.joint:
             total = total + kept(loss.own_objective(batch), batch).sum()
@@ -315,6 +314,13 @@ class Mixture:
         if state["record"]:
             self.record.load_state_dict(state["record"])
         self.notes.load_state_dict(state["notes"])
+
+
+def _known(observation: Observation) -> Features:
+    """Features, NaN for examples without any loss; picking rows out would wait for the device."""
+    if observation.present is None:
+        return observation.features
+    return observation.features.where(observation.present.any(1, keepdim=True), torch.nan)
 
 
 def independent(losses: Sequence[Loss]) -> Independent | None:

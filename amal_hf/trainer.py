@@ -52,7 +52,7 @@ from amal_hf.ragged import fills_up, own_part
 from amal_hf.random_numbers import own_random_numbers, randomness
 from amal_hf.resumable import ResumableTrainer
 from amal_hf.run_outputs import write_outputs, write_page
-from amal_hf.shapes import EXAMPLE_ID, Batch
+from amal_hf.shapes import EXAMPLE_ID, WITHOUT_SOURCE, Batch
 from amal_hf.shared_rows import warn_of_shared_sets
 from amal_hf.shown_states import shows_states, state_widths
 from amal_hf.skipped_steps import SkippedSteps
@@ -63,7 +63,7 @@ from amal_hf.token_mixture import TokenMixture
 from amal_hf.weight_histograms import weight_histograms
 from amal_hf.weight_warnings import warn_of_large_meta_batch, warn_of_seen_labels, warn_of_unread_teacher
 from amal_hf.weights import weights_dataset
-from amal_hf.without_source import with_cost_without_source
+from amal_hf.without_source import cost_without_source
 
 
 logger = logger_of(__name__)
@@ -345,7 +345,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         prepared = self.mixture.prepare(batch)
         if not self.method.policy.needs_source_gain:
             return prepared
-        return with_cost_without_source(self._student(), prepared, self.mixture.task)
+        return {**prepared, WITHOUT_SOURCE: cost_without_source(self._student(), prepared, self.mixture.task)}
 
     def _count(self, report: MetaReport) -> None:
         if self.args.logging_strategy != IntervalStrategy.NO:

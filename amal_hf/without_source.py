@@ -7,15 +7,10 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from amal_hf.learner import Student
 from amal_hf.policies.source_gain import target_cost
-from amal_hf.shapes import WITHOUT_SOURCE, Batch, PerExample
+from amal_hf.shapes import Batch, PerExample
 from amal_hf.student_states import with_logits
 from amal_hf.task import Task
 from amal_hf.undisturbed import undisturbed
-
-
-def with_cost_without_source(student: Student, batch: Batch, task: Task) -> Batch:
-    """A prepared batch with a column of it, for policies with `needs_source_gain`."""
-    return {**batch, WITHOUT_SOURCE: cost_without_source(student, batch, task)}
 
 
 def cost_without_source(student: Student, batch: Batch, task: Task) -> PerExample:

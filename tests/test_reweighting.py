@@ -230,12 +230,12 @@ def test_a_selection_among_the_latest_examples_leaves_out_as_many_as_are_bad():
 
 
 def test_a_step_is_noted_once_and_whole(tmp_path):
-    """All examples with a loss of all micro-batches of an optimizer step at once; another step's come after."""
+    """All micro-batches of an optimizer step at once, examples without a loss as NaN; another step's come after."""
     noted = []
 
     class Noting(SmallLoss):
         def note_step(self, features):
-            noted.append(len(features))
+            noted.append(features.isfinite()[:, 0].tolist())
             super().note_step(features)
 
     rows = list(toy_rows(16))
@@ -244,7 +244,7 @@ def test_a_step_is_noted_once_and_whole(tmp_path):
     args = toy_arguments(tmp_path, max_steps=2, gradient_accumulation_steps=2, train_sampling_strategy="sequential")
     method = Method("control", Noting(0.5, among=5))
     AMALTrainer(model=tiny_bert(), args=args, train_dataset=Dataset.from_list(rows), method=method).train()
-    assert noted == [4, 8]
+    assert noted == [[False] * 4 + [True] * 4, [True] * 8]
 
 
 def test_small_loss_selection_adds_losses_up_as_they_are_weighed():

@@ -271,9 +271,20 @@ def test_a_student_without_a_source_is_refused(tmp_path):
         SourceGain(1.0)
 
 
-def test_a_robust_loss_and_accumulation(tmp_path):
-    """The gain is of plain cross-entropy whatever the student is trained on; micro-batches have their own."""
-    trainer = new_trainer(tmp_path, losses=[GeneralizedCrossEntropy(0.3)], gradient_accumulation_steps=2)
+def test_the_gain_is_of_plain_cross_entropy_whatever_is_trained_on(tmp_path):
+    """A robust loss or smoothed labels change neither cost; a run with several micro-batches a step weighs pairs."""
+    costs = []
+    for number, (loss, smoothing) in enumerate(
+        [(CrossEntropy(), 0.0), (CrossEntropy(), 0.2), (GeneralizedCrossEntropy(0.3), 0.0)]
+    ):
+        options = {"label_smoothing_factor": smoothing, "gradient_accumulation_steps": 2}
+        trainer = new_trainer(tmp_path / str(number), losses=[loss], **options)
+        trainer._reset()
+        prepared = trainer._prepare_batch(batch_of(trainer, pairs(5, "t5", 7)))
+        logits = torch.linspace(-1, 1, 60).expand(*prepared["labels"].shape, 60)
+        signals = Signals(torch.zeros(5, 1), logits, (), prepared, trainer.mixture.task)
+        costs.append((prepared[WITHOUT_SOURCE], source_gain(signals)))
+    assert all(one.equal(other) for cost in costs[1:] for one, other in zip(cost, costs[0], strict=True))
     trainer.train()
     weights = torch.tensor(trainer.example_weights()["labels"][:])
     assert weights[weights.isfinite()].unique().numel() > 1

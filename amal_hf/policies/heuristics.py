@@ -172,7 +172,7 @@ class SmallLoss(Heuristic):
         costs = observation.features[:, 0]
         if self.among is None:
             return highest(-costs, 1 - left_out, observation.present)
-        # Nothing was seen before the first step; a later one compares with what there is.
+        # NaN: nothing seen so far, or an example without a loss. Without any bar all are kept.
         bar = self.latest.to(costs).nanquantile(1 - left_out).nan_to_num(torch.inf)
         return (costs <= bar) / (1 - left_out) if left_out else torch.ones_like(costs)
 

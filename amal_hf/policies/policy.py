@@ -173,7 +173,7 @@ class Policy(nn.Module, ABC):
         """Take note of all examples of an optimizer step that is over. Nothing by default.
 
         Args:
-            features: `(N, F)`, of the examples of all processes that have a loss.
+            features: `(N, F)`, of the examples of all processes; NaN for those without any loss.
         """
         del features
 

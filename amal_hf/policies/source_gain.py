@@ -16,8 +16,8 @@ class SourceGain(SmallLoss):
 
     As `SmallLoss`, by the gain in the place of the loss. A loss says how hard a target is; most of that is fluency,
     which wrong targets share. What the decoder alone would pay less what it pays with the source says how much of
-    the target is in the source, and tells wrong pairs within a few epochs, before any is learned by heart. One more
-    forward pass of the decoder a step.
+    the target is in the source, and tells wrong pairs many epochs before the loss does. One more forward pass of the
+    decoder a step.
 
     Args:
         forgotten: share that is left out in the end, in [0, 1); about that of wrong pairs.

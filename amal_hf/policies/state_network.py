@@ -39,10 +39,10 @@ class StateNetwork(NetworkPolicy):
             (`exp(−loss)` of a cross-entropy). An example with a large loss has a long gradient, which helps whatever
             it says: a network that reads the loss would weigh up what is hard before it weighs down what is wrong. For
             runs of many epochs whose student begins with little knowledge, such as a translator from scratch.
-        source_gain: read by how much the target is likelier for having its source (`SourceGain`). For students that
-            translate; one more forward pass of the decoder a step.
         labels: read the label. Where labels are words, thousands of them, a network that did learned more slowly from
             recorded slopes of translations (`benchmarks/LOG.md`).
+        source_gain: read by how much the target is likelier for having its source (`SourceGain`). For students that
+            translate; one more forward pass of the decoder a step.
         seed: of its first weights.
 
     Raises:
