@@ -516,6 +516,21 @@ def test_a_delayed_policy_takes_back_what_did_not_count():
     assert (policy.policy.store.table == 1).all() and (policy.store.table == 1).all()
 
 
+def test_a_delayed_policy_is_told_of_steps_that_are_over():
+    """If it wants to be, and only then."""
+
+    class Told(ExampleTable):
+        notes_steps = True
+
+        def note_step(self, features):
+            self.told = features
+
+    policy, features = Delayed(Told(), 0.5), torch.ones(3, 1)
+    policy.note_step(features)
+    assert policy.notes_steps and policy.policy.told is features
+    assert not Delayed(ExampleTable(), 0.5).notes_steps
+
+
 def test_an_example_that_comes_twice_moves_twice():
     """As in a trajectory of several steps."""
     policy = ExampleTable(0.1)

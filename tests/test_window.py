@@ -20,6 +20,7 @@ from amal_hf import (
     Method,
     RectifiedSlopes,
     SGDDirection,
+    SmallLoss,
     StateNetwork,
     Trajectory,
     amal,
@@ -229,6 +230,7 @@ def test_a_table_inside_stays_in_memory_or_is_refused(tmp_path):
         (lambda: Method("repeats", ExampleTable(), window=2, repeats=5, lookahead=True), "leave it at 1"),
         (lambda: Delayed(RectifiedSlopes(), 0.5), "meta_warmup_steps"),
         (lambda: Delayed(StateNetwork(), 1.0), "share of training between 0 and 1"),
+        (lambda: Delayed(SmallLoss(among=8), 0.5), "SmallLoss does not learn its weights"),
     ],
 )
 def test_bad_input(build, message):

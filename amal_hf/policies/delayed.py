@@ -24,7 +24,7 @@ class Delayed(Policy):
         until: share of training, in (0, 1).
 
     Raises:
-        ValueError: a share out of its range, or weights that hold for one step.
+        ValueError: a share out of its range, or weights that hold for one step or are not learned.
     """
 
     needs_ids = True
@@ -40,11 +40,16 @@ class Delayed(Policy):
                 f"Delayed: weights of {type(policy).__name__} hold for one step: nothing is learned before they are "
                 f"used. Use AMALArguments.meta_warmup_steps."
             )
+        if not policy.learns:
+            raise ValueError(
+                f"Delayed: {type(policy).__name__} does not learn its weights, so none would ever be used. Use it "
+                f"alone, with a later start of its own where it has one (SmallLoss.ramp)."
+            )
         self.policy = policy
         self.until = until
-        self.learns = policy.learns
         self.needs_hidden_states = policy.needs_hidden_states
         self.needs_source_gain = policy.needs_source_gain
+        self.notes_steps = policy.notes_steps
         self.reads_clean_states = policy.reads_clean_states
         self.interval = policy.interval
         self.learning_rate = policy.learning_rate
@@ -71,6 +76,10 @@ class Delayed(Policy):
     def note_clean(self, rows: CleanRows) -> None:
         """For the policy."""
         self.policy.note_clean(rows)
+
+    def note_step(self, features: Features) -> None:
+        """For the policy."""
+        self.policy.note_step(features)
 
     @property
     def rows_wanted(self) -> int:
@@ -108,7 +117,7 @@ class Delayed(Policy):
 
     def learns_at(self, progress: float) -> bool:
         """Until its weights are used."""
-        return self.learns and progress < self.until
+        return progress < self.until
 
     def restorer(self, ids: ExampleIds) -> Callable[[], None]:
         """What the policy knows, and the examples' rows."""
