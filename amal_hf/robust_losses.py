@@ -42,13 +42,13 @@ class GeneralizedCrossEntropy(CrossEntropy):
         if not 0 < q <= 1:
             raise ValueError(f"GeneralizedCrossEntropy: q must lie in (0, 1], got {q}. CrossEntropy() is the limit 0.")
         super().__init__(name, column)
-        self.q = self.exponent = q
+        self.exponent = q
 
     def describe(self) -> str:
         """The exponent."""
-        return f"GeneralizedCrossEntropy, q {self.q:g}"
+        return f"GeneralizedCrossEntropy, q {self.exponent:g}"
 
     def of_logits(self, logits: Logits, labels: Tensor) -> PerExample:
         """`(B,)`, at most 1/q but for regression; 0 without a label."""
         value = super().of_logits(logits, labels)
-        return value if self.task.is_regression(logits) else -torch.expm1(-self.q * value) / self.q
+        return value if self.task.is_regression(logits) else -torch.expm1(-self.exponent * value) / self.exponent

@@ -110,7 +110,7 @@ VARIANTS = {
     "meta_weight_net()": Variant(meta_weight_net, "a meta step at every step"),
     "deep_interactions()": Variant(deep_interactions, "back through all steps, 5 at a time"),
     "deep_interactions(window=16)": Variant(
-        lambda: deep_interactions(StateNetwork((), memory=True), window=16),
+        lambda: deep_interactions(StateNetwork((), likelihoods=True, memory=True), window=16),
         "every step judged, a meta gradient at every 16th",
     ),
     "commentaries(CommentaryNetwork())": Variant(

@@ -31,7 +31,18 @@ from numpy.typing import NDArray
 from spread import spread
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 
-from amal_hf import AMALSeq2SeqTrainer, CrossEntropy, GeneralizedCrossEntropy, Method, SmallLoss, SourceGain
+from amal_hf import (
+    AboveAverage,
+    AMALSeq2SeqTrainer,
+    CrossEntropy,
+    Delayed,
+    GeneralizedCrossEntropy,
+    Method,
+    SmallLoss,
+    SourceGain,
+    StateNetwork,
+    deep_interactions,
+)
 from amal_hf.metrics import auc
 from amal_hf.translation import Bleu
 
@@ -69,6 +80,13 @@ def by_source_gain() -> Method:
     return Method("source_gain", SourceGain(WRONG))
 
 
+def by_memory() -> Method:
+    """As `of_long_runs`, but what each pair did so far is read in the place of what its target gains."""
+    options = {"likelihoods": True, "memory": True, "labels": False}
+    network = StateNetwork((), learning_rate=5e-4, normalisation=AboveAverage(), **options)
+    return deep_interactions(Delayed(network, until=0.5), window=10)
+
+
 ALIKE = "all pairs alike"
 ROBUST = partial(GeneralizedCrossEntropy, 0.3)
 RUNS = {
@@ -78,8 +96,10 @@ RUNS = {
     "small-loss selection": Run(lambda: Method("small_loss", SmallLoss(WRONG))),
     "source-gain selection": Run(by_source_gain),
     "source-gain selection, generalised cross-entropy": Run(by_source_gain, ROBUST),
-    "deep_interactions()": Run(recipe.of_long_runs),
-    "deep_interactions(), generalised cross-entropy": Run(recipe.of_long_runs, ROBUST),
+    "deep_interactions(), memory": Run(by_memory),
+    "deep_interactions(), memory, generalised cross-entropy": Run(by_memory, ROBUST),
+    "deep_interactions(), source gain": Run(recipe.of_long_runs),
+    "deep_interactions(), source gain, generalised cross-entropy": Run(recipe.of_long_runs, ROBUST),
     "right pairs alone (oracle)": Run(right_pairs=True),
 }
 FALLING, LATE = "falls from the start", "falls from the middle"

@@ -64,9 +64,10 @@ from amal_hf.translation import exact_match
 
 def of_long_runs() -> Method:
     """For real sentences: one gradient over many clean pairs judges the pairs of 10 steps, a network that reads no
-    states remembers what each pair did so far, and its weights are used from the middle of training on.
+    states learns from it what a target's gain from its source is worth, and its weights are used from the middle on.
     """
-    network = StateNetwork((), learning_rate=5e-4, normalisation=AboveAverage(), memory=True, labels=False)
+    options = {"likelihoods": True, "labels": False, "source_gain": True}
+    network = StateNetwork((), learning_rate=5e-4, normalisation=AboveAverage(), **options)
     return deep_interactions(Delayed(network, until=0.5), window=10)
 
 

@@ -60,7 +60,7 @@ METHODS = {
     "published": lambda: amal_as_published(phase_epochs=1, repeats=2),
     "trajectory": lambda: deep_interactions(trajectory=Trajectory(2)),
     "reweighting, window": lambda: replace(learning_to_reweight(), window=2),
-    "memory": lambda: deep_interactions(StateNetwork((), learning_rate=0.05, memory=True), window=3),
+    "memory": lambda: deep_interactions(StateNetwork((), learning_rate=0.05, likelihoods=True, memory=True), window=3),
     "delayed": lambda: deep_interactions(
         Delayed(StateNetwork((), learning_rate=0.05, normalisation=AboveAverage(), memory=True), 0.5), window=2
     ),

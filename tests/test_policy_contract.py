@@ -106,7 +106,7 @@ VARIANTS: dict[str, Callable[[], Policy]] = {
     "a network later": lambda: Delayed(LossNetwork(), 0.5),
     "a loss network, independent teacher": beside_an_independent_teacher(LossNetwork),
     "a convex table": lambda: ExampleTable(bound=convex),
-    "a state network with a memory": lambda: StateNetwork(memory=True),
+    "a state network with a memory": lambda: StateNetwork(likelihoods=True, memory=True),
     "a state network that reads gains": lambda: StateNetwork(source_gain=True),
     "a network that reads gains, later": lambda: Delayed(StateNetwork(source_gain=True), 0.5),
     **{

@@ -46,11 +46,11 @@ def test_slopes_of_likelihoods_are_derivatives_of_likelihoods():
     assert of_likelihoods(torch.zeros(3, 3), torch.ones(3, 3), exponents).abs().sum() == 0
 
 
-def test_a_network_with_a_memory_knows_how_losses_come_from_likelihoods():
+def test_a_network_knows_how_losses_come_from_likelihoods():
     """By the exponents of the losses that it is to weigh."""
     policies = {}
     for loss in (CrossEntropy(), GeneralizedCrossEntropy(0.3)):
-        policy = StateNetwork((), memory=True)
+        policy = StateNetwork((), likelihoods=True)
         Mixture([loss], policy, Task()).reset(40, torch.ones(1), classes=3)
         policies[loss.exponent] = policy.exponents.tolist()
     assert policies == {0.0: [0.0], 0.3: pytest.approx([0.3])}

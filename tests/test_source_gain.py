@@ -181,7 +181,7 @@ def test_a_network_reads_the_gain_beside_the_rest(tmp_path):
 NETWORKS = {
     "at once": lambda: StateNetwork((), learning_rate=0.005, normalisation=MeanOne(), source_gain=True),
     "later": lambda: Delayed(
-        StateNetwork((), learning_rate=0.05, normalisation=AboveAverage(), memory=True, source_gain=True), 0.5
+        StateNetwork((), learning_rate=0.05, normalisation=AboveAverage(), likelihoods=True, source_gain=True), 0.5
     ),
 }
 

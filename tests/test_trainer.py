@@ -51,7 +51,7 @@ METHODS = {
     "learning to reweight": learning_to_reweight,
     "deep interactions": lambda: deep_interactions(trajectory=Trajectory(2)),
     "deep interactions, memory": lambda: deep_interactions(
-        StateNetwork((), normalisation=AboveAverage(), memory=True), window=2
+        StateNetwork((), normalisation=AboveAverage(), likelihoods=True, memory=True), window=2
     ),
     "token mask": lambda: commentaries(TokenMask(torch.randn(60, 8, generator=_seeded(), dtype=torch.float64), [0])),
     "deep interactions, restarted": lambda: dataclasses.replace(

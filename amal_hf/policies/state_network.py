@@ -35,10 +35,12 @@ class StateNetwork(NetworkPolicy):
         learning_rate: of its own Adam; 3e-3.
         normalisation: `TwiceSigmoid()` (w = 1 for one loss at the start), or another of `bounds.py`. `MeanOne()` rules
             out that all weights rise or fall together, which is a learning rate in disguise.
-        memory: read the mean of an example's own slopes so far as well, and take all slopes for those of likelihoods
-            (`exp(−loss)` of a cross-entropy). An example with a large loss has a long gradient, which helps whatever
-            it says: a network that reads the loss would weigh up what is hard before it weighs down what is wrong. For
-            runs of many epochs whose student begins with little knowledge, such as a translator from scratch.
+        likelihoods: take all slopes for those of likelihoods (`exp(−loss)` of a cross-entropy). An example with a
+            large loss has a long gradient, which helps whatever it says: a network that reads the loss would weigh up
+            what is hard before it weighs down what is wrong. For runs of many epochs whose student begins with little
+            knowledge, such as a translator from scratch.
+        memory: read the mean of an example's own slopes so far as well. Where nothing else tells examples apart;
+            beside `source_gain` its noise did harm (`benchmarks/LOG.md`).
         labels: read the label. Where labels are words, thousands of them, a network that did learned more slowly from
             recorded slopes of translations (`benchmarks/LOG.md`).
         source_gain: read by how much the target is likelier for having its source (`SourceGain`). For students that
@@ -63,6 +65,7 @@ class StateNetwork(NetworkPolicy):
         hidden: int = 128,
         learning_rate: float = 3e-3,
         normalisation: Normalisation | None = None,
+        likelihoods: bool = False,
         memory: bool = False,
         labels: bool = True,
         source_gain: bool = False,
@@ -70,6 +73,7 @@ class StateNetwork(NetworkPolicy):
     ) -> None:
         super().__init__(hidden, learning_rate, TwiceSigmoid() if normalisation is None else normalisation, seed)
         self.layers = layers
+        self.likelihoods = likelihoods
         self.memory = memory
         self.needs_ids = memory
         self.labels = labels
@@ -92,7 +96,9 @@ class StateNetwork(NetworkPolicy):
 
     def describe(self) -> str:
         """Layers, width and normalisation."""
-        options = [", memory"] * self.memory + [", no labels"] * (not self.labels)
+        options = (
+            [", likelihoods"] * self.likelihoods + [", memory"] * self.memory + [", no labels"] * (not self.labels)
+        )
         options += [", source gain"] * self.needs_source_gain
         return f"{super().describe()}, layers {self.layers}{''.join(options)}"
 
@@ -128,7 +134,7 @@ class StateNetwork(NetworkPolicy):
         """Learns, and takes note of the losses for their running mean."""
         first = sum(self.widths) + self.label_count
         losses = observation.features[:, first : first + len(self.running_losses)]
-        if self.memory:
+        if self.likelihoods:
             slopes = of_likelihoods(slopes, losses.expm1(), self.exponents)
         super().update(observation, slopes)
         if self.memory:
