@@ -56,6 +56,20 @@ def test_a_network_knows_how_losses_come_from_likelihoods():
     assert policies == {0.0: [0.0], 0.3: pytest.approx([0.3])}
 
 
+def test_slopes_of_likelihoods_turn_from_what_is_hard_to_what_is_right():
+    """Of two examples the first has a slope half as long, but it is of a probability of 0.9 and not of 0.05."""
+    observation = Observation(torch.arange(2), torch.tensor([[0.9, 0.05]]).log().neg().log1p().T.expand(2, 5), 0.5)
+    risen = {}
+    for likelihoods in (False, True):
+        policy = StateNetwork((), learning_rate=0.05, normalisation=AboveAverage(), likelihoods=likelihoods)
+        policy.reset(Sizes(1, (), 2), torch.ones(1))
+        for _ in range(20):
+            policy.update(observation, torch.tensor([[1.0], [2.0]]))
+        first, second = policy.weights(observation).flatten().tolist()
+        risen[likelihoods] = "first" if first > second + 0.1 else "second" if second > first + 0.1 else "none"
+    assert risen == {False: "second", True: "first"}
+
+
 def test_a_stream_may_bring_any_ids():
     """Rows are made as ids turn up, and come back from a checkpoint."""
     memory = SlopeMemory(None, 1)
