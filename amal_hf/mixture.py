@@ -168,19 +168,23 @@ class Mixture:
             )
         return {**batch, **{key: value for loss in self.losses for key, value in loss.prepare(batch).items()}}
 
-    def evaluate(self, outputs: Any, batch: Batch, targets: Targets | None = None) -> Evaluation:
+    def evaluate(self, outputs: Any, batch: Batch, targets: Targets | None = None, reads: bool = True) -> Evaluation:
         """All losses, `(B, K)`, with the graph of the outputs, and what the policy makes of the rows that count.
 
         Args:
             outputs: the student's.
             batch: prepared.
             targets: what to compare with, where a batch policy has changed what the student saw; the batch by default.
+            reads: whether the policy is asked.
         """
         losses = self._table(outputs, batch) if targets is None else self._shared_table(outputs, targets)
         teachers = tuple(batch[loss.logits_key] for loss in self.distillations)
         states, ask = hidden_states(outputs, batch), partial(self.ask, batch=batch)
         signals = Signals(losses.detach(), outputs.logits.detach(), teachers, batch, self.task, states, ask)
-        return Evaluation(kept(losses, batch), kept(self.policy.observe(signals), batch))
+        return Evaluation(kept(losses, batch), kept(self._features(signals, reads), batch))
+
+    def _features(self, signals: Signals, reads: bool) -> Features:
+        return self.policy.observe(signals) if reads else signals.losses.new_zeros(len(signals.losses), 0)
 
     def show_clean(self, outputs: Any, batch: Batch) -> None:
         """Let the policy see what the student makes of a meta batch, where it gives one class for each row."""
@@ -242,7 +246,8 @@ class Mixture:
 
     def weigh(self, outputs: Any, batch: Batch, progress: float, targets: Targets | None = None) -> Weighed:
         """The weighed loss of one micro-batch; remembers the weights that were used, and what was seen."""
-        losses, features = self.evaluate(outputs, batch, targets)
+        reads = self.policy.reads_at(progress)
+        losses, features = self.evaluate(outputs, batch, targets, reads)
         observation = Observation(self.ids(batch), torch.nan_to_num(features), progress, self.present_of([batch]))
         weights = weights_of(self.policy, observation)
         if EXAMPLE_ID in batch and self.record is not self.policy.rows():
@@ -250,7 +255,7 @@ class Mixture:
         # What a student makes of a changed example says nothing of the example.
         if EXAMPLE_ID in batch and targets is None:
             self.note(outputs, batch, losses.detach(), observation.present)
-        if self.policy.notes_steps:
+        if self.policy.notes_steps and reads:
             self._seen.append(_known(observation))
         total = (weights * losses).sum()
         for loss in self.joint:

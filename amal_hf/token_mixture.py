@@ -99,7 +99,7 @@ class TokenMixture(Mixture):
         """The example that each token belongs to."""
         return all_ids_of(batch)[token_rows(batch, self.task).example]
 
-    def evaluate(self, outputs: Any, batch: Batch, targets: Targets | None = None) -> Evaluation:
+    def evaluate(self, outputs: Any, batch: Batch, targets: Targets | None = None, reads: bool = True) -> Evaluation:
         """All losses of all tokens, `(n, K)`, each already divided by the tokens of its example."""
         rows = token_rows(batch, self.task)
         flat, tokens = rows.of_logits(outputs.logits), self._tokens(batch, rows)
@@ -109,7 +109,7 @@ class TokenMixture(Mixture):
         task = replace(self.task, shifted=False)
         ask = partial(self.ask, batch=tokens)
         signals = Signals(losses.detach(), flat.logits.detach(), teachers, tokens, task, states, ask)
-        return Evaluation(losses * rows.share[:, None].to(losses), self.policy.observe(signals))
+        return Evaluation(losses * rows.share[:, None].to(losses), self._features(signals, reads))
 
     def _rows(self, batch: Batch) -> Batch:
         return self._tokens(batch, token_rows(batch, self.task))

@@ -343,7 +343,8 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
     def _prepare_batch(self, batch: Batch) -> Batch:
         """With what losses need of it, and what its targets cost the student without a source, where that is read."""
         prepared = self.mixture.prepare(batch)
-        if not self.method.policy.needs_source_gain:
+        policy = self.method.policy
+        if not (policy.needs_source_gain and policy.reads_at(self._progress())):
             return prepared
         return {**prepared, WITHOUT_SOURCE: cost_without_source(self._student(), prepared, self.mixture.task)}
 

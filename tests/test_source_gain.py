@@ -29,6 +29,7 @@ from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.policies.source_gain import source_gain
 from amal_hf.shapes import WITHOUT_SOURCE
 from amal_hf.task import Task
+from amal_hf.without_source import cost_without_source
 
 
 SELECTION = Method("source_gain", SourceGain(0.25))
@@ -196,6 +197,19 @@ def test_a_network_with_the_gain_learns_by_window_and_by_trajectory(tmp_path, ne
         trainer.train()
         weights = torch.tensor(trainer.example_weights()["labels"][:])
         assert weights.isfinite().all() and weights.std() > 1e-4
+
+
+def test_no_pass_without_a_source_once_weights_are_used(tmp_path, monkeypatch):
+    """The second half of training costs what it does with a fixed mixture."""
+    steps = []
+
+    def counted(student, batch, task):
+        steps.append(student.step)
+        return cost_without_source(student, batch, task)
+
+    monkeypatch.setattr("amal_hf.trainer.cost_without_source", counted)
+    new_trainer(tmp_path, deep_interactions(NETWORKS["later"](), window=2), max_steps=12, meta_interval=None).train()
+    assert {*steps} == {*range(6)}
 
 
 def test_an_interrupted_selection_goes_on_to_the_last_bit(tmp_path):

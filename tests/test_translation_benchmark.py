@@ -71,25 +71,25 @@ def test_a_run_is_what_its_trainer_trains_on(script, data):
     for run in (*script.RUNS.values(), script.Run()):
         trainer = script.fitted(corpus.student(), corpus, corpus.sets["train"], 16, run)
         loss = trainer.mixture.losses[0]
-        found.append((type(loss).__name__, getattr(loss, "q", None), loss.task.label_smoothing, trainer.method.name))
-    plain, robust = ("CrossEntropy", None), ("GeneralizedCrossEntropy", 0.3)
+        found.append((type(loss).__name__, loss.exponent, loss.task.label_smoothing, trainer.method.name))
+    plain, robust = ("CrossEntropy", 0.0), ("GeneralizedCrossEntropy", 0.3)
     assert found == [
         (*plain, 0.0, "fixed"),
         (*plain, 0.1, "fixed"),
         (*robust, 0.0, "fixed"),
         (*plain, 0.0, "small_loss"),
+        (*robust, 0.0, "small_loss"),
         (*plain, 0.0, "source_gain"),
         (*robust, 0.0, "source_gain"),
-        (*plain, 0.0, "deep_interactions"),
-        (*robust, 0.0, "deep_interactions"),
+        *2 * [(*plain, 0.0, "deep_interactions"), (*robust, 0.0, "deep_interactions")],
         (*plain, 0.0, "fixed"),
         (*plain, 0.0, "fixed"),
     ]
 
 
 def test_late_rate_falls_from_where_weights_begin_to_act(script):
-    """After the warm-up it stays until the middle, where learned weights begin to act and a selection by source gain
-    is complete, and then falls to nothing.
+    """After the warm-up it stays until the middle, when learned weights act and a selection by source gain is
+    complete, and then falls to nothing.
     """
     schedule = script.RATES[script.LATE](100)
     scheduler = get_scheduler(
@@ -106,12 +106,29 @@ def test_late_rate_falls_from_where_weights_begin_to_act(script):
         scheduler.step()
     assert rates[10:51] == [1.0] * 41
     assert rates[50:] == pytest.approx([step / 50 for step in range(50, -1, -1)])
-    assert script.recipe.of_long_runs().policy.until == script.by_source_gain().policy.ramp == 0.5
+    learned = [make().policy.until for make in (script.recipe.of_long_runs, script.by_memory)]
+    assert max(*learned, script.by_source_gain().policy.ramp) == 0.5
+
+
+def test_two_selections_differ_in_what_they_look_at_alone(script):
+    """Share, ramp and the number of pairs compared are the same for losses and for gains."""
+    chosen = ("source-gain selection", "small-loss selection among as many")
+    gain, loss = (script.RUNS[f"{name}, generalised cross-entropy"].method().policy for name in chosen)
+    assert (gain.forgotten, gain.ramp, gain.among) == (loss.forgotten, loss.ramp, loss.among)
+    assert gain.needs_source_gain and not loss.needs_source_gain
+
+
+def test_two_networks_differ_in_what_they_read_alone(script):
+    """What a pair did so far, or what its target gains."""
+    gain, memory = (make().policy.policy for make in (script.recipe.of_long_runs, script.by_memory))
+    told = [policy.describe().split(", ") for policy in (gain, memory)]
+    assert {*told[0]} ^ {*told[1]} == {"source gain", "memory"}
+    assert gain.learning_rate == memory.learning_rate
 
 
 def test_table_has_gains_by_seed_over_the_same_rate(script):
     """By hand: 3, 4 and 5 over all pairs alike, under the other rate 1; AUC where pairs are weighed."""
-    ours, alike, other = "deep_interactions()", script.ALIKE, script.LATE
+    ours, alike, other = "deep_interactions(), memory", script.ALIKE, script.LATE
     records = [
         *[made(alike, seed, 20.0 + seed) for seed in range(3)],
         *[made(alike, seed, 30.0, other) for seed in range(3)],

@@ -171,6 +171,21 @@ def test_delayed_weights_are_learned_from_the_first_and_used_later(tmp_path):
     assert early.std() > 0.1
 
 
+@pytest.mark.parametrize("options", [{"window": 2}, {"trajectory": Trajectory(2)}], ids=["window", "trajectory"])
+def test_nothing_is_read_once_delayed_weights_are_used(tmp_path, options):
+    """They belong to examples, so each step of the second half is spared what the policy would look at."""
+    seen = []
+
+    class Watched(ExampleTable):
+        def observe(self, signals):
+            seen.append(trainer.state.global_step)
+            return super().observe(signals)
+
+    trainer = new_trainer(tmp_path, Method("delayed", Delayed(Watched(), 0.5), **options))
+    trainer.train()
+    assert {*seen} == {*range(6)}
+
+
 def test_delayed_weights_stay_as_they_are_once_they_are_used(tmp_path):
     """No meta step follows, every example has the weight that the policy gave it last, and a run that is interrupted
     before or after ends as one that is not.

@@ -119,6 +119,10 @@ class Delayed(Policy):
         """Until its weights are used."""
         return progress < self.until
 
+    def reads_at(self, progress: float) -> bool:
+        """Until its weights are used: they belong to examples."""
+        return progress < self.until
+
     def restorer(self, ids: ExampleIds) -> Callable[[], None]:
         """What the policy knows, and the examples' rows."""
         inner, rows = self.policy.restorer(ids), self.store.read(ids)

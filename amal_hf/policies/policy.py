@@ -200,6 +200,11 @@ class Policy(nn.Module, ABC):
         del progress
         return self.learns
 
+    def reads_at(self, progress: float) -> bool:
+        """Whether `observe` is asked when this share of training is done; where not, features are `(B, 0)`."""
+        del progress
+        return True
+
     def restorer(self, ids: ExampleIds) -> Callable[[], None]:
         """A function that puts back what the policy knows now, should an update for the examples `ids` not count."""
         del ids
