@@ -20,7 +20,7 @@ def script(monkeypatch):
 
     monkeypatch.setattr(translation, "ROWS", 120)
     monkeypatch.setattr(translation, "HELD_OUT", 20)
-    monkeypatch.setattr(translation, "EPOCHS", 6)
+    monkeypatch.setattr(translation, "EPOCHS", 10)
     return translation
 
 
@@ -49,7 +49,7 @@ def test_runs_differ_in_pairs_weights_and_rate_alone(script, data, monkeypatch):
     monkeypatch.setattr(script, "fitted", fitted)
     monkeypatch.setattr(script, "scores", lambda trainer, corpus: {})
     corpus = script.corpus_of(data, 0)
-    right, steps = 60 - corpus.wrong.sum(), 6 * 60 // 16
+    right, steps = 60 - corpus.wrong.sum(), 10 * 60 // 16
     for rate, schedule_of in script.RATES.items():
         schedule = schedule_of(steps)
         records = [record for name in script.RUNS for record in script.scored(name, rate, corpus)]
@@ -69,7 +69,7 @@ def test_a_run_is_what_its_trainer_trains_on(script, data):
     corpus = script.corpus_of(data, 0)
     found = []
     for run in (*script.RUNS.values(), script.Run()):
-        trainer = script.fitted(corpus.student(), corpus, corpus.sets["train"], 16, run)
+        trainer = script.fitted(corpus.student(), corpus, corpus.sets["train"], 32, run)
         loss = trainer.mixture.losses[0]
         found.append((type(loss).__name__, loss.exponent, loss.task.label_smoothing, trainer.method.name))
     plain, robust = ("CrossEntropy", 0.0), ("GeneralizedCrossEntropy", 0.3)
