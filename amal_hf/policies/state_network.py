@@ -96,11 +96,13 @@ class StateNetwork(NetworkPolicy):
 
     def describe(self) -> str:
         """Layers, width and normalisation."""
-        options = (
-            [", likelihoods"] * self.likelihoods + [", memory"] * self.memory + [", no labels"] * (not self.labels)
-        )
-        options += [", source gain"] * self.needs_source_gain
-        return f"{super().describe()}, layers {self.layers}{''.join(options)}"
+        options = {
+            "likelihoods": self.likelihoods,
+            "memory": self.memory,
+            "no labels": not self.labels,
+            "source gain": self.needs_source_gain,
+        }
+        return ", ".join([super().describe(), f"layers {self.layers}", *(name for name, on in options.items() if on)])
 
     def body(self, sizes: Sizes) -> nn.Module:
         """From features to the hidden layer."""
