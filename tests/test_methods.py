@@ -40,7 +40,7 @@ def test_amal():
     method = amal()
     assert isinstance(method.policy, LossNetwork) and isinstance(method.direction, AdamDirection)
     assert isinstance(method.tangent, FiniteDifference) and isinstance(method.objective, GeneralizedCrossEntropy)
-    assert (method.objective.q, method.window, method.usual_interval) == (0.5, 2, 8)
+    assert (method.objective.exponent, method.window, method.usual_interval) == (0.5, 2, 8)
     cheapest = amal(tangent=LastLayer())
     assert (cheapest.window, cheapest.usual_interval) == (1, 16)
 
