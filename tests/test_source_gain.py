@@ -200,7 +200,7 @@ def test_a_network_with_the_gain_learns_by_window_and_by_trajectory(tmp_path, ne
 
 
 def test_no_pass_without_a_source_once_weights_are_used(tmp_path, monkeypatch):
-    """The second half of training costs what it does with a fixed mixture."""
+    """The decoder makes it in each step of the first half, and in none of the second."""
     steps = []
 
     def counted(student, batch, task):
