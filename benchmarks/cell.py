@@ -16,7 +16,7 @@ from phases import CLEAN, Phase, Phases, voted
 from settings import RULES, Bench, Place, new_bench
 from suspects import available, confidence
 from teaching import corrupted_rows, make_clean_teacher, make_teacher
-from training import Looks, read, scores, train
+from training import Looks, answers, read, scores, train
 from transformers import set_seed
 from transformers.trainer_utils import EvalPrediction
 
@@ -133,8 +133,8 @@ def steps_of(bench: Bench, phases: Phases) -> list[int]:
 
 def test_scores(bench: Bench, trainer: AMALTrainer) -> dict[str, float]:
     """All scores on the test set."""
-    output = trainer.predict(read(bench, bench.splits["test"]))
-    found = scores(EvalPrediction(predictions=output.predictions, label_ids=np.asarray(output.label_ids)))
+    rows = read(bench, bench.splits["test"])
+    found = scores(EvalPrediction(predictions=answers(trainer, rows), label_ids=np.array(rows["label"])))
     return {name: round(value, 5) for name, value in found.items()}
 
 
@@ -155,9 +155,9 @@ def detection(bench: Bench, cell: Cell, trainer: AMALTrainer, weighed: AMALTrain
 
 def label_losses(bench: Bench, trainer: AMALTrainer) -> np.ndarray:
     """`(N,)`: the loss of each training label under the student as it is."""
-    output = trainer.predict(read(bench, bench.splits["train"]))
-    log_p = torch.from_numpy(np.asarray(output.predictions)).float().log_softmax(-1)
-    return -log_p[np.arange(len(log_p)), np.asarray(output.label_ids)].numpy()
+    rows = read(bench, bench.splits["train"])
+    log_p = torch.from_numpy(answers(trainer, rows)).float().log_softmax(-1)
+    return -log_p[np.arange(len(log_p)), rows["label"][:]].numpy()
 
 
 def _of_weights(bench: Bench, weighed: AMALTrainer) -> dict[str, float]:

@@ -14,7 +14,7 @@ from datasets import concatenate_datasets
 from numpy.typing import NDArray
 from settings import CLEAN_ROWS, OTHER_ROWS, TAUGHT_AS, Bench, Place, new_bench
 from torch import Tensor
-from training import Looks, read, train
+from training import Looks, answers, read, train
 from transformers import set_seed
 
 from amal_hf import calibrated_temperature
@@ -108,5 +108,5 @@ def _taught(bench: Bench, splits: tuple[str, ...], fewest: int) -> NDArray[np.fl
     teacher = body.teacher(bench.classes)
     trainer = train(bench, teacher, rows, steps, Looks(bench.metric), learning_rate=body.teacher_rate)
     asked = ("train", "meta", "validation")
-    parts = [trainer.predict(read(bench, bench.splits[name])).predictions for name in asked]
+    parts = [answers(trainer, read(bench, bench.splits[name])) for name in asked]
     return np.concatenate(parts).astype(np.float32)
