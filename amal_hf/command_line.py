@@ -1,4 +1,4 @@
-"""Arguments of a script: from flags, or from one YAML or JSON file that is read as if it were flags."""
+"""Arguments of a script: from flags, or from a YAML or JSON file that is read as if it were flags, and flags."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ def parse_arguments(classes: Sequence[type], command_line: Sequence[str]) -> tup
 
     Args:
         classes: dataclasses, their fields being the flags.
-        command_line: flags; or the name of a file, whose values get the types and the checks that flags have.
+        command_line: flags; or the name of a file, whose values get the types and the checks that flags have, and
+            flags that take the place of some of them.
 
     `--help` shows the flags of the first dataclass, `--help_all` those of all.
 
@@ -35,8 +36,8 @@ def parse_arguments(classes: Sequence[type], command_line: Sequence[str]) -> tup
     elif given == [_HELP_ALL]:
         given = ["--help"]
     parser = HfArgumentParser(list(classes), epilog=epilog)  # type: ignore[arg-type]  # its own alias is too narrow
-    if len(given) == 1 and given[0].endswith(ENDINGS):
-        given = _as_flags(Path(given[0]), parser)
+    if given and given[0].endswith(ENDINGS):
+        given = [*_as_flags(Path(given[0]), parser), *given[1:]]
     return tuple(parser.parse_args_into_dataclasses(given))
 
 

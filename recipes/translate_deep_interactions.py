@@ -3,7 +3,7 @@
     python recipes/translate_deep_interactions.py             # numbers, dates, times and prices in words, en -> de
     python recipes/translate_deep_interactions.py --dataset multi30k/ --source de --target en --rows 10000
     python recipes/translate_deep_interactions.py --runs "small-loss selection" deep_interactions
-    python recipes/translate_deep_interactions.py settings.yaml
+    python recipes/translate_deep_interactions.py recipes/multi30k.yaml --dataset multi30k/
 
 1. Read the pairs; take a clean meta set, a dev and a test set out of them.
 2. Exchange the targets of some of the training pairs among each other.

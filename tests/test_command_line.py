@@ -56,6 +56,16 @@ def test_lists_of_options_that_take_one_value_or_several(tmp_path):
         assert (recipe.shares, args.report_to, args.output_dir) == ([], names, "out")
 
 
+def test_flags_after_a_file_take_the_place_of_what_it_says(tmp_path):
+    """One value, a list, a list that no flag could have given; what is not said again stays."""
+    settings = {**SETTINGS, "report_to": ["tensorboard", "none"]}
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    flags = ["--rate", "2", "--shares", "0.7", "--smoke", "false", "--report_to", "trackio"]
+    recipe, args = parse_arguments([Recipe, AMALArguments], [str(tmp_path / "settings.yaml"), *flags])
+    assert recipe == Recipe("two", [0.7], 2.0, "a name, with = and blanks", False)
+    assert (args.report_to, args.learning_rate) == (["trackio"], 2e-5)
+
+
 def test_help_shows_the_scripts_own_flags_and_where_the_others_are(capsys):
     """There are some two hundred of `Trainer`."""
     shown = []

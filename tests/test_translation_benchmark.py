@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import DatasetDict
 from transformers import get_scheduler
 
 from amal_hf.demo_translation import translation_corpus
@@ -30,6 +31,16 @@ def data(tmp_path):
     lines = [json.dumps({"de": row["de"], "en": row["en"]}) for row in translation_corpus(120)]
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
     return tmp_path
+
+
+class FakeTrainer:
+    """Trains nothing."""
+
+    def remove_callback(self, callback):
+        """None there."""
+
+    def train(self):
+        """Not at all."""
 
 
 def made(run, seed, bleu, rate="falls from the start", last=False, auc=None):
@@ -176,6 +187,26 @@ def test_as_many_pairs_are_wrong_as_is_said(script, data):
     corpus = script.corpus_of(data, 0, 0.5)
     assert len(corpus.sets["train"]) == 60 and 25 <= corpus.wrong.sum() <= 30
     assert script.corpus_of(data, 0).wrong.sum() <= 18
+
+
+def test_settings_of_the_recipe_are_those_of_the_benchmark(script, monkeypatch):
+    """`recipes/multi30k.yaml` has the data, the student, the loss and the arguments of the best run."""
+    monkeypatch.undo()
+    seen = []
+    monkeypatch.setattr(script.recipe, "new_trainer", lambda *given: seen.append(given) or FakeTrainer())
+    file = Path(__file__).parents[1] / "recipes" / "multi30k.yaml"
+    what, args = script.recipe.parse([str(file), "--dataset", "pairs"])
+    steps = int(args.num_train_epochs) * (what.rows - 3 * what.held_out) // args.per_device_train_batch_size
+    corpus = SimpleNamespace(seed=args.seed, sets=DatasetDict(train=range(10_000)), tokenizer=None)
+    run = script.RUNS["deep_interactions(), source gain, generalised cross-entropy"]
+    script.fitted(None, corpus, range(10_000), steps, run, **script.RATES[script.LATE](steps))
+    own = {"output_dir", "max_steps", "num_train_epochs", "report_to", "disable_tqdm", "write_figures"}
+    theirs, ours = (
+        {name: value for name, value in one.to_dict().items() if name not in own} for one in (seen[0][2], args)
+    )
+    assert theirs == ours and seen[0][2].max_steps == steps
+    assert (what.loss_q, what.runs[-1], script.recipe.RUNS["long_runs"]) == (0.3, "long_runs", run.method)
+    assert (what.rows, what.held_out, what.shuffled) == (script.ROWS, script.HELD_OUT, script.WRONG)
 
 
 @pytest.mark.slow
