@@ -11,6 +11,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, Seq2SeqTrainer
 
 from amal_hf.arguments import AMALArguments
+from amal_hf.collator import is_stream
 from amal_hf.generators import answers_by_token, is_encoder_decoder, without_adapters
 from amal_hf.loggers import logger_of
 from amal_hf.losses import Loss
@@ -109,6 +110,8 @@ def _check_method(trainer: Any) -> None:
         _check_hidden_states(without_adapters(trainer.model))
     if method.policy.needs_source_gain:
         _check_source(trainer)
+    if method.policy.draws:
+        _check_draws(trainer)
     if method.batch_policy is not None:
         _check_changes(trainer)
     if method.per_token:
@@ -181,6 +184,21 @@ def _check_source(trainer: Any) -> None:
         )
     if trainer.method.per_token:
         raise ValueError(f"{reads}, which a token has none of by itself. Leave per_token out.")
+
+
+def _check_draws(trainer: Any) -> None:
+    args, draws = trainer.args, f"AMALTrainer: {type(trainer.method.policy).__name__}(draw=True) draws rows"
+    if is_stream(trainer.train_dataset):
+        raise ValueError(f"{draws}, which a stream does not have at hand. Use a datasets.Dataset, or leave draw out.")
+    if args.train_sampling_strategy != "random":
+        raise ValueError(
+            f"{draws} at random, and train_sampling_strategy is '{args.train_sampling_strategy}'. Leave it at "
+            f"'random', or leave draw out."
+        )
+    if args.accelerator_config.dispatch_batches:
+        raise ValueError(
+            f"{draws} in every process, and dispatch_batches=True has one that reads. Leave one of them out."
+        )
 
 
 def _check_meta_step(trainer: Any) -> None:

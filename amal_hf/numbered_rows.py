@@ -1,6 +1,7 @@
 """`Trainer` over rows that are known by their number, with columns that losses read beside the student's inputs."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from amal_hf.collator import ExampleCollator, is_stream, is_transformed, numbered, rows_of
+from amal_hf.drawn_rows import draw_rows
 from amal_hf.first_batch import check_first_rows
 from amal_hf.generators import answers_by_token, takes_keywords, with_decoder_inputs
 from amal_hf.losses import Loss
@@ -16,7 +18,7 @@ from amal_hf.mixing import MixingTrainer
 from amal_hf.processes import process_count
 from amal_hf.ragged import filled, own_part, without_repeats
 from amal_hf.random_numbers import generator_of
-from amal_hf.shapes import EXAMPLE_ID, REPEATED, Batch
+from amal_hf.shapes import EXAMPLE_ID, REPEATED, Batch, PerExample
 
 
 _TOKEN_TYPES = "token_type_ids"
@@ -66,9 +68,21 @@ class NumberedRowsTrainer(MixingTrainer):
             )
 
     def get_train_dataloader(self) -> Any:
-        """`Trainer`'s; rows that are repeated to fill up a batch can be told from others."""
+        """`Trainer`'s; rows that are repeated to fill up a batch can be told from others, and may be drawn."""
         loader = super().get_train_dataloader()
-        return filled(loader) if self.mixes else loader
+        if not self.mixes:
+            return loader
+        if self.method.policy.draws:
+            every = self.args.gradient_accumulation_steps
+            draw_rows(loader, partial(self._rates, -(-len(loader) // every)))
+        return filled(loader)
+
+    def _rates(self, steps: int) -> tuple[PerExample, torch.Generator] | None:
+        """How often rows are drawn in the pass that the run is in, of so many optimizer steps; and random numbers."""
+        passes = self.state.global_step // steps
+        rates = self.method.policy.rates(passes * steps / max(self.state.max_steps, 1))
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return None if rates is None else (rates, generator_of(seed, passes))
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """`Trainer`'s, without the columns that only training losses read."""

@@ -68,6 +68,7 @@ LEVELS = [
         "precision",
         "sharded",
         "shared_rows",
+        "drawn_rows",
         "ragged",
         "plots.style",
         "state",

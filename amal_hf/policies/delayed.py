@@ -22,6 +22,9 @@ class Delayed(Policy):
     Args:
         policy: learns from the end of the meta warm-up.
         until: share of training, in (0, 1).
+        draw: from the first pass that begins then, draw rows as often as their weights say, in the place of weighing
+            them: on average the same loss, but no step is spent on examples without weight. For a training set whose
+            rows are known, drawn at random.
 
     Raises:
         ValueError: a share out of its range, or weights that hold for one step or are not learned.
@@ -31,7 +34,7 @@ class Delayed(Policy):
     mixture: Tensor
     store: RowStore
 
-    def __init__(self, policy: Policy, until: float) -> None:
+    def __init__(self, policy: Policy, until: float, draw: bool = False) -> None:
         super().__init__()
         if not 0 < until < 1:
             raise ValueError(f"Delayed: until must be a share of training between 0 and 1, got {until}.")
@@ -47,6 +50,7 @@ class Delayed(Policy):
             )
         self.policy = policy
         self.until = until
+        self.draws = draw
         self.needs_hidden_states = policy.needs_hidden_states
         self.needs_source_gain = policy.needs_source_gain
         self.notes_steps = policy.notes_steps
@@ -60,6 +64,7 @@ class Delayed(Policy):
         Raises:
             ValueError: a policy with a table too large for memory, as a checkpoint holds only one that is a file.
         """
+        self.drawn = False
         self.register_buffer("mixture", initial.clone())
         self.store = RowStore(sizes.examples, initial, sizes.folder)
         self.policy.learning_rate = self.learning_rate
@@ -105,7 +110,8 @@ class Delayed(Policy):
             return initial
         held = self.store.read(observation.ids)
         unlearned = (observation.progress_of(held) < self.until) | (held == self.mixture.to(held)).all(1, keepdim=True)
-        return torch.where(unlearned, initial.to(held), held)
+        weights = torch.where(unlearned, initial.to(held), held)
+        return _sharing(weights, initial.to(held)) if self.drawn else weights
 
     @torch.no_grad()
     def update(self, observation: Observation, slopes: LossTable) -> None:
@@ -123,6 +129,11 @@ class Delayed(Policy):
         """Until its weights are used: they belong to examples."""
         return progress < self.until
 
+    def rates(self, progress: float) -> PerExample | None:
+        """The sums of the rows, `(N,)`, once weights are used, if rows are to be drawn."""
+        self.drawn = self.draws and progress >= self.until
+        return torch.cat([rows.sum(1).cpu() for _, rows in self.store.blocks()]) if self.drawn else None
+
     def restorer(self, ids: ExampleIds) -> Callable[[], None]:
         """What the policy knows, and the examples' rows."""
         inner, rows = self.policy.restorer(ids), self.store.read(ids)
@@ -139,4 +150,11 @@ class Delayed(Policy):
 
     def describe(self) -> str:
         """The policy, and from when on its weights are used."""
-        return f"{self.policy.describe()}, used from {self.until:.0%} of training on"
+        used = "rows drawn" if self.draws else "used"
+        return f"{self.policy.describe()}, {used} from {self.until:.0%} of training on"
+
+
+def _sharing(weights: LossTable, initial: LossTable) -> LossTable:
+    """The weights of rows that were drawn by the sum of them: it is what it was at first, and they share it."""
+    total = weights.sum(1, keepdim=True)
+    return weights * torch.where(total > 0, initial.sum(1, keepdim=True) / total, 0.0)

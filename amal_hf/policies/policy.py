@@ -115,6 +115,7 @@ class Policy(nn.Module, ABC):
         needs_ids: whether weights belong to examples by id, so that a stream has to bring a column of ids.
         needs_hidden_states: whether `observe` reads the student's hidden states.
         needs_source_gain: whether `observe` reads what the targets cost a student that sees no source.
+        draws: whether `rates` may want rows drawn.
         notes_steps: whether `note_step` wants to be told of the examples of every step.
         reads_clean_states: whether `note_clean` wants to be told of clean rows, where a student can show its states.
         holds_for_one_step: whether weights are of use only to the step that they were learned at, so that every step
@@ -129,6 +130,7 @@ class Policy(nn.Module, ABC):
     needs_ids: bool = False
     needs_hidden_states: bool = False
     needs_source_gain: bool = False
+    draws: bool = False
     notes_steps: bool = False
     reads_clean_states: bool = False
     holds_for_one_step: bool = False
@@ -204,6 +206,17 @@ class Policy(nn.Module, ABC):
         """Whether `observe` is asked when this share of training is done; where not, features are `(B, 0)`."""
         del progress
         return True
+
+    def rates(self, progress: float) -> PerExample | None:
+        """How often each training row is to be drawn in the pass that begins now, `(N,)`, beside the others.
+
+        `None`, the default, for each row once. Asked at the beginning of every pass by all processes.
+
+        Args:
+            progress: share of training that was done when the pass began, also where a run goes on within it.
+        """
+        del progress
+        return None
 
     def restorer(self, ids: ExampleIds) -> Callable[[], None]:
         """A function that puts back what the policy knows now, should an update for the examples `ids` not count."""
