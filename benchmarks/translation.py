@@ -88,6 +88,11 @@ def by_loss() -> Method:
     return Method("small_loss", SmallLoss(WRONG, like.ramp, like.among))
 
 
+def by_drawing() -> Method:
+    """As `of_long_runs`, but pairs are drawn by their weights."""
+    return recipe.of_long_runs(draw=True)
+
+
 def by_memory() -> Method:
     """As `of_long_runs`, but what each pair did so far is read in the place of what its target gains, for twice as
     long: it tells wrong pairs later.
@@ -111,6 +116,7 @@ RUNS = {
     "deep_interactions(), memory, generalised cross-entropy": Run(by_memory, ROBUST),
     "deep_interactions(), source gain": Run(recipe.of_long_runs),
     "deep_interactions(), source gain, generalised cross-entropy": Run(recipe.of_long_runs, ROBUST),
+    "deep_interactions(), source gain, drawn, generalised cross-entropy": Run(by_drawing, ROBUST),
     "right pairs alone (oracle)": Run(right_pairs=True),
 }
 FALLING, LATE = "falls from the start", "falls from the middle"

@@ -62,14 +62,14 @@ from amal_hf.metrics import auc
 from amal_hf.translation import exact_match
 
 
-def of_long_runs() -> Method:
+def of_long_runs(draw: bool = False) -> Method:
     """For real sentences: one gradient over many clean pairs judges the pairs of 10 steps, a network that reads no
     states learns from it what a target's gain from its source is worth, and its weights are used after a quarter of
-    training.
+    training: pairs are weighed by them, or drawn.
     """
     options = {"likelihoods": True, "labels": False, "source_gain": True}
     network = StateNetwork((), learning_rate=5e-4, normalisation=AboveAverage(), **options)
-    return deep_interactions(Delayed(network, until=0.25), window=10)
+    return deep_interactions(Delayed(network, until=0.25, draw=draw), window=10)
 
 
 RUNS: dict[str, Callable[[], Method | None]] = {

@@ -45,7 +45,7 @@ def test_rates_count_beside_one_another_alone(rates):
 
 def test_there_are_as_many_whatever_rounding_says(monkeypatch):
     """Sums of these rates end below the number of rows by a rounding, and a random number of zero does not lift it."""
-    monkeypatch.setattr(torch, "rand", lambda *shape, generator: torch.zeros(shape))
+    monkeypatch.setattr(torch, "rand", lambda shape, generator: torch.zeros(shape))
     for rows, seed in ((7, 8), (50, 9), (1000, 9)):
         rates = torch.empty(rows).uniform_(generator=generator_of(seed))
         assert len(drawn(rates, torch.Generator())) == rows

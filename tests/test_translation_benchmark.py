@@ -93,6 +93,7 @@ def test_a_run_is_what_its_trainer_trains_on(script, data):
         (*plain, 0.0, "source_gain"),
         (*robust, 0.0, "source_gain"),
         *2 * [(*plain, 0.0, "deep_interactions"), (*robust, 0.0, "deep_interactions")],
+        (*robust, 0.0, "deep_interactions"),
         (*plain, 0.0, "fixed"),
         (*plain, 0.0, "fixed"),
     ]
