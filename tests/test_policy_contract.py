@@ -104,6 +104,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 }
 VARIANTS: dict[str, Callable[[], Policy]] = {
     "a network later": lambda: Delayed(LossNetwork(), 0.5),
+    "a table later, by which rows are drawn": lambda: Delayed(ExampleTable(), 0.5, draw=True),
     "a loss network, independent teacher": beside_an_independent_teacher(LossNetwork),
     "a convex table": lambda: ExampleTable(bound=convex),
     "a state network with a memory": lambda: StateNetwork(likelihoods=True, memory=True),
@@ -190,6 +191,19 @@ def test_weights_are_numbers_of_at_least_zero(make):
             assert weights.shape == (B, 2) and weights.isfinite().all() and (weights >= 0).all()
             assert weights[7, 0] == 0 and weights.sum() > 0
         taught(policy, 1 + step)
+
+
+@every_policy
+def test_only_what_says_so_has_rows_drawn(make):
+    """A rate for each row, none negative, and weights that are then no other sum than the mixture's."""
+    policy = taught(begun(make))
+    for progress in (0.0, 0.6):
+        rates = policy.rates(progress)
+        assert (rates is not None) == (policy.draws and progress > 0)
+        if rates is not None:
+            assert rates.shape == (B,) and rates.isfinite().all() and (rates >= 0).all()
+            sums = weights_at(policy, progress).sum(1)
+            assert (sums[rates > 0] - 1).abs().max() < 1e-6
 
 
 @every_policy
