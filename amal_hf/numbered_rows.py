@@ -78,9 +78,20 @@ class NumberedRowsTrainer(MixingTrainer):
         return filled(loader)
 
     def _rates(self, steps: int) -> tuple[PerExample, torch.Generator] | None:
-        """How often rows are drawn in the pass that the run is in, of so many optimizer steps; and random numbers."""
+        """How often rows are drawn in the pass that the run is in, of so many optimizer steps; and random numbers.
+
+        Raises:
+            ValueError: as the first pass begins, if rows are drawn in none.
+        """
+        policy, most = self.method.policy, max(self.state.max_steps, 1)
         passes = self.state.global_step // steps
-        rates = self.method.policy.rates(passes * steps / max(self.state.max_steps, 1))
+        if passes == 0 and policy.rates((most - 1) // steps * steps / most) is None:
+            raise ValueError(
+                f"AMALTrainer: {type(policy).__name__}(draw=True) draws rows from the first pass that begins when "
+                f"weights are used, and of the {-(-most // steps)} passes of this run none does. Train longer, have "
+                f"weights used earlier, or leave draw out."
+            )
+        rates = policy.rates(passes * steps / most)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return None if rates is None else (rates, generator_of(seed, passes))
 

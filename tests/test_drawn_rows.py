@@ -241,6 +241,20 @@ def test_what_cannot_be_drawn_from_is_refused_before_training(tmp_path, rows, op
         )
 
 
+@pytest.mark.parametrize(("steps", "until", "drawn"), [(6, 0.5, 0), (12, 0.6, 0), (12, 0.5, 1), (13, 0.6, 1)])
+def test_a_run_too_short_to_draw_from_is_refused_before_its_first_step(tmp_path, steps, until, drawn):
+    """Six steps a pass: of two passes the second begins at a half."""
+    passes = Passes()
+    trainer = new_trainer(tmp_path, late(draw=True, until=until), passes, max_steps=steps)
+    if drawn:
+        trainer.train()
+        assert trainer.method.policy.drawn
+    else:
+        with pytest.raises(ValueError, match="none does"):
+            trainer.train()
+        assert trainer.state.global_step == 0
+
+
 def test_other_policies_want_each_row_once(tmp_path):
     """So their loaders are those of `Trainer`."""
     assert FixedWeights().rates(0.9) is None and not FixedWeights().draws
