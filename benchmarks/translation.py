@@ -102,12 +102,12 @@ def by_memory() -> Method:
     return deep_interactions(Delayed(network, until=0.5), window=10)
 
 
-ALIKE, PLAIN = "all pairs alike", "generalised cross-entropy"
+ALIKE = "all pairs alike"
 ROBUST = partial(GeneralizedCrossEntropy, 0.3)
 RUNS = {
     ALIKE: Run(),
     "label smoothing": Run(smoothing=0.1),
-    PLAIN: Run(loss=ROBUST),
+    "generalised cross-entropy": Run(loss=ROBUST),
     "small-loss selection": Run(lambda: Method("small_loss", SmallLoss(WRONG))),
     "small-loss selection among as many, generalised cross-entropy": Run(by_loss, ROBUST),
     "source-gain selection": Run(by_source_gain),
@@ -235,41 +235,23 @@ def scores(trainer: AMALSeq2SeqTrainer, corpus: Corpus) -> Record:
 
 
 def results_table(records: list[Record]) -> str:
-    """A row for each run and rate; gains are over all pairs alike, under the same rate, by seed."""
+    """A row for each run and rate, with the usual share of wrong pairs; gains are over all pairs alike, under the same
+    rate, by seed.
+    """
     usual = [record for record in records if share_of(record) == WRONG]
-    rows = [
-        [code(run), rate, *_cells(usual, run, rate, ALIKE)]
-        for rate in RATES
-        for run in RUNS
-        if column(usual, run, rate, "bleu")
-    ]
-    return table(["run", "rate", *_head(ALIKE)], rows)
+    head = ["run", "rate", "BLEU on dev", "BLEU", "over all pairs alike", "then clean pairs", "loss", "AUC"]
+    rows = [_row(usual, run, rate) for rate in RATES for run in RUNS if column(usual, run, rate, "bleu")]
+    return table(head, rows)
 
 
-def shares_table(records: list[Record]) -> str:
-    """A row for each run and other share of wrong pairs, under the late rate; gains are over the best control."""
-    rows = [
-        [f"{share:.0%}", code(run), *_cells(chosen, run, LATE, PLAIN)]
-        for share in sorted({share_of(record) for record in records} - {WRONG})
-        for chosen in [[record for record in records if share_of(record) == share]]
-        for run in RUNS
-        if column(chosen, run, LATE, "bleu")
-    ]
-    return table(["wrong", "run", *_head(PLAIN)], rows)
-
-
-def _head(control: str) -> list[str]:
-    return ["BLEU on dev", "BLEU", f"over {control}", "then clean pairs", "loss", "AUC"]
-
-
-def _cells(records: list[Record], run: str, rate: str, control: str) -> list[str]:
+def _row(records: list[Record], run: str, rate: str) -> list[str]:
     dev, bleu, loss, told = (column(records, run, rate, key) for key in ("dev", "bleu", "loss", "auc"))
-    beside = column(records, control, rate, "bleu")
-    gain = "" if run == control else signed({seed: bleu[seed] - beside[seed] for seed in bleu})
+    alike = column(records, ALIKE, rate, "bleu")
+    gain = "" if run == ALIKE else signed({seed: bleu[seed] - alike[seed] for seed in bleu})
+    scores = [spread(list(dev.values())), spread(list(bleu.values())), gain]
     clean_last = spread(list(column(records, run, rate, "bleu", clean_last=True).values()))
     known = spread(list(told.values()), 2) if told else ""
-    means = [spread(list(one.values())) for one in (dev, bleu)]
-    return [*means, gain, clean_last, spread(list(loss.values()), 2), known]
+    return [code(run), rate, *scores, clean_last, spread(list(loss.values()), 2), known]
 
 
 def column(records: list[Record], run: str, rate: str, key: str, clean_last: bool = False) -> dict[int, float]:

@@ -84,7 +84,7 @@ def test_weights_of_drawn_rows_sum_to_what_they_did():
 
 
 class Passes(TrainerCallback):
-    """The rows of every pass, as a trainer's collator is given them, and the weights that they count with."""
+    """The rows of every pass, and the weights that they count with."""
 
     def __init__(self):
         self.rows, self.weights = [], []
@@ -178,10 +178,10 @@ def test_passes_differ_from_one_another_and_runs_of_one_seed_do_not(tmp_path):
 def test_an_interrupted_run_equals_the_uninterrupted_one(tmp_path, until, options):
     """Wherever it is interrupted: before weights are used, between then and the next pass, within a drawn pass."""
 
-    def trainer(passes=None):
+    def trainer():
         policy = Delayed(LossNetwork(learning_rate=0.05, normalisation=MeanOne()), until, draw=True)
         saves = {"save_strategy": "steps", "save_steps": 1}
-        return new_trainer(tmp_path, Method("late", policy, interval=2, window=2), passes, **saves, **options)
+        return new_trainer(tmp_path, Method("late", policy, interval=2, window=2), **saves, **options)
 
     whole = trainer()
     whole.train()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from amal_hf.clean_probe import CleanRows
-from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, among_present, weights_of
+from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, among_present, sharing, weights_of
 from amal_hf.policies.store import RowStore
 from amal_hf.processes import rows_of_all
 from amal_hf.shapes import ExampleIds, Features, Logits, LossTable, PerExample
@@ -24,7 +24,7 @@ class Delayed(Policy):
         until: share of training, in (0, 1).
         draw: from the first pass that begins then, draw rows as often as their weights say, in the place of weighing
             them: on average the same loss, but no step is spent on examples without weight. For a training set whose
-            rows are known, drawn at random.
+            rows are known, drawn at random. Not by default, as it was not clearly better (`benchmarks/LOG.md`).
 
     Raises:
         ValueError: a share out of its range, or weights that hold for one step or are not learned.
@@ -111,7 +111,7 @@ class Delayed(Policy):
         held = self.store.read(observation.ids)
         unlearned = (observation.progress_of(held) < self.until) | (held == self.mixture.to(held)).all(1, keepdim=True)
         weights = torch.where(unlearned, initial.to(held), held)
-        return _sharing(weights, initial.to(held)) if self.drawn else weights
+        return sharing(weights, initial.to(held)) if self.drawn else weights
 
     @torch.no_grad()
     def update(self, observation: Observation, slopes: LossTable) -> None:
@@ -130,7 +130,7 @@ class Delayed(Policy):
         return progress < self.until
 
     def rates(self, progress: float) -> PerExample | None:
-        """The sums of the rows, `(N,)`, once weights are used, if rows are to be drawn."""
+        """The sums of the rows, `(N,)`, once weights are used, if rows are to be drawn; this pass is weighed so."""
         self.drawn = self.draws and progress >= self.until
         return torch.cat([rows.sum(1).cpu() for _, rows in self.store.blocks()]) if self.drawn else None
 
@@ -152,9 +152,3 @@ class Delayed(Policy):
         """The policy, and from when on its weights are used."""
         used = "rows drawn" if self.draws else "used"
         return f"{self.policy.describe()}, {used} from {self.until:.0%} of training on"
-
-
-def _sharing(weights: LossTable, initial: LossTable) -> LossTable:
-    """The weights of rows that were drawn by the sum of them: it is what it was at first, and they share it."""
-    total = weights.sum(1, keepdim=True)
-    return weights * torch.where(total > 0, initial.sum(1, keepdim=True) / total, 0.0)

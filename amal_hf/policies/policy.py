@@ -267,9 +267,13 @@ def among_present(mixture: Tensor, observation: Observation) -> LossTable:
     rows = mixture.to(observation.features.device).expand(len(observation.ids), -1)
     if observation.present is None:
         return rows
-    there = rows * observation.present
-    total = there.sum(1, keepdim=True)
-    return there * torch.where(total > 0, rows.sum(1, keepdim=True) / total, 0.0)
+    return sharing(rows * observation.present, rows)
+
+
+def sharing(weights: LossTable, whole: LossTable) -> LossTable:
+    """Weights `(B, K)`, row by row scaled to the sum that `whole` has there; rows of zeros stay."""
+    held = weights.sum(1, keepdim=True)
+    return weights * torch.where(held > 0, whole.sum(1, keepdim=True) / held, 0.0)
 
 
 def as_mixture(initial: Tensor | list[float] | None, losses: int) -> Tensor:
