@@ -4,6 +4,7 @@ import datetime
 import gc
 import os
 import sys
+import traceback
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
@@ -374,17 +375,21 @@ def fsdp_on_cpus():
 
 
 def work(rank, count, folder, jobs):
-    """One process: run all jobs, a function and its arguments by name, and save what each gives."""
+    """One process: run all jobs, a function and its arguments by name, and save what each gives, or what went wrong."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     gc.freeze()  # Accelerate collects garbage before every run; what was imported is none
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)  # so that rounding is no excuse
     if count > 1:
-        limit = datetime.timedelta(seconds=60)
+        limit = datetime.timedelta(seconds=300)  # a stalled machine is no failure
         dist.init_process_group("gloo", f"file://{folder}/meet", limit, world_size=count, rank=rank)
     for name, (function, arguments) in jobs.items():
-        torch.save(function(folder / name, count, **arguments), folder / f"{name}-{rank}.pt")
+        try:
+            torch.save(function(folder / name, count, **arguments), folder / f"{name}-{rank}.pt")
+        except BaseException as error:
+            (folder / f"failed-{rank}.txt").write_text(f"{name!r}: {error!r}\n{traceback.format_exc()}")
+            raise
     if count > 1:
         dist.destroy_process_group()
 

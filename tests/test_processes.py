@@ -160,7 +160,13 @@ def _start(count, folder, jobs):
     for worker in workers:
         worker.kill()
         worker.join()
-    assert all(worker.exitcode == 0 for worker in workers), f"{count} processes: see their output"
+    codes = [worker.exitcode for worker in workers]
+    assert not any(codes), f"exit codes {codes}; " + "\n".join(_failures(folder))
+
+
+def _failures(folder):
+    """What went wrong in the processes, the first one first."""
+    return [path.read_text() for path in sorted(folder.glob("failed-*.txt"), key=lambda path: path.stat().st_mtime)]
 
 
 @pytest.fixture(scope="module")
