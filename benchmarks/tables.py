@@ -73,6 +73,7 @@ def all_blocks(folder: Path) -> dict[str, str]:
         "variants": variants.variants_table(variants.results_of(variants.FEATURES)),
         "clean rows": variants.clean_rows_table(variants.results_of(variants.FEATURES)),
         "translation": translation.results_table(read(translation.RESULTS)),
+        "translation, half wrong": translation.results_table(read(translation.RESULTS), 0.5, translation.ROBUST_LOSS),
         "overhead": overhead.table(),
         "tangents": overhead.tangents_table(),
         "laws": laws.table(laws.points()),

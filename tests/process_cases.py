@@ -375,7 +375,7 @@ def fsdp_on_cpus():
 
 
 def work(rank, count, folder, jobs):
-    """One process: run all jobs, a function and its arguments by name, and save what each gives, or what went wrong."""
+    """One process: run all jobs, a function and its arguments by name; save what each gives, or what went wrong."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     gc.freeze()  # Accelerate collects garbage before every run; what was imported is none

@@ -118,21 +118,25 @@ def test_late_rate_falls_from_where_weights_begin_to_act(script):
         scheduler.step()
     assert rates[10:51] == [1.0] * 41
     assert rates[50:] == pytest.approx([step / 50 for step in range(50, -1, -1)])
-    learned = [make().policy.until for make in (script.recipe.of_long_runs, script.by_memory)]
-    assert max(*learned, script.by_source_gain().policy.ramp) == 0.5
+    learned = [make(0.3).policy.until for make in (script.by_weighing, script.by_memory)]
+    assert max(*learned, script.by_source_gain(0.3).policy.ramp) == 0.5
 
 
 def test_two_selections_differ_in_what_they_look_at_alone(script):
-    """Share, ramp and the number of pairs compared are the same for losses and for gains."""
+    """Share, which they are told, ramp and the number of pairs compared are the same for losses and for gains."""
     chosen = ("source-gain selection", "small-loss selection among as many")
-    gain, loss = (script.RUNS[f"{name}, generalised cross-entropy"].method().policy for name in chosen)
-    assert (gain.forgotten, gain.ramp, gain.among) == (loss.forgotten, loss.ramp, loss.among)
+    gain, loss = (script.RUNS[f"{name}, generalised cross-entropy"].method(0.45).policy for name in chosen)
+    assert gain.forgotten == 0.45 and (gain.forgotten, gain.ramp, gain.among) == (
+        loss.forgotten,
+        loss.ramp,
+        loss.among,
+    )
     assert gain.needs_source_gain and not loss.needs_source_gain
 
 
 def test_two_networks_differ_in_what_they_read_alone(script):
     """What a pair did so far, or what its target gains."""
-    gain, memory = (make().policy.policy for make in (script.recipe.of_long_runs, script.by_memory))
+    gain, memory = (make(0.3).policy.policy for make in (script.by_weighing, script.by_memory))
     told = [policy.describe().split(", ") for policy in (gain, memory)]
     assert {*told[0]} ^ {*told[1]} == {"source gain", "memory"}
     assert gain.learning_rate == memory.learning_rate
@@ -163,11 +167,16 @@ def test_table_has_gains_by_seed_over_the_same_rate(script):
     assert len(table) == 4
 
 
-def test_other_shares_of_wrong_pairs_are_not_in_the_table(script):
-    """It is of the usual share; a record that says none is of that."""
+def test_each_share_of_wrong_pairs_has_a_table_of_its_own(script):
+    """A record that says none is of the usual share; gains are over the control that is named."""
     usual = [made(script.ALIKE, seed, 20.0, last=last) for seed in range(3) for last in (False, True)]
     others = [{**record, "bleu": 10.0, "wrong": 0.5} for record in usual]
     assert script.results_table([*usual, *others]) == script.results_table(usual)
+    robust = [{**record, "run": "generalised cross-entropy", "bleu": 12.0} for record in others]
+    found = script.results_table([*usual, *others, *robust], 0.5, "generalised cross-entropy")
+    assert (
+        "over generalised cross-entropy" in found and "-2.0 ± 0.0" in found.replace("−", "-") and "20.0" not in found
+    )
     assert script.results_table([{**record, "wrong": 0.3} for record in usual]) == script.results_table(usual)
 
 
@@ -186,7 +195,7 @@ def test_settings_of_the_recipe_are_those_of_the_benchmark(script, monkeypatch):
     file = Path(__file__).parents[1] / "recipes" / "multi30k.yaml"
     what, args = script.recipe.parse([str(file), "--dataset", "pairs"])
     steps = int(args.num_train_epochs) * (what.rows - 3 * what.held_out) // args.per_device_train_batch_size
-    corpus = SimpleNamespace(seed=args.seed, sets=DatasetDict(train=range(10_000)), tokenizer=None)
+    corpus = SimpleNamespace(seed=args.seed, what=what, sets=DatasetDict(train=range(10_000)), tokenizer=None)
     run = script.RUNS["deep_interactions(), source gain, generalised cross-entropy"]
     script.fitted(None, corpus, range(10_000), steps, run, **script.RATES[script.LATE](steps))
     own = {"output_dir", "max_steps", "num_train_epochs", "report_to", "disable_tqdm", "write_figures"}
@@ -194,7 +203,10 @@ def test_settings_of_the_recipe_are_those_of_the_benchmark(script, monkeypatch):
         {name: value for name, value in one.to_dict().items() if name not in own} for one in (seen[0][2], args)
     )
     assert theirs == ours and seen[0][2].max_steps == steps
-    assert (what.loss_q, what.runs[-1], script.recipe.RUNS["long_runs"]) == (0.3, "long_runs", run.method)
+    assert (what.loss_q, what.runs[-1]) == (0.3, "long_runs")
+    ours, theirs = script.recipe.RUNS["long_runs"](), run.method(script.WRONG)
+    found = [(one.name, one.window, one.policy.until, one.policy.policy.describe()) for one in (ours, theirs)]
+    assert found[0] == found[1]
     assert (what.rows, what.held_out, what.shuffled) == (script.ROWS, script.HELD_OUT, script.WRONG)
 
 
