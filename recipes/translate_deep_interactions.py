@@ -18,6 +18,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ RUNS: dict[str, Callable[[], Method | None]] = {
     "source-gain selection": lambda: Method("source_gain", SourceGain(0.3)),
     "deep_interactions": lambda: deep_interactions(StateNetwork(normalisation=MeanOne())),
     "long_runs": of_long_runs,
+    "long_runs_drawn": partial(of_long_runs, draw=True),
     "loss_network": lambda: amal(LossNetwork(normalisation=MeanOne())),
 }
 
@@ -158,7 +160,7 @@ def parse(command_line: list[str]) -> tuple[RecipeArguments, TranslateArguments]
         raise ValueError(f"--runs: expected some of {list(RUNS)}, got {recipe.runs}.")
     if recipe.smoke:
         recipe.rows, recipe.held_out, recipe.width = min(recipe.rows, 800), 60, 32
-        args.num_train_epochs, args.logging_steps = 1.0, 2
+        args.num_train_epochs, args.logging_steps = 2.0, 2  # the second pass can be drawn
     return recipe, args
 
 

@@ -94,7 +94,8 @@ def test_translate(tmp_path, layout):
     """
     pairs = translation_corpus(600)
     recipe = str(ROOT / "recipes" / "translate_deep_interactions.py")
-    runs = ["all pairs alike", "small-loss selection", "source-gain selection", "long_runs", "deep_interactions"]
+    learned = ["long_runs", "long_runs_drawn", "deep_interactions"]
+    runs = ["all pairs alike", "small-loss selection", "source-gain selection", *learned]
     command = [sys.executable, recipe, "--smoke", "--use_cpu", "true", "--runs", *runs]
     if layout == "JSON lines":
         (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
