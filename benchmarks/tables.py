@@ -72,6 +72,7 @@ def all_blocks(folder: Path) -> dict[str, str]:
         "wrong labels found": detection(groups),
         "variants": variants.variants_table(variants.results_of(variants.FEATURES)),
         "clean rows": variants.clean_rows_table(variants.results_of(variants.FEATURES)),
+        "translation in short": translation.short_table(read(translation.RESULTS)),
         "translation": translation.results_table(read(translation.RESULTS)),
         "translation, half wrong": translation.results_table(read(translation.RESULTS), 0.5, translation.ROBUST_LOSS),
         "overhead": overhead.table(),

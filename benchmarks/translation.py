@@ -123,6 +123,14 @@ RUNS = {
     "deep_interactions(), source gain, drawn, generalised cross-entropy": Run(by_drawing, ROBUST),
     "right pairs alone (oracle)": Run(right_pairs=True),
 }
+SHORT = [
+    ALIKE,
+    ROBUST_LOSS,
+    "source-gain selection, generalised cross-entropy",
+    "deep_interactions(), source gain, generalised cross-entropy",
+    "deep_interactions(), source gain, drawn, generalised cross-entropy",
+    "right pairs alone (oracle)",
+]
 FALLING, LATE = "falls from the start", "falls from the middle"
 RATES: dict[str, Callable[[int], dict[str, Any]]] = {
     FALLING: lambda steps: {},
@@ -254,12 +262,34 @@ def results_table(records: list[Record], wrong: float = WRONG, control: str = AL
 
 def _row(records: list[Record], run: str, rate: str, control: str) -> list[str]:
     dev, bleu, loss, told = (column(records, run, rate, key) for key in ("dev", "bleu", "loss", "auc"))
-    base = column(records, control, rate, "bleu")
-    gain = "" if run == control else signed({seed: bleu[seed] - base[seed] for seed in bleu})
-    scores = [spread(list(dev.values())), spread(list(bleu.values())), gain]
+    scores = [spread(list(dev.values())), spread(list(bleu.values())), _gain(records, run, rate, control)]
     clean_last = spread(list(column(records, run, rate, "bleu", clean_last=True).values()))
     known = spread(list(told.values()), 2) if told else ""
     return [code(run), rate, *scores, clean_last, spread(list(loss.values()), 2), known]
+
+
+def _gain(records: list[Record], run: str, rate: str, control: str) -> str:
+    """In BLEU, paired by seed; nothing over itself."""
+    bleu, base = (column(records, one, rate, "bleu") for one in (run, control))
+    return "" if run == control else signed({seed: value - base[seed] for seed, value in bleu.items()})
+
+
+def short_table(records: list[Record]) -> str:
+    """Some runs whose rate falls late: BLEU for each share of wrong pairs, and gains over the loss that they share."""
+    shares = sorted({share_of(record) for record in records})
+    head = [
+        "run",
+        *(title for share in shares for title in (f"BLEU, {100 * share:.0f} % wrong", f"over {ROBUST_LOSS}")),
+    ]
+    rows = []
+    for run in SHORT:
+        cells = [code(run)]
+        for share in shares:
+            those = [record for record in records if share_of(record) == share]
+            bleu = column(those, run, LATE, "bleu")
+            cells += [spread(list(bleu.values())), _gain(those, run, LATE, ROBUST_LOSS)] if bleu else ["", ""]
+        rows.append(cells)
+    return table(head, rows)
 
 
 def column(records: list[Record], run: str, rate: str, key: str, clean_last: bool = False) -> dict[int, float]:

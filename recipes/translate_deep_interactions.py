@@ -18,7 +18,6 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +72,16 @@ def of_long_runs(draw: bool = False) -> Method:
     return deep_interactions(Delayed(network, until=0.25, draw=draw), window=10)
 
 
-RUNS: dict[str, Callable[[], Method | None]] = {
-    "all pairs alike": lambda: None,
-    "small-loss selection": lambda: Method("small_loss", SmallLoss(0.3)),
-    "source-gain selection": lambda: Method("source_gain", SourceGain(0.3)),
-    "deep_interactions": lambda: deep_interactions(StateNetwork(normalisation=MeanOne())),
-    "long_runs": of_long_runs,
-    "long_runs_drawn": partial(of_long_runs, draw=True),
-    "loss_network": lambda: amal(LossNetwork(normalisation=MeanOne())),
+RUNS: dict[str, Callable[[float], Method | None]] = {
+    "all pairs alike": lambda wrong: None,
+    "small-loss selection": lambda wrong: Method("small_loss", SmallLoss(wrong)),
+    "source-gain selection": lambda wrong: Method("source_gain", SourceGain(wrong)),
+    "deep_interactions": lambda wrong: deep_interactions(StateNetwork(normalisation=MeanOne())),
+    "long_runs": lambda wrong: of_long_runs(),
+    "long_runs_drawn": lambda wrong: of_long_runs(draw=True),
+    "loss_network": lambda wrong: amal(LossNetwork(normalisation=MeanOne())),
 }
+"""By the share of wrong pairs, which the two selections are told and no other run is."""
 
 
 @dataclass
@@ -158,6 +158,8 @@ def parse(command_line: list[str]) -> tuple[RecipeArguments, TranslateArguments]
     recipe, args = parse_arguments([RecipeArguments, TranslateArguments], command_line)
     if not recipe.runs or not set(recipe.runs) <= set(RUNS):
         raise ValueError(f"--runs: expected some of {list(RUNS)}, got {recipe.runs}.")
+    if not 0 <= recipe.shuffled < 1:
+        raise ValueError(f"--shuffled: expected a share of the pairs in [0, 1), got {recipe.shuffled}.")
     if recipe.smoke:
         recipe.rows, recipe.held_out, recipe.width = min(recipe.rows, 800), 60, 32
         args.num_train_epochs, args.logging_steps = 2.0, 2  # the second pass can be drawn
@@ -293,7 +295,8 @@ def train(
     own = copy.copy(args)
     own.push_to_hub = args.push_to_hub and name == recipe.runs[-1]
     loss = CrossEntropy() if recipe.loss_q is None else GeneralizedCrossEntropy(recipe.loss_q)
-    trainer = new_trainer(STUDENTS[recipe.student](tokenizer, recipe), RUNS[name](), own, data, tokenizer, loss)
+    student, method = STUDENTS[recipe.student](tokenizer, recipe), RUNS[name](recipe.shuffled)
+    trainer = new_trainer(student, method, own, data, tokenizer, loss)
     return trainer, trainer.train().metrics["train_runtime"]
 
 

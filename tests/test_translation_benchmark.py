@@ -130,6 +130,21 @@ def test_two_selections_differ_in_what_they_look_at_alone(script):
     assert gain.needs_source_gain and not loss.needs_source_gain
 
 
+@pytest.mark.parametrize("shuffled", ["0", "0.45"])
+def test_selections_of_the_recipe_are_told_how_many_pairs_it_makes_wrong(script, shuffled):
+    """Whatever that share is."""
+    what, _ = script.recipe.parse(["--shuffled", shuffled])
+    chosen = [script.recipe.RUNS[f"{name} selection"](what.shuffled).policy for name in ("small-loss", "source-gain")]
+    assert [policy.forgotten for policy in chosen] == 2 * [float(shuffled)]
+
+
+@pytest.mark.parametrize("shuffled", ["-0.1", "1", "30"])
+def test_a_share_that_is_none_is_refused_by_the_recipe(script, shuffled):
+    """Before anything is read."""
+    with pytest.raises(ValueError, match=r"--shuffled: expected a share of the pairs in \[0, 1\)"):
+        script.recipe.parse(["--shuffled", shuffled])
+
+
 def test_two_networks_differ_in_what_they_read_alone(script):
     """What a pair did so far, or what its target gains."""
     gain, memory = (make(0.3).policy.policy for make in (script.by_weighing, script.by_memory))
@@ -199,10 +214,39 @@ def test_settings_of_the_recipe_are_those_of_the_benchmark(script, monkeypatch):
     )
     assert theirs == ours and seen[0][2].max_steps == steps
     assert (what.loss_q, what.runs[-1]) == (0.3, "long_runs")
-    ours, theirs = script.recipe.RUNS["long_runs"](), run.method(script.WRONG)
+    ours, theirs = script.recipe.RUNS["long_runs"](what.shuffled), run.method(script.WRONG)
     found = [(one.name, one.window, one.policy.until, one.policy.policy.describe()) for one in (ours, theirs)]
     assert found[0] == found[1]
     assert (what.rows, what.held_out, what.shuffled) == (script.ROWS, script.HELD_OUT, script.WRONG)
+
+
+def test_short_table_has_every_share_beside_the_loss_that_runs_have_in_common(script):
+    """By hand: 4 above it with the usual share of wrong pairs, 1 below with another; under the rate that falls late,
+    and nothing where no run was made.
+    """
+    ours, alike, base, late = script.SHORT[3], script.ALIKE, script.ROBUST_LOSS, script.LATE
+    usual = [
+        made(run, seed, bleu + seed, rate, last=last)
+        for run, bleu in ((ours, 24.0), (base, 20.0), (alike, 19.0))
+        for seed in range(3)
+        for rate, last in ((late, False), (late, True), (script.FALLING, False))
+    ]
+    others = [
+        {**one, "bleu": 9.0 if one["run"] == ours else 10.0, "wrong": 0.5} for one in usual if one["run"] != alike
+    ]
+    usual = [{**one, "bleu": 99.0} if (one["rate"], one["clean_last"]) != (late, False) else one for one in usual]
+    head, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in script.short_table([*usual, *others]).splitlines()
+    )
+    gain = "over generalised cross-entropy"
+    assert head == ["run", "BLEU, 30 % wrong", gain, "BLEU, 50 % wrong", gain]
+    table = {row[0].strip("`"): row[1:] for row in rows}
+    assert list(table) == script.SHORT
+    assert table[ours] == ["25.0 ± 2.5", "+4.0 ± 0.0", "9.0 ± 0.0", "-1.0 ± 0.0"]
+    assert table[base] == ["21.0 ± 2.5", "", "10.0 ± 0.0", ""]
+    assert table[alike] == ["20.0 ± 2.5", "-1.0 ± 0.0", "", ""]
+    assert table[script.SHORT[-1]] == 4 * [""]
 
 
 @pytest.mark.slow
