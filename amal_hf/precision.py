@@ -24,7 +24,7 @@ def quick_backward(model: nn.Module, dtype: torch.dtype) -> AbstractContextManag
     longer at 512. Not under checkpointing, which runs layers again in the backward pass, outside of this.
     """
     slow = next(model.parameters()).device.type == "cpu" and dtype == torch.bfloat16
-    slow = slow and not getattr(model, "is_gradient_checkpointing", False)
+    slow = slow and not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()
     return context
 

@@ -51,7 +51,7 @@ def test_checkpointing_is_on_in_the_meta_step_as_well():
     Dropout must be off all the same.
     """
     model = tiny_bert().train()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    getattr(model, f"{CHECKPOINTING}_enable")(**{f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}})
     with undisturbed(model):
         assert all(layer.training for layer in model.bert.encoder.layer)
         assert not any(module.training for module in model.modules() if isinstance(module, torch.nn.Dropout))

@@ -1,6 +1,7 @@
 """In every precision and graph mode the weights learn what they learn in float64, and the student does not notice."""
 
 import copy
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import TrainerCallback
 
 from amal_hf import AMALTrainer, CrossEntropy, ExampleTable, amal
+from amal_hf.precision import quick_backward
 
 
 def checkpointing(reentrant):
@@ -191,3 +193,22 @@ def test_a_step_that_the_scaler_skips_teaches_nothing(tmp_path, name):
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     trainer.train()
     assert watch.changed == [False, True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "checkpointed", "plain"),
+    [(torch.bfloat16, False, True), (torch.bfloat16, True, False), (torch.float32, False, False)],
+)
+@pytest.mark.parametrize("kind", [ALL, ADAPTERS])
+def test_attention_is_plain_where_the_fused_one_goes_back_slowly(kind, dtype, checkpointed, plain):
+    """On a CPU in bfloat16, unless layers run again in the backward pass; of a student with adapters too. Nothing is
+    asked that the libraries warn of.
+    """
+    model = student(kind)
+    if checkpointed:
+        getattr(model, f"{CHECKPOINTING}_enable")()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with quick_backward(model, dtype):
+            assert torch.backends.cuda.flash_sdp_enabled() != plain
+    assert torch.backends.cuda.flash_sdp_enabled()
