@@ -5,7 +5,7 @@ settings with wrong labels or rules.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gains import ON_DEV, in_each, over_each, signed, standing
+from gains import ON_DEV, over_each, signed, standing
 from groups import ERRORS, STUDENTS, WRONG_LABELS, Group, mean_by_seed
 from markdown_tables import table
 
@@ -21,7 +21,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done, by a run for each kind of setting.
+    """What is done, by runs for each kind of setting: of several dev chooses, of none named among all of ours.
 
     Attributes:
         students: that it is done with.
@@ -32,31 +32,42 @@ class Recipe:
 
     do: str
     students: tuple[str, ...]
-    wrong: str
-    rules: str
-    right: str
+    wrong: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+    right: tuple[str, ...] = ()
 
-    def run_in(self, setting: str) -> str:
-        """The run of a setting."""
-        return {RULES: self.rules, RIGHT: self.right}.get(setting, self.wrong)
+    def run_in(self, group: Group) -> str | None:
+        """The run of a setting; `None` where none was made."""
+        runs = {RULES: self.rules, RIGHT: self.right}.get(group.setting, self.wrong)
+        return group.best_of(runs) if runs else group.best(["ours"])
 
 
+SMOOTHED = ("amal(), smoothed labels, then clean rows",)
+RULES_WITH_LAYERS = ("amal(PerLossNetwork()), clean teacher, then clean rows",)
+TEACHER_OF_LABELS = ("amal(), noisy and clean rows", "amal()")
 RECIPES = [
     Recipe(
         "`amal()` on smoothed labels; with rules beside a clean teacher; clean rows last",
         ("frozen",),
-        wrong="amal(), smoothed labels, then clean rows",
-        rules="amal(), clean teacher, then clean rows",
-        right="amal(), smoothed labels, then clean rows",
+        wrong=SMOOTHED,
+        rules=("amal(), clean teacher, then clean rows",),
+        right=SMOOTHED,
     ),
     Recipe(
         "`amal()` beside a clean teacher; with rules `PerLossNetwork()`, clean rows last",
         ("2", "3"),
-        wrong="amal(), clean teacher",
-        rules="amal(PerLossNetwork()), clean teacher, then clean rows",
-        right="amal(), noisy and clean rows",
+        wrong=("amal(), clean teacher",),
+        rules=RULES_WITH_LAYERS,
+        right=TEACHER_OF_LABELS,
     ),
-    Recipe(ON_DEV, ("frozen", "2", "3"), wrong=ON_DEV, rules=ON_DEV, right=ON_DEV),
+    Recipe(
+        "the same beside that teacher or one of the labels, which dev chooses",
+        ("2", "3"),
+        wrong=("amal(), clean teacher", *TEACHER_OF_LABELS),
+        rules=RULES_WITH_LAYERS,
+        right=("amal(), clean teacher", *TEACHER_OF_LABELS),
+    ),
+    Recipe(ON_DEV, ("frozen", "2", "3")),
 ]
 
 
@@ -81,9 +92,9 @@ def gains_of(recipe: Recipe, groups: Sequence[Group]) -> dict[Group, dict[int, f
     """By seed, over the control that dev chooses, in every setting that a recipe was tried in."""
     found = {}
     for group, control in over_each(groups):
-        (gains,) = in_each(recipe.run_in(group.setting), [(group, control)])
-        if gains:
-            found[group] = gains
+        run = recipe.run_in(group)
+        if run:
+            found[group] = group.gains(run, control)
     return found
 
 

@@ -87,6 +87,11 @@ class Group:
         dev = self.dev_scores(kinds)
         return max(dev, key=lambda run: dev[run]) if dev else None
 
+    def best_of(self, runs: Sequence[str]) -> str | None:
+        """The same among some runs."""
+        dev = self.dev_scores(KINDS)
+        return max((run for run in runs if run in dev), key=lambda run: dev[run], default=None)
+
     def gains(self, run: str, other: str) -> dict[int, float]:
         """By how many points a run is better on the test set, for each of the seeds that both have."""
         ours, theirs = self.scores(run), self.scores(other)
