@@ -13,8 +13,9 @@ from datasets import Dataset, List, Value
 from numpy.typing import NDArray
 
 from amal_hf.columns import replace_column
+from amal_hf.label_column import label_feature
 from amal_hf.random_numbers import put_back
-from amal_hf.rules import check_some_vote, check_votes
+from amal_hf.rules import all_votes, check_some_vote, check_votes
 from amal_hf.shapes import ABSTAIN, IGNORED, VOTES
 
 
@@ -36,9 +37,9 @@ def add_aggregated(rows: Dataset, column: str, aggregate: Aggregate, classes: in
         seed: for `aggregate`.
 
     Raises:
-        ValueError: what `aggregate` does not take.
+        ValueError: what `aggregate` does not take, or rows without votes.
     """
-    votes = np.array(rows.with_format(None)[VOTES][:])
+    votes = np.array(all_votes(rows, VOTES))
     found = aggregate(votes, classes, seed)
     found[_labelled(rows) | ~(votes != ABSTAIN).any(1)] = IGNORED
     feature = Value("int64") if found.ndim == 1 else List(Value("float64"))
@@ -69,7 +70,7 @@ def label_by_votes(rows: Dataset, aggregate: Aggregate, classes: int, seed: int 
     labelled = _labelled(rows)
     own = rows.with_format(None)["label"][:] if labelled.any() else voted.tolist()
     labels = [label if known else int(vote) for known, label, vote in zip(labelled, own, voted, strict=True)]
-    return replace_column(rows, "label", labels, Value("int64"))
+    return replace_column(rows, "label", labels, label_feature(rows, "label"))
 
 
 def _labelled(rows: Dataset) -> NDArray[np.bool_]:

@@ -138,6 +138,7 @@ class RunFacts:
         hyperparameters: by name.
         steps: optimizer steps.
         evaluation: the last evaluation's scores.
+        evaluation_sets: names of the sets, if there are several; scores begin with them.
         weights: of each column of losses its mean, 5th and 95th percentile.
         lowest, highest: training examples, if they are to be shown.
         figures: files, relative to the card.
@@ -164,6 +165,7 @@ class RunFacts:
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     steps: int = 0
     evaluation: dict[str, float] = field(default_factory=dict)
+    evaluation_sets: list[str] = field(default_factory=list)
     weights: list[dict[str, Any]] = field(default_factory=list)
     lowest: list[dict[str, Any]] = field(default_factory=list)
     highest: list[dict[str, Any]] = field(default_factory=list)

@@ -6,7 +6,7 @@ card can be made again from the JSON that is kept with it, byte for byte.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any
@@ -42,12 +42,23 @@ def render_card(facts: Mapping[str, Any]) -> ModelCard:
 
 
 def names_of(facts: Mapping[str, Any]) -> list[str]:
-    """What others have named or written, as it stands in the card: repository, classes, losses, training examples."""
+    """What others have named or written, as it stands in the card: repository, classes, losses, training examples,
+    and all that the card was told.
+    """
     shown = [entry[key] for entry in (*facts["lowest"], *facts["highest"]) for key in ("label", "text")]
-    named = [facts["repo_id"], facts["repo_id"].split("/")[-1], *facts["labels"]]
+    named = [facts["repo_id"], facts["repo_id"].split("/")[-1], *facts["labels"], *_words(facts["details"])]
     return [
         form(name) for name in (*named, *shown, *(loss["name"] for loss in facts["losses"])) for form in (str, _cell)
     ]
+
+
+def _words(told: Any) -> Iterator[str]:
+    """All strings in plain data."""
+    if isinstance(told, str):
+        yield told
+    elif isinstance(told, Mapping | list):
+        for part in told.values() if isinstance(told, Mapping) else told:
+            yield from _words(part)
 
 
 def metadata(facts: Mapping[str, Any]) -> ModelCardData:
@@ -117,7 +128,8 @@ def _results(facts: Mapping[str, Any]) -> list[EvalResult]:
         value = next(row["value"] for row in compared["rows"] if row["name"] == compared["student"])
         scores, split, data = {compared["metric"]: value}, compared["split"], compared["dataset"]
     else:
-        scores = {name: value for name, value in facts["evaluation"].items() if name != "loss"}
+        losses = {"loss", *(f"{name}_loss" for name in facts.get("evaluation_sets", ()))}
+        scores = {name: value for name, value in facts["evaluation"].items() if name not in losses}
         split, data = "evaluation", ""
     tags = details["dataset_tags"]
     name = data or details["dataset"] or (tags[0] if tags else "")

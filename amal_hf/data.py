@@ -2,7 +2,8 @@
 
 How `read_dataset` gets from a source to a `DatasetDict` that a trainer understands:
 
-1. A folder with `label.json` beside `train.json` is read as WRENCH (labels and votes of rules).
+1. A folder with `label.json` beside a `train.json` that is one object of rows is read as WRENCH (labels and votes of
+   rules).
 2. A table file, or a folder of table files named after their splits, is read as JSON lines, CSV or TSV.
 3. Anything else is left to `datasets.load_dataset`: a Hub id, or a folder that it knows.
 4. Splits get their usual names, the text columns are looked for, and the label column becomes `label` (a
@@ -17,19 +18,23 @@ from typing import Any, cast
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
 
 from amal_hf.columns import find_text_columns, first_present, require_columns
-from amal_hf.label_column import with_label
+from amal_hf.label_column import with_label, without_nulls
+from amal_hf.shapes import VOTES
 
 
 _SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
 _FOLDER_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "labeled")
 _LABEL_COLUMNS = ("label", "labels", "intent", "category", "class", "target", "coarse_label", "ner_tags")
+# A column has one type in all of its rows: read in pieces, it has that of the first 10,000, and a blank further down,
+# which makes text of numbers, is an error.
+_IN_ONE_PIECE: dict[str, Any] = {"chunksize": None}
 _TABLE_OPTIONS: dict[str, dict[str, Any]] = {
     ".jsonl": {},
     ".json": {},
     # A text may be "NA" or "null": pandas must not take it for a missing value.
-    ".csv": {"keep_default_na": False},
+    ".csv": {"keep_default_na": False, **_IN_ONE_PIECE},
     # In TSV files a quote is a character like others; 3 is csv.QUOTE_NONE.
-    ".tsv": {"sep": "\t", "quoting": 3, "keep_default_na": False},
+    ".tsv": {"sep": "\t", "quoting": 3, "keep_default_na": False, **_IN_ONE_PIECE},
 }
 
 
@@ -61,7 +66,7 @@ def read_dataset(
         ValueError: if text or labels are not found; the message lists the columns there are.
     """
     path = Path(source)
-    if path.is_dir() and all((path / name).is_file() for name in ("label.json", "train.json")):
+    if (path / "label.json").is_file() and _is_wrench(path / "train.json"):
         return _read_wrench(path)
     dataset = _read_tables(path) or cast(DatasetDict, load_dataset(str(source), config))
     dataset = DatasetDict({_SPLIT_NAMES.get(name, name): split for name, split in dataset.items()})
@@ -78,20 +83,33 @@ def _read_wrench(folder: Path) -> DatasetDict:
     return DatasetDict({split: _read_wrench_file(file, names) for split, file in files.items() if file.is_file()})
 
 
+def _is_wrench(file: Path) -> bool:
+    """Whether it is one object of objects; a table is a list, or many objects."""
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(rows, dict) and all(isinstance(row, dict) for row in rows.values())
+
+
 def _read_wrench_file(file: Path, names: list[str]) -> Dataset:
     rows = json.loads(file.read_text(encoding="utf-8"))
-    if not rows or not all("text" in row["data"] for row in rows.values()):
+    if not rows or not all("text" in row.get("data", {}) for row in rows.values()):
         raise ValueError(f"{file} should be an object of rows with data.text, but has no row or a row without text.")
     votes, label, text = List(Value("int16")), ClassLabel(names=names), Value("string")
-    if isinstance(next(iter(rows.values()))["label"], list):
-        keys = ("id", "tokens", "labels", "weak_labels")
-        features = (Value("string"), List(text), List(label), List(votes))
-    else:
-        keys = ("id", "text", "label", "weak_labels")
-        features = (Value("string"), text, label, votes)
-    values = ((key, row["data"]["text"], row["label"], row["weak_labels"]) for key, row in rows.items())
-    table = [dict(zip(keys, value, strict=True)) for value in values]
-    return Dataset.from_list(table, features=Features(dict(zip(keys, features, strict=True))))
+    tokenwise = any(isinstance(row.get("label"), list) for row in rows.values())
+    features = (
+        {"id": Value("string"), "tokens": List(text), "labels": List(label), VOTES: List(votes)}
+        if tokenwise
+        else {"id": Value("string"), "text": text, "label": label, VOTES: votes}
+    )
+    if not any(VOTES in row for row in rows.values()):  # labelled by hand: no rule has looked at these rows
+        del features[VOTES]
+    values = ((key, row["data"]["text"], row.get("label"), row.get(VOTES)) for key, row in rows.items())
+    table = [dict(zip(features, value, strict=False)) for value in values]
+    read = Dataset.from_list(table, features=Features(features))
+    target = "labels" if tokenwise else "label"
+    return without_nulls(read, target, features[target])
 
 
 def _read_names(file: Path) -> list[str]:

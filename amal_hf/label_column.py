@@ -11,6 +11,9 @@ from amal_hf.columns import replace_column, require_columns
 UNLABELLED = -1
 """The code of a missing label, as in the test splits of GLUE."""
 
+_MISSING = {"", "na", "n/a", "nan", "null", "none"}
+"""What tables say where they have no number, in small letters."""
+
 _Code: TypeAlias = str | int | bool | None
 
 
@@ -39,7 +42,7 @@ def with_label(dataset: DatasetDict, column: str, names: list[str] | None) -> Da
     if column != target:
         dataset = DatasetDict({name: _renamed(split, column, target) for name, split in dataset.items()})
     if isinstance(inner, ClassLabel):
-        return DatasetDict({name: _without_nulls(split, target, feature) for name, split in dataset.items()})
+        return DatasetDict({name: without_nulls(split, target, feature) for name, split in dataset.items()})
     if not tokenwise and _are_numbers(dataset, target):
         return dataset.cast_column(target, Value("float32"))
     return _encode(dataset, target, tokenwise, names)
@@ -53,11 +56,26 @@ def _renamed(split: Dataset, column: str, target: str) -> Dataset:
     return left.rename_column(column, target)
 
 
-def _without_nulls(split: Dataset, column: str, feature: Any) -> Dataset:
+def without_nulls(split: Dataset, column: str, feature: Any) -> Dataset:
+    """The split with -1 in the place of missing labels, of rows and of tokens."""
     values = _column(split, column)
-    if all(value is not None for value in values):
+    if None not in _flatten(values):
         return split
-    return replace_column(split, column, with_unlabelled(values, split, isinstance(feature, List)), feature)
+    known = [[_known(part) for part in value] if isinstance(value, list) else value for value in values]
+    return replace_column(split, column, with_unlabelled(known, split, isinstance(feature, List)), feature)
+
+
+def _known(code: int | None) -> int:
+    return UNLABELLED if code is None else code
+
+
+def label_feature(split: Dataset, column: str) -> Any:
+    """The type of a column of labels that are to be written anew: with the names of its classes, if it has any."""
+    feature = split.features.get(column)
+    tokenwise = column == "labels" if feature is None else isinstance(feature, List)
+    inner = feature.feature if isinstance(feature, List) else feature
+    label = inner if isinstance(inner, ClassLabel) else Value("int64")
+    return List(label) if tokenwise else label
 
 
 def with_unlabelled(labels: list[Any], split: Dataset, tokenwise: bool) -> list[Any]:
@@ -78,14 +96,21 @@ def _are_numbers(dataset: DatasetDict, column: str) -> bool:
         ValueError: they are, and some are missing, which no code could stand for.
     """
     values = [value for split in dataset.values() for value in _column(split, column)]
-    known = [value for value in values if value not in (None, "")]
-    if not any(isinstance(value, float) or _is_fraction(value) for value in known):
+    known = [value for value in values if not _is_missing(value)]
+    floats, fractions = (isinstance(value, float) for value in known), map(_is_fraction, known)
+    measured = all(floats) or any(fractions)
+    if not (known and measured and all(map(_is_number, known))):
         return False
-    if len(known) < len(values) and all(isinstance(value, float) or _is_number(value) for value in known):
+    if len(known) < len(values):
         raise ValueError(
             f"Column {column!r} holds numbers, and {len(values) - len(known)} rows have none. Remove these rows."
         )
-    return all(isinstance(value, float) for value in known)
+    return not any(isinstance(value, str) for value in known)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a row has no number: nothing, a word that says so, or NaN, which is not equal to itself."""
+    return value is None or value != value or (isinstance(value, str) and value.strip().lower() in _MISSING)
 
 
 def _is_number(value: Any) -> bool:
@@ -97,7 +122,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_fraction(value: Any) -> bool:
-    return isinstance(value, str) and _is_number(value) and not float(value).is_integer()
+    return isinstance(value, str | float) and _is_number(value) and not float(value).is_integer()
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lstrip("+-").isdecimal()
 
 
 def _column(split: Dataset, column: str) -> list[Any]:
@@ -135,10 +164,14 @@ def _coded(value: Any, codes: Mapping[_Code, int]) -> Any:
 def _class_codes(seen: set[_Code], names: list[str] | None) -> dict[_Code, int]:
     missing: dict[_Code, int] = {None: UNLABELLED, "": UNLABELLED}
     if names is None:
-        # Without names -1 is a class like others: files with -1/1 or -1/0/1 (sentiment) mean it so.
-        ordered = sorted(seen, key=lambda value: (isinstance(value, str), value))
+        # Without names -1 is a class like others: files with -1/1 or -1/0/1 (sentiment) mean it so. One blank makes
+        # text of a column of numbers, whose order is theirs all the same.
+        numbers = all(map(_is_whole, seen))
+        ordered = sorted(seen, key=lambda value: (isinstance(value, str), int(value or 0) if numbers else value))
         return {value: code for code, value in enumerate(ordered)} | missing
-    by_number: dict[_Code, int] = {code: code for code in range(UNLABELLED, len(names))}
+    by_number: dict[_Code, int] = {}
+    for code in range(UNLABELLED, len(names)):
+        by_number |= {code: code, str(code): code}
     return by_number | {name: code for code, name in enumerate(names)} | missing
 
 

@@ -9,6 +9,7 @@ All are seeded, change an exact number of rows where a rate is given, and keep t
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from datasets import ClassLabel, Dataset
@@ -66,7 +67,13 @@ def flip_to_background(
     return _with_noise(dataset, label_column, labels, truth)
 
 
-def flip_by_instance(dataset: Dataset, rate: float, seed: int, label_column: str = "label") -> Dataset:
+def flip_by_instance(
+    dataset: Dataset,
+    rate: float,
+    seed: int,
+    label_column: str = "label",
+    text_columns: Sequence[str] | None = None,
+) -> Dataset:
     """Gives a share of the rows a wrong label that depends on their text.
 
     Every text is read as a bag of hashed words; a random linear map for each true class scores the other classes, and
@@ -78,13 +85,14 @@ def flip_by_instance(dataset: Dataset, rate: float, seed: int, label_column: str
         rate: exactly `round(rate * len(dataset))` rows change.
         seed: of the linear maps.
         label_column: the column to change.
+        text_columns: that hold the text. Default: found by name, see `find_text_columns`.
 
     Raises:
         ValueError: as `flip_labels`; or no text is found.
     """
     truth, classes = _truth(dataset, rate, label_column)
     maps = np.random.default_rng(seed).normal(size=(classes, HASHED_WORDS, classes))
-    words = _hashed_words(dataset)
+    words = _hashed_words(dataset, text_columns or find_text_columns(dataset.column_names))
     scores = np.stack([row @ maps[label] for row, label in zip(words, truth, strict=True)])
     scores[np.arange(len(truth)), truth] = -np.inf
     likeliest = np.argsort(-scores.max(1), kind="stable")[: round(rate * len(truth))]
@@ -152,10 +160,10 @@ def _with_noise(dataset: Dataset, column: str, labels: np.ndarray, truth: np.nda
     )
 
 
-def _hashed_words(dataset: Dataset) -> np.ndarray:
+def _hashed_words(dataset: Dataset, text_columns: Sequence[str]) -> np.ndarray:
     """`(N, HASHED_WORDS)`, rows of length one."""
     table = np.zeros((len(dataset), HASHED_WORDS))
-    columns = dataset.with_format(None).select_columns(list(find_text_columns(dataset.column_names)))
+    columns = dataset.with_format(None).select_columns(list(text_columns))
     for row, texts in enumerate(columns):
         for text in texts.values():
             for word in normalise_text(text).split():

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amal_hf.losses import Loss
-from amal_hf.rules import check_some_vote, check_votes
+from amal_hf.rules import all_votes, check_some_vote, check_votes
 from amal_hf.shapes import ABSTAIN, VOTES, Batch, Logits, LossTable
 from amal_hf.task import Task, at_least_fp32
 
@@ -103,7 +103,8 @@ def votes_of(rows: Any, column: str, rules: int, classes: int) -> NDArray[np.int
     """All votes of a dataset, `(n, m)` (of all tokens, where rules vote on these); `None` of a stream.
 
     Raises:
-        ValueError: no such column, votes of another number of rules, or for a class that the student does not have.
+        ValueError: no such column, rows without votes, votes of another number of rules, or for a class that the
+            student does not have.
     """
     names = getattr(rows, "column_names", None)
     if names is None or not hasattr(rows, "__len__"):
@@ -113,7 +114,7 @@ def votes_of(rows: Any, column: str, rules: int, classes: int) -> NDArray[np.int
             f"Losses of rules read the votes in column '{column}', and the training set has {names}. Write it with "
             f"apply_rules or add_votes."
         )
-    parts = [np.asarray(row) for row in rows[column][:]]
+    parts = [np.asarray(row) for row in all_votes(rows, column)]
     widths = sorted({part.shape[-1] for part in parts})
     if widths != [rules]:
         raise ValueError(f"Column '{column}' holds votes of {widths} rules; the losses are made for {rules}.")

@@ -112,6 +112,8 @@ def apply_rules(
     if not names or len(set(names)) < len(names):
         raise ValueError(f"apply_rules: needs rules, each with a name of its own; got {names}.")
     class_names = _class_names(dataset, classes)
+    if not len(dataset):
+        return replace_column(dataset, VOTES, [], List(Value("int16")))
     voted = dataset.map(
         _votes_of_row,
         fn_kwargs={"rules": named, "classes": class_names},
@@ -162,10 +164,13 @@ def votes_of_table(rows: Iterable[tuple[Any, str, int]], ids: Sequence[Any]) -> 
         Votes `(n, m)` and the m workers, sorted.
 
     Raises:
-        ValueError: a task that is not among `ids`.
+        ValueError: a task that is not among `ids`, or stands there twice.
     """
     table = list(rows)
     places = {task: place for place, task in enumerate(ids)}
+    if len(places) < len(ids):
+        twice = next(task for place, task in enumerate(ids) if places[task] != place)
+        raise ValueError(f"Every task should be one row of the dataset; {twice!r} is more than one.")
     workers = sorted({worker for _, worker, _ in table})
     columns = {worker: column for column, worker in enumerate(workers)}
     votes = np.full((len(ids), len(workers)), ABSTAIN, dtype=np.int64)
@@ -174,6 +179,21 @@ def votes_of_table(rows: Iterable[tuple[Any, str, int]], ids: Sequence[Any]) -> 
             raise ValueError(f"The table has a vote of {worker!r} on task {task!r}, which is not in the dataset.")
         votes[places[task], columns[worker]] = vote
     return votes, workers
+
+
+def all_votes(rows: Any, column: str) -> list[Any]:
+    """The column of votes; rows of a dataset, or of another that was joined to it, may lack them.
+
+    Raises:
+        ValueError: some do.
+    """
+    votes: list[Any] = rows.with_format(None)[column][:] if isinstance(rows, Dataset) else rows[column][:]
+    if silent := sum(vote is None for vote in votes):
+        raise ValueError(
+            f"Column '{column}' holds nothing for {silent} of {len(votes)} rows, as if they came from a dataset that "
+            f"has no such column. Rows on which no rule has voted have a list of {ABSTAIN}, one for each rule."
+        )
+    return votes
 
 
 def check_votes(votes: NDArray[Any], classes: int) -> None:

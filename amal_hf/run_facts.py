@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from numpy.typing import NDArray
 
 from amal_hf.card_check import is_repository
 from amal_hf.card_facts import CardDetails, RunFacts
@@ -17,7 +18,7 @@ from amal_hf.latency import hardware_name
 from amal_hf.losses import Loss
 from amal_hf.method import Method
 from amal_hf.model_labels import class_count, label_column, label_names
-from amal_hf.run_record import texts_of
+from amal_hf.run_record import present_weights, texts_of
 from amal_hf.shapes import EXAMPLE_ID, IGNORED
 
 
@@ -84,6 +85,7 @@ def gather(trainer: Any, details: CardDetails) -> RunFacts:
         "hyperparameters": _hyperparameters(trainer),
         "steps": trainer.state.global_step,
         "evaluation": last_scores(trainer),
+        "evaluation_sets": list(trainer.eval_dataset) if isinstance(trainer.eval_dataset, dict) else [],
         "figures": [f"{FIGURES}/{file.name}" for file in sorted((folder / FIGURES).glob("*.[ps][nv]g"))],
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": hardware_name(trainer.args.device),
@@ -96,16 +98,16 @@ def _mixing(trainer: Any, details: CardDetails) -> dict[str, Any]:
     mixture, method = trainer.mixture, trainer.method
     teachers = [_hub_name(source) for source in map(_name_of, mixture.distillations) if _hub_name(source)]
     shown = trainer.hub_model_id and trainer.args.hub_include_weights
-    table = trainer.example_weights()
+    weights = {name: column for name, column in present_weights(trainer).items() if np.isfinite(column).any()}
     sources = [method, method.policy, *mixture.losses]
-    lowest, highest = _extremes(table, trainer.train_dataset, trainer.processing_class, details.shown_examples)
+    lowest, highest = _extremes(trainer, next(iter(weights.values()), None), details.shown_examples)
     return {
         "teachers": list(details.teachers) or teachers,
         "distilled": bool(mixture.distillations),
         "losses": [{"name": loss.name, "what": loss.describe()} for loss in mixture.losses],
         "method": _parts(method),
         "learned": method.learns,
-        "weights": [entry for name in table.column_names[1:] if (entry := _summary(name, table))],
+        "weights": [_summary(name, column) for name, column in weights.items()],
         "lowest": lowest,
         "highest": highest,
         "weights_dataset": weights_name(trainer.hub_model_id) if shown else "",
@@ -174,32 +176,30 @@ def _parts(method: Method) -> dict[str, Any]:
     return parts
 
 
-def _summary(name: str, table: datasets.Dataset) -> dict[str, Any] | None:
-    weights = np.array(table[name][:], dtype=np.float64)
-    weights = weights[np.isfinite(weights)]
-    if not len(weights):
-        return None
-    low, high = np.quantile(weights, [0.05, 0.95])
-    return {"loss": name, "mean": float(weights.mean()), "p05": float(low), "p95": float(high)}
+def _summary(name: str, weights: NDArray[np.float32]) -> dict[str, Any]:
+    """Of the examples that have the loss."""
+    known = weights[np.isfinite(weights)].astype(np.float64)
+    low, high = np.quantile(known, [0.05, 0.95])
+    return {"loss": name, "mean": float(known.mean()), "p05": float(low), "p95": float(high)}
 
 
 def _extremes(
-    table: datasets.Dataset, rows: Any, tokenizer: Any, count: int
+    trainer: Any, weights: NDArray[np.float32] | None, count: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The examples with the lowest and the highest weight of the first loss, with their text."""
-    if not count or not isinstance(rows, datasets.Dataset):
+    """The examples with the lowest and the highest of one loss's weights, with their text."""
+    rows = trainer.train_dataset
+    if not count or weights is None or not isinstance(rows, datasets.Dataset):
         return [], []
-    loss = table.column_names[1]
-    weights = np.array(table[loss][:], dtype=np.float64)
     order = np.argsort(weights)[: np.isfinite(weights).sum()]
     picked = [int(number) for number in (*order[:count], *order[::-1][:count])]
-    texts, plain = texts_of(rows.select(picked), tokenizer), rows.with_format(None)
+    texts, plain = texts_of(rows.select(picked), trainer.processing_class), rows.with_format(None)
+    ids = trainer.example_weights()[EXAMPLE_ID]
 
     def shown(place: int, number: int) -> dict[str, Any]:
         text = " / ".join(column[place] for column in texts.values())
         known = _class(plain, number)
         weight = float(weights[number])
-        return {"id": str(table[number][EXAMPLE_ID]), "weight": weight, "label": known, "text": text[:_TEXT_SHOWN]}
+        return {"id": str(ids[number]), "weight": weight, "label": known, "text": text[:_TEXT_SHOWN]}
 
     entries = [shown(place, number) for place, number in enumerate(picked)]
     return entries[: len(order[:count])], entries[len(order[:count]) :]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import datasets
@@ -94,8 +95,8 @@ def record_of(trainer: Any) -> RunRecord:
     """The record of a trainer that has trained with losses or a method; without the texts, which are many."""
     table = trainer.example_weights().with_format("numpy")
     columns = np.column_stack([table[name][:] for name in trainer.mixture.names]).astype(np.float32)
-    notes = trainer.mixture.notes.of(trainer.mixture.record.contents()[0])
-    losses = {name: notes[f"loss/{name}"] for name in trainer.mixture.groups}
+    notes = _notes(trainer)
+    losses = _noted_losses(notes)
     voted = next((loss for loss in trainer.mixture.losses if isinstance(loss, RuleLosses)), None)
     rules = None if voted is None else rules_of(trainer, voted, columns, losses)
     if voted is not None and rules is not None:
@@ -120,6 +121,46 @@ def record_of(trainer: Any) -> RunRecord:
         shares=changes.shares().cpu().numpy() if isinstance(changes, LabelBlend) else None,
         masked=_masked(changes, trainer) if isinstance(changes, TokenMask) else [],
     )
+
+
+def present_weights(trainer: Any) -> dict[str, NDArray[np.float32]]:
+    """`(N,)`: the weights of each column of losses; NaN where an example is known not to have it.
+
+    There a weight of 0 means nothing, such as that of a label on a row without one, or of a rule that abstained.
+    """
+    mixture = trainer.mixture
+    table = trainer.example_weights().with_format("numpy")
+    weights = {name: np.array(table[name][:], dtype=np.float32) for name in mixture.names}
+    if mixture.notes.noting:
+        names, noted = iter(weights), [np.isfinite(losses) for losses in _noted_losses(_notes(trainer)).values()]
+        seen = np.logical_or.reduce(noted)  # by this process: other processes have notes of their own
+        for there, columns in zip(noted, mixture.groups.values(), strict=True):
+            for name in islice(names, columns):
+                weights[name][seen & ~there] = np.nan
+    for loss in mixture.losses:
+        votes = _votes(trainer.train_dataset, loss) if isinstance(loss, RuleLosses) else None
+        if votes is not None:
+            for name, of_one in zip(loss.names, votes.T, strict=True):
+                weights[name][of_one < 0] = np.nan
+    return weights
+
+
+def _notes(trainer: Any) -> dict[str, NDArray[np.float32]]:
+    notes: dict[str, NDArray[np.float32]] = trainer.mixture.notes.of(trainer.mixture.record.contents()[0])
+    return notes
+
+
+def _noted_losses(notes: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """By the names of the losses."""
+    return {name.removeprefix("loss/"): notes[name] for name in notes if name.startswith("loss/")}
+
+
+def _votes(rows: Any, loss: RuleLosses) -> NDArray[np.int64] | None:
+    """`(N, m)`; `None` where rules vote on tokens, or of a stream."""
+    if not isinstance(rows, datasets.Dataset):
+        return None
+    votes = np.asarray(rows.with_format("numpy")[loss.column][:])
+    return votes.astype(np.int64) if votes.ndim == 2 else None
 
 
 def settings_of(trainer: Any) -> dict[str, str | int | float]:
@@ -149,11 +190,8 @@ def rules_of(
 
     Weights of rules that abstained are NaN. An example has those losses of which a value was noted.
     """
-    rows = trainer.train_dataset
-    if not isinstance(rows, datasets.Dataset):
-        return None
-    votes = np.asarray(rows.with_format("numpy")[loss.column][:])
-    if votes.ndim != 2:
+    votes = _votes(trainer.train_dataset, loss)
+    if votes is None:
         return None
     own = _columns_of(loss, trainer)
     present = np.repeat(np.isfinite(np.column_stack(list(losses.values()))), list(trainer.mixture.groups.values()), 1)
@@ -162,7 +200,7 @@ def rules_of(
     with np.errstate(divide="ignore"):  # of an example without losses nothing is asked
         shares = initial.sum() * initial[own] / (present @ initial)[:, None]
     weights = np.where(votes < 0, np.float32("nan"), columns[:, own])
-    return Rules(list(loss.rules), votes.astype(np.int64), weights, shares)
+    return Rules(list(loss.rules), votes, weights, shares)
 
 
 def _columns_of(loss: Loss, trainer: Any) -> slice:
@@ -226,8 +264,8 @@ def _classes_in(rows: Any, column: str | None) -> NDArray[np.int64] | None:
         return None
     if not str(getattr(rows.features[column], "dtype", "")).startswith(("int", "uint")):
         return None
-    values = np.asarray(rows.with_format("numpy")[column][:]).astype(np.int64)
-    return np.where(values < 0, IGNORED, values)
+    values = np.asarray(rows.with_format("numpy")[column][:], dtype=np.float64)  # NaN for nothing
+    return np.where(values >= 0, values, IGNORED).astype(np.int64)
 
 
 def _length(rows: Any) -> int | str:

@@ -19,7 +19,9 @@ def normalise_text(text: Any) -> str:
     return " ".join(joined.casefold().split())
 
 
-def split_dataset(dataset: Dataset, sizes: Mapping[str, int | float], seed: int) -> DatasetDict:
+def split_dataset(
+    dataset: Dataset, sizes: Mapping[str, int | float], seed: int, text_columns: Sequence[str] | None = None
+) -> DatasetDict:
     """Carves splits out of a dataset: seeded, stratified by `label`, with no text in two splits.
 
     Args:
@@ -28,15 +30,17 @@ def split_dataset(dataset: Dataset, sizes: Mapping[str, int | float], seed: int)
             among them the rest becomes `train`, less the rows whose text went to another split; with it, the rest is
             left out. Of a text that occurs more than once only the first row can be drawn.
         seed: the same seed draws the same rows.
+        text_columns: that hold the text. Default: found by name, see `find_text_columns`.
 
     Returns:
         The splits, `train` first. Drawn splits are shuffled so that every run of rows has about the classes' shares of
         the whole (where `label` is a `ClassLabel`; otherwise they are simply shuffled); a rest keeps its order.
 
     Raises:
-        ValueError: if a size is neither a positive int nor a share, or if there are too few different texts.
+        ValueError: if a size is neither a positive int nor a share, if there are too few different texts, or if no
+            text is found.
     """
-    keys = _text_keys(dataset, find_text_columns(dataset.column_names))
+    keys = _text_keys(dataset, text_columns or find_text_columns(dataset.column_names))
     first = {key: row for row, key in reversed(list(enumerate(keys)))}
     order = _stratified_order(dataset, np.array(sorted(first.values()), dtype=np.int64), seed)
     counts = _row_counts(sizes, len(dataset))

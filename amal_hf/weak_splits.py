@@ -8,13 +8,14 @@ validation   to choose a model by
 test
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, List, Value, concatenate_datasets
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from amal_hf.columns import find_text_columns, replace_column
-from amal_hf.label_column import with_unlabelled
+from amal_hf.label_column import label_feature, with_unlabelled
 from amal_hf.loggers import logger_of
 from amal_hf.shapes import ABSTAIN, IGNORED, TRUE_LABEL, VOTES
 from amal_hf.splits import normalise_text, split_dataset
@@ -30,6 +31,7 @@ def weak_splits(
     seed: int = 0,
     meta_is_validation: bool = False,
     drop_overlap: bool = False,
+    text_columns: Sequence[str] | None = None,
 ) -> DatasetDict:
     """Makes the splits, with no text in two of them.
 
@@ -43,21 +45,24 @@ def weak_splits(
             of rows that the weights were learned on.
         drop_overlap: take rows of a given L that are in the test set too out of L, with a warning, instead of refusing
             them.
+        text_columns: that hold the text. Default: found by name, see `find_text_columns`.
 
     Returns:
         All six splits. Rows whose text stands in a later one of the list test, validation, meta, labelled are dropped,
         and counted in the log.
 
     Raises:
-        ValueError: a split is missing, L shares rows with the test set and they are not to be dropped, or nothing is
-            left of a split.
+        ValueError: a split is missing, no text is found, L shares rows with the test set and they are not to be
+            dropped, or nothing is left of a split.
     """
     missing = [name for name in ("train", "validation", "test") if name not in data]
     if missing:
         raise ValueError(f"weak_splits: there is no split {missing}; there are {list(data)}.")
-    columns = find_text_columns(data["train"].column_names)
+    columns = tuple(text_columns or find_text_columns(data["train"].column_names))
     known = _labelled_rows(data, labelled, seed, columns, drop_overlap)
-    validation, clean = _clean_rows(_with_labels(data["validation"], "validation"), meta, seed, meta_is_validation)
+    validation, clean = _clean_rows(
+        _with_labels(data["validation"], "validation"), meta, seed, columns, meta_is_validation
+    )
     splits, seen = {"test": data["test"]}, _texts(data["test"], columns)
     for name, rows in (
         ("validation", validation),
@@ -78,10 +83,12 @@ def _labelled_rows(data: DatasetDict, count: int, seed: int, columns: tuple[str,
     if "labeled" in data:
         _report_overlap(data["labeled"], data["test"], columns, refuse=not drop_overlap)
         return data["labeled"]
-    return split_dataset(_with_labels(data["train"], "train"), {"labelled": count}, seed)["labelled"]
+    return split_dataset(_with_labels(data["train"], "train"), {"labelled": count}, seed, columns)["labelled"]
 
 
-def _clean_rows(rows: Dataset, meta: float, seed: int, meta_is_validation: bool) -> tuple[Dataset, Dataset]:
+def _clean_rows(
+    rows: Dataset, meta: float, seed: int, columns: tuple[str, ...], meta_is_validation: bool
+) -> tuple[Dataset, Dataset]:
     """Validation and meta set."""
     if meta_is_validation:
         logger.warning(
@@ -89,7 +96,7 @@ def _clean_rows(rows: Dataset, meta: float, seed: int, meta_is_validation: bool)
             "learned on, and choosing a model by them is biased."
         )
         return rows, rows
-    drawn = split_dataset(rows, {"meta": meta}, seed)
+    drawn = split_dataset(rows, {"meta": meta}, seed, columns)
     return drawn["train"], drawn["meta"]
 
 
@@ -129,7 +136,7 @@ def _without(rows: Dataset, seen: set[str], columns: tuple[str, ...], name: str)
 def _training(labelled: Dataset, unlabelled: Dataset) -> Dataset:
     # A label a token stands in `labels`, as `read_dataset` names them.
     column = "label" if "label" in labelled.column_names else "labels"
-    kind = Value("int64") if column == "label" else List(Value("int64"))
+    kind = label_feature(labelled if column in labelled.column_names else unlabelled, column)
     if VOTES in unlabelled.column_names and VOTES not in labelled.column_names:
         # Labelled by hand: no rule has looked at these rows.
         feature = unlabelled.features[VOTES]

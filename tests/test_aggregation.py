@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import set_seed
 
 from amal_hf.aggregation import add_aggregated, label_by_votes, label_model, majority_vote, vote_shares
@@ -57,6 +57,15 @@ def test_votes_become_labels_where_there_are_none(labels):
     found = label_by_votes(rows, majority_vote, 3)
     assert found["label"][:] == [0 if labels is None else 2, 1, -100, 0]
     assert set(found.column_names) == {"weak_labels", "text", "label"} and found["text"][:] == list("abcd")
+
+
+def test_voted_labels_have_the_names_of_their_classes():
+    """By which a teacher is matched."""
+    classes = ClassLabel(names=["a", "b", "c"])
+    features = Features({"label": classes, "weak_labels": List(Value("int64"))})
+    rows = Dataset.from_dict({"label": [-1, 1], "weak_labels": [[2, 2], [0, 0]]}, features=features)
+    found = label_by_votes(rows, majority_vote, 3)
+    assert found["label"][:] == [2, 1] and found.features["label"] == classes
 
 
 def test_shares_are_no_label():

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import tiny_bert, toy_arguments, toy_rows
 from datasets import ClassLabel
@@ -19,12 +20,13 @@ from amal_hf import (
     Contender,
     CrossEntropy,
     Distillation,
+    RuleLosses,
     Spear,
     amal,
 )
 from amal_hf.card_check import check_card
 from amal_hf.card_facts import RunFacts
-from amal_hf.cards import render_card
+from amal_hf.cards import names_of, render_card
 from amal_hf.metrics import classification_metrics
 
 
@@ -129,15 +131,55 @@ def test_examples_are_shown_on_request(tmp_path, form):
 
 
 def test_sets_that_the_trainer_does_not_hold(tmp_path):
-    """Rows that were scored without being its evaluation set, and rows without a label, leave their places empty."""
+    """Rows that were scored without being its evaluation set leave its place empty, and rows without a label have no
+    weight of one.
+    """
     rows = texts(40).remove_columns("label").add_column("labels", [-100] * 20 + [1] * 20)
     trainer = trained(tmp_path, train_dataset=rows, eval_dataset=None, args=toy_arguments(tmp_path))
     trainer.evaluate(texts(8, 1))
     trainer.create_model_card(shown_examples=9)
     check_card(card_of(tmp_path), tmp_path)
-    assert "The last evaluation in training: loss" in card_of(tmp_path)
-    labels = {entry["label"] for entry in json.loads((tmp_path / "card.json").read_text())["lowest"]}
-    assert labels <= {"", "1"}
+    assert "The last evaluation: loss" in card_of(tmp_path)
+    facts = json.loads((tmp_path / "card.json").read_text())
+    assert {entry["label"] for entry in facts["lowest"]} == {"1"}
+    known = np.array(trainer.example_weights()["labels"][:])[20:]
+    assert facts["weights"][0]["mean"] == pytest.approx(np.nanmean(known))
+    assert facts["weights"][0]["p05"] == pytest.approx(np.nanquantile(known, 0.05))
+
+
+def test_rules_that_abstained_have_no_weight(tmp_path):
+    """In the card a rule's weights are those of the rows that it voted on."""
+    votes = [[1, -1], [-1, 2], [-1, -1], [0, 0]] * 10
+    losses = [CrossEntropy(), RuleLosses(["first", "second"])]
+    trainer = trained(tmp_path, train_dataset=texts(40).add_column("weak_labels", votes), losses=losses)
+    trainer.create_model_card()
+    found = {entry["loss"]: entry["mean"] for entry in json.loads((tmp_path / "card.json").read_text())["weights"]}
+    for rule, name in enumerate(("rules/first", "rules/second")):
+        weights = np.array(trainer.example_weights()[name][:])[np.array(votes)[:, rule] >= 0]
+        assert found[name] == pytest.approx(np.nanmean(weights), rel=1e-5)
+
+
+def test_scores_of_several_sets(tmp_path):
+    """Their losses are no metrics, whatever the sets are called; a metric that is called a loss is one."""
+    sets = {"dev": texts(8, 1), "other": texts(8, 3)}
+    trainer = trained(tmp_path, eval_dataset=sets)
+    trainer.log({"eval_dev_hamming_loss": 0.5, "eval_dev_loss": 1.0})
+    trainer.create_model_card(dataset="questions")
+    metrics = ModelCard(card_of(tmp_path)).data.to_dict()["metrics"]
+    assert {"dev_hamming_loss", "other_accuracy"} <= set(metrics)
+    assert not {"dev_loss", "other_loss"} & set(metrics)
+
+
+def test_what_a_card_was_told_may_say_anything(tmp_path):
+    """Words by which an empty place is known are words of people too."""
+    compared = Comparison(
+        (Contender("none", 0.5), Contender("amal", 0.6)), student="amal", dataset="Southern Min (nan)"
+    )
+    trained(tmp_path).create_model_card(comparison=compared, limits=("Probabilities of empty texts are undefined.",))
+    card, facts = card_of(tmp_path), json.loads((tmp_path / "card.json").read_text())
+    check_card(card, tmp_path, names_of(facts))
+    with pytest.raises(ValueError, match="'nan'"):
+        check_card(card.replace("| none | 0.5 |", "| none | nan |"), tmp_path, names_of({**facts, "labels": []}))
 
 
 def test_what_is_not_known_is_left_out(tmp_path):

@@ -302,3 +302,96 @@ def test_missing_numbers_are_refused(tmp_path):
 def test_texts_may_be_numbers_or_missing():
     """A file may have read them so."""
     assert [normalise_text(text) for text in (12, None, ["A", "b"])] == ["12", "", "a b"]
+
+
+def test_words_without_a_class_have_none(monkeypatch):
+    """Among words that have one."""
+    features = Features({"tokens": List(Value("string")), "labels": List(ClassLabel(names=["a", "b"]))})
+    given = DatasetDict(train=Dataset.from_dict({"tokens": [["x", "y"]], "labels": [[1, None]]}, features=features))
+    monkeypatch.setattr("amal_hf.data.load_dataset", lambda *_: given)
+    assert read_dataset("someone/something")["train"]["labels"][:] == [[1, -1]]
+
+
+def test_a_blank_far_down_a_long_table(tmp_path):
+    """Tables are read in pieces by default, each with the types of the first: 10,000 numbers, and then a blank."""
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"t{i},{i % 3}\n" for i in range(10_500)) + "last,\n")
+    train = read_dataset(tmp_path / "a.csv")["train"]
+    assert train.features["label"].names == ["0", "1", "2"]
+    assert train["label"][-2:] == [10_499 % 3, -1]
+
+
+def test_a_blank_does_not_change_the_order_of_numbers(tmp_path):
+    """It makes text of the column, and as text 10 comes before 2."""
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"t{i},{i}\n" for i in range(-1, 12)) + "last,\n")
+    train = read_dataset(tmp_path / "a.csv")["train"]
+    assert train.features["label"].names == [str(number) for number in range(-1, 12)]
+    assert train["label"][:] == [*range(13), -1]
+
+
+def test_label_file_names_numbers_beside_a_blank(tmp_path):
+    """And a class that is called by another's number is that class."""
+    (tmp_path / "train.csv").write_text("text,label\na,0\nb,\nc,1\n")
+    for names, codes in ((["neg", "pos"], [0, -1, 1]), (["1", "0"], [1, -1, 0])):
+        (tmp_path / "label.json").write_text(json.dumps(dict(enumerate(names))))
+        train = read_dataset(tmp_path)["train"]
+        assert train["label"][:] == codes and train.features["label"].names == names
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"text": "a", "label": 1}, {"text": "b", "label": 0}]',
+        '{"text": "a", "label": 1}\n{"text": "b", "label": 0}\n',
+    ],
+    ids=["list", "lines"],
+)
+def test_label_file_beside_a_table(tmp_path, content):
+    """A `train.json` that is no object of rows is no WRENCH folder's."""
+    (tmp_path / "label.json").write_text(json.dumps({"0": "neg", "1": "pos"}))
+    (tmp_path / "train.json").write_text(content)
+    train = read_dataset(tmp_path)["train"]
+    assert train["label"][:] == [1, 0] and train.features["label"].names == ["neg", "pos"]
+
+
+def test_wrench_rows_may_lack_a_label_or_votes(tmp_path):
+    """No label is -1, and rows labelled by hand have no column of votes, as `weak_splits` takes them."""
+    (tmp_path / "label.json").write_text(json.dumps({"0": "neg", "1": "pos"}))
+    rows = {"train": {"label": None, "weak_labels": [0, -1]}, "labeled": {"label": 1}}
+    for name, row in rows.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"0": {**row, "data": {"text": name}}}))
+    data = read_dataset(tmp_path)
+    assert data["train"]["label"][:] == [-1] and data["train"]["weak_labels"][:] == [[0, -1]]
+    assert data["labeled"]["label"][:] == [1] and "weak_labels" not in data["labeled"].column_names
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl"])
+def test_whole_numbers_of_one_split_are_numbers_beside_fractions(tmp_path, name):
+    """As classes 0.5 and 1 would be two of as many as there are values."""
+    lines = {"train": [0.5, 2.0], "dev": [1, 2]}
+    for split, labels in lines.items():
+        rows = [f"{split} {n},{label}" for n, label in enumerate(labels)]
+        text = "\n".join(["text,label", *rows]) + "\n"
+        if name == "jsonl":
+            text = "".join(json.dumps({"text": f"{split} {n}", "label": x}) + "\n" for n, x in enumerate(labels))
+        (tmp_path / f"{split}.{name}").write_text(text)
+    data = read_dataset(tmp_path)
+    assert data["train"].features["label"] == data["validation"].features["label"] == Value("float32")
+    assert data["validation"]["label"][:] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("word", ["NA", "nan", "null"])
+def test_a_word_for_a_missing_number_is_none(tmp_path, word):
+    """It would make classes of all the others."""
+    (tmp_path / "train.csv").write_text(f"text,label\na,0.5\nb,{word}\n")
+    with pytest.raises(ValueError, match="holds numbers, and 1 rows have none"):
+        read_dataset(tmp_path)
+    (tmp_path / "train.csv").write_text(f"text,label\na,yes\nb,{word}\n")
+    assert set(read_dataset(tmp_path)["train"].features["label"].names) == {"yes", word}
+
+
+def test_texts_of_another_column_are_split_too():
+    """A text goes by the name that it is called by."""
+    rows = Dataset.from_dict({"headline": [f"text {number}" for number in range(9)]})
+    with pytest.raises(ValueError, match="text_columns"):
+        split_dataset(rows, {"meta": 2}, seed=0)
+    assert len(split_dataset(rows, {"meta": 2}, seed=0, text_columns=["headline"])["meta"]) == 2

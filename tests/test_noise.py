@@ -75,6 +75,13 @@ def test_instance_flips_follow_the_text():
     assert sum(a != b for a, b in zip(labels[:400], labels[400:], strict=True)) <= 1  # the last place may be a tie
 
 
+def test_instance_flips_of_another_column():
+    """A text goes by the name that it is called by."""
+    rows = labelled(40)
+    named = flip_by_instance(rows.rename_column("text", "headline"), 0.4, seed=0, text_columns=["headline"])
+    assert named["label"][:] == flip_by_instance(rows, 0.4, seed=0)["label"][:]
+
+
 @pytest.mark.parametrize(("classes", "expected"), [(2, [500, 25]), (3, [333, 74, 16])])
 def test_imbalance_is_a_long_tail(classes, expected):
     """The rarest class has one row for 20 of the commonest, sizes fall by a constant factor, rows keep their order."""

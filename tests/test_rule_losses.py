@@ -245,9 +245,10 @@ def test_bad_input(build, message):
         ([[0, -1, 3]] * 24, "row 0 has 3 by rule 2"),
         ([[0, 1]] * 24, "holds votes of \\[2\\] rules; the losses are made for 3"),
         ([[-1, -1, -1]] * 24, "All rules abstain"),
+        ([[0, 1, 1]] * 20 + [None] * 4, "holds nothing for 4 of 24 rows.*a list of -1"),
         (None, "the training set has"),
     ],
-    ids=["class", "rules", "silent", "column"],
+    ids=["class", "rules", "silent", "some", "column"],
 )
 def test_votes_are_checked_before_training(tmp_path, votes, message):
     """Votes outside the classes, of other rules, or none at all: said when the trainer is made."""

@@ -109,6 +109,8 @@ def test_a_long_table_becomes_a_matrix():
     assert votes.tolist() == [[-1, 0], [0, -1], [-1, 1]]
     with pytest.raises(ValueError, match="'d', which is not in the dataset"):
         votes_of_table([("d", "ann", 1)], ["a"])
+    with pytest.raises(ValueError, match="'a' is more than one"):
+        votes_of_table(table, ["a", "b", "a", "c"])
 
 
 def test_bad_votes_are_refused(tmp_path):
@@ -137,6 +139,12 @@ def test_rules_may_be_silent_on_a_small_split(caplog):
     voted = apply_rules(rows(), [Rule("nothing", lambda row: None)])
     assert voted["weak_labels"][:] == [[-1]] * 4
     assert "All 1 rules abstain on all 4 rows" in caplog.text
+
+
+def test_an_empty_split_has_the_column_too():
+    """All splits of a set keep the same columns."""
+    empty = apply_rules(rows().select([]), [short])
+    assert len(empty) == 0 and empty.features["weak_labels"] == apply_rules(rows(), [short]).features["weak_labels"]
 
 
 def test_a_truth_is_no_vote():

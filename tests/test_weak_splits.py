@@ -3,7 +3,7 @@
 import logging
 
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 
 from amal_hf.shapes import TRUE_LABEL
 from amal_hf.weak_splits import weak_splits
@@ -45,6 +45,26 @@ def test_labels_stand_only_on_labelled_rows():
     splits = weak_splits(data(), labelled=8)
     labels, truth = splits["train"]["label"][:], splits["train"][TRUE_LABEL][:]
     assert labels[:8] == truth[:8] and set(labels[8:]) == {-100} and set(truth) == {0, 1}
+
+
+def test_classes_keep_their_names():
+    """A teacher is matched by them, and training rows can be joined to clean ones, as these are wanted last."""
+    splits = weak_splits(data(), labelled=8)
+    train, meta = splits["train"], splits["meta"]
+    assert train.features["label"] == train.features[TRUE_LABEL] == meta.features["label"]
+    joined = concatenate_datasets([train, meta])
+    assert joined["label"][:] == train["label"][:] + meta["label"][:]
+    again = joined.filter(lambda row: row["label"] < 0).map(lambda row: {"text": row["text"].upper()})
+    assert set(again["label"][:]) == {-100} and len(again) == 52
+
+
+def test_texts_of_another_column():
+    """A text goes by the name that it is called by."""
+    given = data().rename_column("text", "headline")
+    with pytest.raises(ValueError, match="text_columns"):
+        weak_splits(given, labelled=8)
+    splits = weak_splits(given, labelled=8, text_columns=["headline"])
+    assert len(set().union(*(split["headline"][:] for split in splits.values()))) == 100
 
 
 def test_copies_of_held_out_texts_are_dropped(caplog):
