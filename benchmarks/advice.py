@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from gains import in_each, mean_gain, over_each, over_one, signed, standing
+from gains import Runs, in_each, mean_gain, over_each, over_one, run_in, signed, standing
+from goal import CLEAN_TEACHER, EITHER_TEACHER, RULES_WITH_LAYERS, SMOOTHED
 from groups import CONTROLS, ERRORS, SETTINGS, STUDENTS, WRONG_LABELS, Group, best_of_all
 from markdown_tables import table
 from spread import half_width
@@ -12,7 +13,7 @@ from spread import half_width
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do, and a run that has done it.
+    """What to do, and a run that has done it, or several of which dev chooses.
 
     Attributes:
         against: the kinds of runs that it is compared with.
@@ -22,25 +23,22 @@ class Advice:
     do: str
     student: str
     settings: tuple[str, ...]
-    run: str
+    runs: Runs
     against: Sequence[str] = CONTROLS
 
 
 FEATURES = "a head over good features"
-LAYERS = "layers, labels partly wrong, a teacher of the clean rows that is good on dev"
-SMOOTHED = "`amal()` on smoothed labels, the clean rows among them, and last"
+WRONG = "layers, labels partly wrong"
+BOTH = f"{WRONG}, a teacher of the clean rows and one of the labels"
+LAYERS = f"{WRONG}, a teacher of the clean rows that is good on dev"
+EITHER = "`amal()` beside each; the student that is better on dev"
+ON_SMOOTHED = "`amal()` on smoothed labels, the clean rows among them, and last"
 BESIDE = "`amal()` beside it (`has_seen_labels=False`), the clean rows among the training rows"
 CALIBRATED = "the same with `calibrated_at`, from dev"
 LABELS = tuple(name for name in SETTINGS if name != "rules")
 ADVICE = [
-    Advice(FEATURES, SMOOTHED, "frozen", LABELS, "amal(), smoothed labels, then clean rows"),
-    Advice(
-        f"{FEATURES}, labels or teacher partly wrong",
-        SMOOTHED,
-        "frozen",
-        ERRORS,
-        "amal(), smoothed labels, then clean rows",
-    ),
+    Advice(FEATURES, ON_SMOOTHED, "frozen", LABELS, SMOOTHED),
+    Advice(f"{FEATURES}, labels or teacher partly wrong", ON_SMOOTHED, "frozen", ERRORS, SMOOTHED),
     Advice(
         f"{FEATURES}, rules",
         "`amal()` beside a teacher of the clean rows, these last",
@@ -48,9 +46,11 @@ ADVICE = [
         ("rules",),
         "amal(), clean teacher, then clean rows",
     ),
-    Advice(LAYERS, BESIDE, "2", WRONG_LABELS, "amal(), clean teacher"),
+    Advice(BOTH, EITHER, "2", WRONG_LABELS, EITHER_TEACHER),
+    Advice(BOTH, EITHER, "3", WRONG_LABELS, EITHER_TEACHER),
+    Advice(LAYERS, BESIDE, "2", WRONG_LABELS, CLEAN_TEACHER),
     Advice(LAYERS, CALIBRATED, "2", WRONG_LABELS, "amal(), calibrated clean teacher"),
-    Advice(LAYERS, BESIDE, "3", WRONG_LABELS, "amal(), clean teacher"),
+    Advice(LAYERS, BESIDE, "3", WRONG_LABELS, CLEAN_TEACHER),
     Advice(LAYERS, CALIBRATED, "3", WRONG_LABELS, "amal(), calibrated clean teacher"),
     Advice(
         f"{LAYERS}, and no meta set",
@@ -86,7 +86,7 @@ ADVICE = [
         "`amal(PerLossNetwork())`, the clean rows last",
         "2",
         ("rules",),
-        "amal(PerLossNetwork()), clean teacher, then clean rows",
+        RULES_WITH_LAYERS,
     ),
     Advice(
         "layers, nothing wrong",
@@ -116,15 +116,15 @@ def _advice_row(one: Advice, groups: Sequence[Group]) -> list[str]:
     chosen = [
         group
         for group in groups
-        if group.student == one.student and group.setting in one.settings and one.run in group.cells
+        if group.student == one.student and group.setting in one.settings and run_in(one.runs, group) in group.cells
     ]
     if not chosen:
         return []
-    each, single = (_marked(mean_gain(one.run, over(chosen, one.against))) for over in (over_each, over_one))
+    each, single = (_marked(mean_gain(one.runs, over(chosen, one.against))) for over in (over_each, over_one))
     best = best_of_all(chosen, one.against)
     data = list(dict.fromkeys(group.data for group in chosen))
     where = f"{STUDENTS[one.student]}; {', '.join(data)}: {len(chosen)} setting{'s' * (len(chosen) > 1)}"
-    stands = standing(in_each(one.run, over_each(chosen, one.against)))
+    stands = standing(in_each(one.runs, over_each(chosen, one.against)))
     return [one.at_hand, one.do, where, each, stands, f"{single} ({best})" if best else ""]
 
 

@@ -1,6 +1,7 @@
 """What learned weights gain over controls: in every data set and setting, and averaged over them."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from groups import CONTROLS, ERRORS, SETTINGS, STUDENTS, WRONG_LABELS, Group, best_of_all, mean_by_seed
@@ -38,7 +39,9 @@ SHORT = [
     "bayes_mixture(), clean teacher",
     "right labels",
 ]
-Compared = list[tuple[Group, str]]
+Runs: TypeAlias = str | tuple[str, ...]
+"""One, or several of which dev chooses in each setting."""
+Compared: TypeAlias = list[tuple[Group, str]]
 """Settings, each with the control that a run is compared with."""
 
 
@@ -53,15 +56,21 @@ def over_one(groups: Sequence[Group], kinds: Sequence[str] = CONTROLS) -> Compar
     return [(group, one) for group in groups] if one else []
 
 
-def in_each(run: str, compared: Compared) -> list[dict[int, float]]:
+def run_in(runs: Runs, group: Group) -> str | None:
+    """The run of a setting; `None` where there is none to choose."""
+    if runs == ON_DEV:
+        return group.best(["ours"])
+    return runs if isinstance(runs, str) else group.best_of(runs)
+
+
+def in_each(runs: Runs, compared: Compared) -> list[dict[int, float]]:
     """By seed, for each setting; empty where a run was not made."""
-    chosen = [(group.best(["ours"]) or "") if run == ON_DEV else run for group, _ in compared]
-    return [group.gains(one, control) for (group, control), one in zip(compared, chosen, strict=True)]
+    return [group.gains(run_in(runs, group) or "", control) for group, control in compared]
 
 
-def mean_gain(run: str, compared: Compared) -> dict[int, float]:
-    """By seed, over several settings; empty for a run that lacks one of them."""
-    return mean_by_seed(in_each(run, compared))
+def mean_gain(runs: Runs, compared: Compared) -> dict[int, float]:
+    """By seed, over several settings; empty for runs that lack one of them."""
+    return mean_by_seed(in_each(runs, compared))
 
 
 def signed(gains: dict[int, float]) -> str:

@@ -5,7 +5,7 @@ settings with wrong labels or rules.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gains import ON_DEV, over_each, signed, standing
+from gains import ON_DEV, Runs, over_each, run_in, signed, standing
 from groups import ERRORS, STUDENTS, WRONG_LABELS, Group, mean_by_seed
 from markdown_tables import table
 
@@ -21,7 +21,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done, by runs for each kind of setting: of several dev chooses, of none named among all of ours.
+    """What is done, by runs for each kind of setting, unless named those of ours that are best on dev.
 
     Attributes:
         students: that it is done with.
@@ -32,40 +32,41 @@ class Recipe:
 
     do: str
     students: tuple[str, ...]
-    wrong: tuple[str, ...] = ()
-    rules: tuple[str, ...] = ()
-    right: tuple[str, ...] = ()
+    wrong: Runs = ON_DEV
+    rules: Runs = ON_DEV
+    right: Runs = ON_DEV
 
-    def run_in(self, group: Group) -> str | None:
-        """The run of a setting; `None` where none was made."""
-        runs = {RULES: self.rules, RIGHT: self.right}.get(group.setting, self.wrong)
-        return group.best_of(runs) if runs else group.best(["ours"])
+    def runs_in(self, group: Group) -> Runs:
+        """Those for a setting."""
+        return {RULES: self.rules, RIGHT: self.right}.get(group.setting, self.wrong)
 
 
-SMOOTHED = ("amal(), smoothed labels, then clean rows",)
-RULES_WITH_LAYERS = ("amal(PerLossNetwork()), clean teacher, then clean rows",)
-TEACHER_OF_LABELS = ("amal(), noisy and clean rows", "amal()")
+SMOOTHED = "amal(), smoothed labels, then clean rows"
+CLEAN_TEACHER = "amal(), clean teacher"
+RULES_WITH_LAYERS = "amal(PerLossNetwork()), clean teacher, then clean rows"
+TEACHER_OF_LABELS = ("amal(), noisy and clean rows", "amal(), noisy and clean, then clean rows", "amal()")
+EITHER_TEACHER = (CLEAN_TEACHER, *TEACHER_OF_LABELS)
 RECIPES = [
     Recipe(
         "`amal()` on smoothed labels; with rules beside a clean teacher; clean rows last",
         ("frozen",),
         wrong=SMOOTHED,
-        rules=("amal(), clean teacher, then clean rows",),
+        rules="amal(), clean teacher, then clean rows",
         right=SMOOTHED,
     ),
     Recipe(
         "`amal()` beside a clean teacher; with rules `PerLossNetwork()`, clean rows last",
         ("2", "3"),
-        wrong=("amal(), clean teacher",),
+        wrong=CLEAN_TEACHER,
         rules=RULES_WITH_LAYERS,
         right=TEACHER_OF_LABELS,
     ),
     Recipe(
         "the same beside that teacher or one of the labels, which dev chooses",
         ("2", "3"),
-        wrong=("amal(), clean teacher", *TEACHER_OF_LABELS),
+        wrong=EITHER_TEACHER,
         rules=RULES_WITH_LAYERS,
-        right=("amal(), clean teacher", *TEACHER_OF_LABELS),
+        right=EITHER_TEACHER,
     ),
     Recipe(ON_DEV, ("frozen", "2", "3")),
 ]
@@ -92,8 +93,8 @@ def gains_of(recipe: Recipe, groups: Sequence[Group]) -> dict[Group, dict[int, f
     """By seed, over the control that dev chooses, in every setting that a recipe was tried in."""
     found = {}
     for group, control in over_each(groups):
-        run = recipe.run_in(group)
-        if run:
+        run = run_in(recipe.runs_in(group), group)
+        if run and group.whole(run):
             found[group] = group.gains(run, control)
     return found
 

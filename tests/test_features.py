@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CHECKPOINTING, tiny_bert, toy_arguments, toy_rows
+from generation import tiny_generator
 from peft import LoraConfig, get_peft_model
 from test_trainer import StopAt, new_trainer, state_of, table_teacher
 
@@ -45,17 +46,49 @@ def test_half_precision_and_checkpointing_go_together(tmp_path):
     trained(tmp_path, tiny_bert(attn_implementation="sdpa"), **kwargs)
 
 
-def test_checkpointing_is_on_in_the_meta_step_as_well():
-    """Without it a student that only just fits would run out of memory in its first meta step.
-
-    Dropout must be off all the same.
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_checkpointing_is_on_in_the_meta_step_as_well(checkpointed):
+    """Without it a student that only just fits would run out of memory in its first meta step: for a gradient each
+    layer is run again. Nothing is in training mode all the same, and afterwards all is as before.
     """
-    model = tiny_bert().train()
-    getattr(model, f"{CHECKPOINTING}_enable")(**{f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}})
+    model, runs = tiny_bert().train(), []
+    if checkpointed:
+        getattr(model, f"{CHECKPOINTING}_enable")(**{f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}})
+    layers = model.bert.encoder.layer
+    layers[0].attention.register_forward_hook(lambda *_: runs.append(1))
+    ids = torch.tensor(toy_rows(2)["input_ids"])
     with undisturbed(model):
-        assert all(layer.training for layer in model.bert.encoder.layer)
-        assert not any(module.training for module in model.modules() if isinstance(module, torch.nn.Dropout))
-        assert not model.bert.encoder.layer[0].attention.self.training
+        assert not any(module.training for module in model.modules())
+        model(ids, labels=torch.tensor([0, 1])).loss.backward()
+        assert len(runs) == 1 + checkpointed
+        with torch.no_grad():
+            model(ids)
+        assert len(runs) == 2 + checkpointed
+    assert all(module.training for module in model.modules())
+    assert not any("forward" in vars(layer) for layer in layers)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart", "marian", "llama"])
+def test_no_dropout_in_the_meta_step_of_checkpointed_students(family):
+    """Many drop out by the mode of the very layers that are checkpointed, and the two sides of a difference would each
+    drop others. A cache of the decoder is not written twice.
+    """
+    model, rows = tiny_generator(family), torch.arange(5, 25).view(2, 10)
+    config = model.config
+    for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_rate"):
+        if hasattr(config, name):
+            setattr(config, name, 0.5)
+    model = type(model)(config).train()
+
+    def gradient():
+        with undisturbed(model):
+            loss = model(input_ids=rows, labels=rows).loss
+            return loss.detach(), torch.autograd.grad(loss, model.get_output_embeddings().weight)[0]
+
+    plain = gradient()
+    getattr(model, f"{CHECKPOINTING}_enable")(**{f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}})
+    for _ in range(2):
+        torch.testing.assert_close(gradient(), plain)
 
 
 def test_torch_compile_changes_no_number(tmp_path):
