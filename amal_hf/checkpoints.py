@@ -26,10 +26,13 @@ logger = logger_of(__name__)
 FILES_NAME = "amal_files.json"
 """Names and sizes of a checkpoint's files, `{name: bytes}`."""
 
+PASSING = "checkpoint-is-incomplete.txt"
+"""A file that `transformers` puts there while it saves for a signal to end, and takes away afterwards."""
+
 
 def seal(folder: str | Path) -> None:
     """Note all files of a checkpoint, once they are on the disk."""
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != PASSING)
     for path in files:
         _flush(path)
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}

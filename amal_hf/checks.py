@@ -250,7 +250,7 @@ def _check_restarts(trainer: Any) -> None:
 
 
 def _check_scaler(trainer: Any) -> None:
-    if trainer.method.trajectory is not None and trainer.args.fp16:
+    if trainer.method.trajectory is not None and trainer.accelerator.mixed_precision == "fp16":
         raise ValueError(
             "AMALTrainer: a trajectory cannot be walked back through the gradient scaler of fp16, which skips steps. "
             "Use bf16=True."

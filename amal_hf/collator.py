@@ -22,11 +22,13 @@ class ExampleCollator:
         columns: extra columns, beside the example id; each becomes one tensor. Its entries have one shape, or as many
             parts as the row has labels (tokens, if it has none): these are filled up, labels with -100 and votes,
             which are several a token, with -1.
+        put_back: without it these columns are left out of the batch, whatever they hold: evaluation reads none.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], Any], columns: Sequence[str]) -> None:
+    def __init__(self, collate: Callable[[list[Any]], Any], columns: Sequence[str], *, put_back: bool = True) -> None:
         self.collate = collate
         self.columns = (EXAMPLE_ID, REPEATED, *columns)
+        self.put_back = put_back
         # `Trainer` saves the collator's tokenizer where it was given none itself.
         self.tokenizer = getattr(collate, "tokenizer", None)
 
@@ -37,6 +39,8 @@ class ExampleCollator:
             return self.collate(rows)
         known = [{name: value for name, value in row.items() if name not in taken} for row in rows]
         batch = self.collate(known)
+        if not self.put_back:
+            return batch
         _check_rows(batch, len(rows))
         # Names of a user's own: training rows are numbered, and nobody asks for those of others.
         taken = [name for name in taken if name != EXAMPLE_ID or not isinstance(rows[0][name], str)]

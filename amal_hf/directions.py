@@ -2,7 +2,8 @@
 
 A direction turns the meta gradient `∇V(θ)` into the vector `v` along which the slopes of the training losses are
 measured. It has to be the metric in which the student really moves: what one step of the student's optimizer does to
-`V` is `−lr ⟨P ∇V, ∇ℓ⟩` with the optimizer's own preconditioner `P`.
+`V` is `−lr ⟨P ∇V, ∇ℓ⟩` with the optimizer's own preconditioner `P`, which holds what the learning rates of its groups
+are to one another.
 """
 
 import functools
@@ -43,9 +44,9 @@ class SGDDirection(Direction):
     """`v = ∇V`: exact for a student trained by plain gradient descent (Ren et al. 2018, arXiv:1803.09050)."""
 
     def __call__(self, gradient: Params, params: Params, optimizer: Optimizer, product: HessianProduct) -> Params:
-        """The gradient as it is."""
-        del params, optimizer, product
-        return gradient
+        """The gradient as it is, at the learning rates of the optimizer's groups."""
+        del product
+        return at_their_rates(gradient, params, optimizer)
 
 
 class AdamDirection(Direction):
@@ -55,7 +56,7 @@ class AdamDirection(Direction):
     derivative of that step for a frozen second moment, up to a factor that all examples share. A fresh Adam step is
     never differentiated: its sensitivity `ε / (|g| + ε)²` would let the noisiest coordinates decide. Before the first
     optimizer step, and with optimizers that keep no second moment for each parameter (8-bit, factored), it is
-    `SGDDirection`; that is said once in the log where the optimizer divides by one all the same.
+    `SGDDirection`; that is said once in the log, but of SGD.
     """
 
     def __call__(self, gradient: Params, params: Params, optimizer: Optimizer, product: HessianProduct) -> Params:
@@ -66,8 +67,9 @@ class AdamDirection(Direction):
         del product
         scales = adam_denominators(params, optimizer)
         if not scales:
-            return gradient
-        return {name: g / scales[name] if name in scales else torch.zeros_like(g) for name, g in gradient.items()}
+            return at_their_rates(gradient, params, optimizer)
+        divided = {name: g / scales[name] if name in scales else torch.zeros_like(g) for name, g in gradient.items()}
+        return at_their_rates(divided, params, optimizer)
 
 
 class NeumannDirection(Direction):
@@ -114,6 +116,18 @@ class NeumannDirection(Direction):
         return {name: scale * t for name, t in total.items()}
 
 
+def at_their_rates(vector: Params, params: Params, optimizer: Optimizer) -> Params:
+    """Each parameter's part times the learning rate of its group over the largest, as a step of the student has it.
+
+    As it is where all groups have one rate, or none, as in a warm-up's first step.
+    """
+    rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+    largest = max(rates.values(), default=0.0)
+    if largest == min(rates.values(), default=0.0):
+        return vector
+    return {name: part * (rates.get(id(params[name]), largest) / largest) for name, part in vector.items()}
+
+
 def adam_denominators(params: Params, optimizer: Optimizer) -> Params:
     """`√v̂ + ε` for every parameter that has a second moment in an Adam-like optimizer, bias corrected.
 
@@ -148,8 +162,8 @@ def _denominator(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
 
 @functools.cache
 def _say_plain_gradient(optimizer: str) -> None:
-    """Once for each kind of optimizer, and not of those that divide by no second moment, as SGD."""
-    if "ada" in optimizer.lower():  # Adam, AdamW8bit, Adafactor, ...
+    """Once for each kind of optimizer, and not of SGD, which moves along the gradient as it is."""
+    if "sgd" not in optimizer.lower():
         logger.warning(
             "%s keeps no second moment that can be read, one number for each parameter, so the meta gradient is used "
             "as it is (SGDDirection). Weights may learn more slowly; torch's AdamW keeps one.",

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from amal_hf.collator import is_transformed
-from amal_hf.generators import is_causal, is_encoder_decoder
+from amal_hf.generators import is_causal, is_encoder_decoder, predicts_next
 from amal_hf.method import Method
 from amal_hf.shapes import IGNORED
 
@@ -41,7 +41,7 @@ def check_generator(model: Any, losses: list[Any], method: Method, sets: dict[st
             "the embeddings. Use FiniteDifference(), which works with any student."
         )
     for name, dataset in sets.items():
-        _check_targets(dataset, name, is_causal(model))
+        _check_targets(dataset, name, predicts_next(model))
 
 
 def _check_targets(dataset: Any, name: str, shifted: bool) -> None:

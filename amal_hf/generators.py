@@ -7,14 +7,27 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
+from amal_hf.shapes import IGNORED
+
 
 DECODER_INPUTS = "decoder_input_ids"
+
+UNSHIFTED = {
+    *("BartForCausalLM", "BigBirdPegasusForCausalLM", "BlenderbotForCausalLM", "BlenderbotSmallForCausalLM"),
+    *("CpmAntForCausalLM", "MarianForCausalLM", "MBartForCausalLM", "MvpForCausalLM", "PegasusForCausalLM"),
+    *("PLBartForCausalLM", "ProphetNetForCausalLM", "TrOCRForCausalLM", "WhisperForCausalLM"),
+    *("XLMWithLMHeadModel", "XLNetLMHeadModel"),
+}
+"""Of the causal language models of `transformers` those whose own loss compares logits and labels place by place: the
+decoders of encoder-decoders, and masked ones under that name.
+"""
 
 
 def is_encoder_decoder(model: Any) -> bool:
@@ -23,11 +36,17 @@ def is_encoder_decoder(model: Any) -> bool:
 
 
 def is_causal(model: Any) -> bool:
-    """Whether the model continues a text, so that its labels stand one place after its logits (GPT-2, Llama)."""
+    """Whether the model continues a text (GPT-2, Llama)."""
     # What `transformers` calls the loss of a model decides for code that came with a model.
     return is_one_of(model, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) or (
         getattr(without_adapters(model), "loss_type", None) == "ForCausalLM" and not is_encoder_decoder(model)
     )
+
+
+def predicts_next(model: Any) -> bool:
+    """Whether labels stand one place after the logits that predict them, as the model's own loss has them."""
+    kinds = {kind.__name__ for kind in type(without_adapters(model)).__mro__}
+    return is_causal(model) and not kinds & UNSHIFTED
 
 
 def answers_by_token(model: Any) -> bool:
@@ -59,9 +78,31 @@ class DecoderInputs:
 
 
 def with_decoder_inputs(collate: Callable[[list[Any]], Any], model: Any) -> Callable[[list[Any]], Any]:
-    """The collator as the student needs it: as it is, unless the student is an encoder-decoder."""
-    shift = getattr(without_adapters(model), "prepare_decoder_input_ids_from_labels", None)
-    return DecoderInputs(collate, shift) if shift is not None and is_encoder_decoder(model) else collate
+    """The collator as the student needs it: as it is, unless the student is an encoder-decoder.
+
+    Raises:
+        ValueError: it is not known what the decoder's inputs begin with, or what they are filled up with.
+    """
+    if not is_encoder_decoder(model):
+        return collate
+    own = getattr(without_adapters(model), "prepare_decoder_input_ids_from_labels", None)
+    return DecoderInputs(collate, own or _shift_by_one(model))
+
+
+def _shift_by_one(model: Any) -> Callable[..., Tensor]:
+    """For a model that makes its decoder's inputs in its forward pass alone (M2M100, NLLB, Blenderbot)."""
+    start, fill = (getattr(model.config, name, None) for name in ("decoder_start_token_id", "pad_token_id"))
+    if start is None or fill is None:
+        raise ValueError(
+            f"AMALTrainer: the decoder of {type(model).__name__} reads its labels one place later, and its "
+            f"configuration has decoder_start_token_id={start} and pad_token_id={fill}. Set both."
+        )
+
+    def shift(labels: Tensor) -> Tensor:
+        first = labels.new_full((len(labels), 1), start)
+        return torch.cat([first, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, fill)], 1)
+
+    return shift
 
 
 def takes_keywords(model: Any) -> bool:

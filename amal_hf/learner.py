@@ -214,7 +214,7 @@ class WeightLearner:
         return Problem(
             module=module,
             optimizer=student.optimizer,
-            learning_rate=student.optimizer.param_groups[0]["lr"],
+            learning_rate=max(group["lr"] for group in student.optimizer.param_groups),
             evaluate=lambda: _joined([evaluate() for evaluate in evaluations]),
             ids=ids,
             examples=total_count(sum(len(ids_of(batch)) for batch in batches), ids.device),

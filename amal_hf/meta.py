@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from amal_hf.batch_policies.batch_policy import BatchPolicy, batch_gradient
 from amal_hf.central_differences import both_sides, movable
-from amal_hf.directions import HessianProduct
+from amal_hf.directions import HessianProduct, at_their_rates
 from amal_hf.method import Method
 from amal_hf.policies.policy import Observation, Policy, of_unit_magnitude, weights_of
 from amal_hf.processes import summed_gradients, total, totals
@@ -38,7 +38,7 @@ class Problem:
     Attributes:
         module: the part of the student that moves.
         optimizer: the student's; only read.
-        learning_rate: of the student's next step, for the lookahead.
+        learning_rate: of the student's next step, the largest of all groups; for the lookahead.
         evaluate: all losses of this process's examples of this optimizer step.
         ids: which examples these are.
         examples: how many the step has over all processes; fewer than rows where the rows are tokens.
@@ -192,7 +192,7 @@ def _one_step_ahead(policy: Policy, params: Params, problem: Problem) -> Iterato
         evaluation = problem.evaluate()
         weights = _present_weights(policy, problem, evaluation)
         mean = (weights * evaluation.losses).sum() / problem.examples
-        gradient = problem.differentiate(mean, params)
+        gradient = at_their_rates(problem.differentiate(mean, params), params, problem.optimizer)
     with movable(params, gradient) as move:
         move(-torch.tensor(problem.learning_rate, device=mean.device))
         yield

@@ -1,6 +1,7 @@
 """`Trainer` over rows that are known by their number, with columns that losses read beside the student's inputs."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -35,6 +36,7 @@ class NumberedRowsTrainer(MixingTrainer):
     train_dataset: Any
     _signature_columns: Any
     _collate: Callable[[list[Any]], Batch]
+    _plain_collator: ExampleCollator
     _student_columns: set[str]
     _loss_columns: list[str]
     _teacher_columns: set[str]
@@ -49,6 +51,7 @@ class NumberedRowsTrainer(MixingTrainer):
         self._collate = with_decoder_inputs(self.data_collator, self.model)
         self._set_signature_columns_if_needed()
         self.data_collator = ExampleCollator(self._collate, self._loss_columns)
+        self._plain_collator = ExampleCollator(self._collate, self._loss_columns, put_back=False)
         self._check_first_rows(self.train_dataset, "train_dataset", self.mixture.losses)
         if self.method.learns:
             self._check_first_rows(self.meta_dataset, "meta_dataset", [self.method.objective])
@@ -76,6 +79,26 @@ class NumberedRowsTrainer(MixingTrainer):
             every = self.args.gradient_accumulation_steps
             draw_rows(loader, partial(self._rates, -(-len(loader) // every)))
         return filled(loader)
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """`Trainer`'s, without the columns that only training losses read: they may hold anything there."""
+        with self._collating_plainly():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """The same."""
+        with self._collating_plainly():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextmanager
+    def _collating_plainly(self) -> Iterator[None]:
+        given = self.data_collator
+        if self.mixes and isinstance(given, ExampleCollator):
+            self.data_collator = self._plain_collator
+        try:
+            yield
+        finally:
+            self.data_collator = given
 
     def _rates(self, steps: int) -> tuple[PerExample, torch.Generator] | None:
         """How often rows are drawn in the pass that the run is in, of so many optimizer steps; and random numbers.

@@ -1,11 +1,13 @@
 """Which precision is fast on this machine, which a student computes in, and what goes back quickly in it."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def has_fast_bf16() -> bool:
@@ -29,8 +31,12 @@ def quick_backward(model: nn.Module, dtype: torch.dtype) -> AbstractContextManag
     return context
 
 
-def compute_dtype(args: Any, model: nn.Module) -> torch.dtype:
-    """The precision of a student's forward pass: that of autocast, or of its parameters."""
-    if args.bf16 or args.fp16:
-        return torch.bfloat16 if args.bf16 else torch.float16
-    return next(model.parameters()).dtype
+def compute_dtype(mixed_precision: str, model: nn.Module) -> torch.dtype:
+    """The precision of a student's forward pass: that of autocast, or of its parameters.
+
+    Args:
+        mixed_precision: Accelerate's word for it, which arguments or the launcher may have set.
+        model: the student.
+    """
+    dtype: torch.dtype = _AUTOCAST.get(mixed_precision) or next(model.parameters()).dtype
+    return dtype

@@ -27,6 +27,12 @@ def problem_type(model: Any, *sets: Any) -> str | None:
     return "multi_label_classification" if any(_has_yes_no_labels(rows) for rows in sets) else None
 
 
+def say_problem_type(model: Any, kind: str | None) -> None:
+    """Write down how the student is read, as its head would if labels reached it: pipelines go by that."""
+    if kind is not None and getattr(model.config, "problem_type", kind) is None:
+        model.config.problem_type = kind
+
+
 def _has_yes_no_labels(dataset: Any) -> bool:
     row = {} if dataset is None or is_stream(dataset) else dataset[0]
     if not isinstance(row, Mapping):

@@ -69,8 +69,19 @@ class StudentEncoding:
     collator: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
 
     def __call__(self, numbers: list[int]) -> Batch:
-        """Model inputs of these rows."""
-        return self.collator([self.rows[number] for number in numbers])
+        """Model inputs of these rows.
+
+        Raises:
+            ValueError: the collator needs more of a row.
+        """
+        try:
+            return self.collator([self.rows[number] for number in numbers])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"A cache shows the data collator the student's inputs alone, {self.rows.column_names}, and it failed "
+                f"on them ({type(error).__name__}: {error}). Have it do without other columns, or leave "
+                f"teacher_cache_dir out: a live teacher reads the batches that the student reads."
+            ) from error
 
     def settings(self) -> dict[str, str]:
         """What the collator makes of the first rows, beside the columns: it may cut texts, or mark them.
@@ -111,12 +122,20 @@ class TextEncoding:
 
 
 def student_encoding(inputs: TeacherInputs) -> StudentEncoding:
-    """The student's encoding, row by row.
+    """The student's encoding, row by row, in the format that the training set has.
 
     Raises:
-        ValueError: the training set has no rows to look up, or not these columns.
+        ValueError: the training set has no rows to look up, or not these columns, or makes its rows by a function.
     """
-    return StudentEncoding(_looked_up(inputs.dataset, inputs.columns, "columns"), inputs.collator)
+    rows = _looked_up(inputs.dataset, inputs.columns, "columns")
+    kept = {name: inputs.dataset.format[name] for name in ("type", "format_kwargs")}
+    if kept["type"] == "custom":
+        raise ValueError(
+            "The training set makes its rows by a function (with_transform), which a cache of a teacher's answers "
+            "does not see. Use dataset.map(...), or leave teacher_cache_dir out: a live teacher reads what the "
+            "student reads."
+        )
+    return StudentEncoding(rows.with_format(kept["type"], **kept["format_kwargs"]), inputs.collator)
 
 
 def text_encoding(inputs: TeacherInputs, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> TextEncoding:

@@ -30,7 +30,7 @@ from amal_hf.compiled import meta_forward
 from amal_hf.cross_entropy import CrossEntropy
 from amal_hf.data_checks import check_data
 from amal_hf.generator_checks import check_generator
-from amal_hf.generators import is_causal
+from amal_hf.generators import predicts_next
 from amal_hf.learner import Student, WeightLearner
 from amal_hf.loggers import logger_of
 from amal_hf.logs import MixtureStatistics
@@ -45,12 +45,13 @@ from amal_hf.numbered_rows import NumberedRowsTrainer
 from amal_hf.open_teachers import distillations, open_teachers
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.precision import compute_dtype
-from amal_hf.problem_type import problem_type
+from amal_hf.problem_type import problem_type, say_problem_type
 from amal_hf.processes import total_count
 from amal_hf.publishing import PublishingTrainer
 from amal_hf.ragged import fills_up, own_part
 from amal_hf.random_numbers import own_random_numbers, randomness
 from amal_hf.resumable import ResumableTrainer
+from amal_hf.router_loss import router_loss
 from amal_hf.run_outputs import write_outputs, write_page
 from amal_hf.shapes import EXAMPLE_ID, WITHOUT_SOURCE, Batch
 from amal_hf.shared_rows import warn_of_shared_sets
@@ -144,7 +145,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         self.method = Method("fixed", FixedWeights()) if method is None else copy.deepcopy(method)
         self._check(losses, meta_dataset)
         kind = problem_type(self.model, self.train_dataset, meta_dataset)
-        task = Task(kind, self.args.label_smoothing_factor, is_causal(self.model))
+        task = Task(kind, self.args.label_smoothing_factor, predicts_next(self.model))
         self.mixes = True
         self.mixture = (TokenMixture if self.method.per_token else Mixture)(losses, self.method.policy, task)
         for loss in self.mixture.losses:
@@ -236,7 +237,9 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         if self.args.logging_strategy != IntervalStrategy.NO:
             self._statistics.add(weighed)
         # Gradients are averaged over processes, while the examples are those of all of them.
-        loss = weighed.total * (self.accelerator.num_processes / window.examples)
+        balance = router_loss(outputs, self.model.config)
+        total = weighed.total if balance is None else weighed.total + balance * len(ids_of(batch))
+        loss = total * (self.accelerator.num_processes / window.examples)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -260,7 +263,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
     def _skip_if_empty(self) -> None:
         """Leave the student alone where its policy says so: an optimizer moves nothing that has no gradient."""
         # A gradient scaler takes a step without any gradient for an error.
-        if self.mixture.policy.skips_step and not self.args.fp16:
+        if self.mixture.policy.skips_step and self.accelerator.scaler is None:
             self.model.zero_grad(set_to_none=True)
             self._statistics.add_skipped_step()
 
@@ -355,7 +358,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
     def _student(self) -> Student:
         if self._forward is None:
             self._forward = meta_forward(self.model, self.method.tangent, self.accelerator.state.dynamo_plugin)
-        dtype = compute_dtype(self.args, self.model)
+        dtype = compute_dtype(self.accelerator.mixed_precision, self.model)
         return Student(
             model=self.model,
             forward=self._forward,
@@ -382,6 +385,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
     def _reset(self) -> None:
         policy, changes = self.method.policy, self.method.batch_policy
         self._check_replaced()
+        say_problem_type(self.model, self.mixture.task.problem_type)
         if self.args.meta_learning_rate is not None:
             policy.learning_rate = self.args.meta_learning_rate
             if changes is not None:

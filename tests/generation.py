@@ -14,6 +14,7 @@ _LAYERS = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 
 _WIDTHS = {"d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 64}
 _STILL = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
 
+UNUSUAL = {"m2m_100": {**_LAYERS, **_WIDTHS, **_STILL, **_START}}
 FAMILIES = {
     "t5": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0, **_START},
     "bart": {**_LAYERS, **_WIDTHS, **_STILL, **_START},
@@ -43,7 +44,9 @@ CAUSAL = ("gpt2", "llama")
 def tiny_generator(family, seed=0, **config):
     """A random generator of a few thousand parameters, in fp64 and without dropout."""
     set_seed(seed)
-    configured = AutoConfig.for_model(family, **{"vocab_size": VOCABULARY, **FAMILIES[family], **config})
+    configured = AutoConfig.for_model(
+        family, **{"vocab_size": VOCABULARY, **{**FAMILIES, **UNUSUAL}[family], **config}
+    )
     head = AutoModelForCausalLM if family in CAUSAL else AutoModelForSeq2SeqLM
     return head.from_config(configured, attn_implementation="eager").double()
 

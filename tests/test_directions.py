@@ -163,6 +163,32 @@ def test_hessian_product_is_that_of_double_backward(attention):
     assert error / norm < 1e-6
 
 
+@pytest.mark.parametrize("direction", [SGDDirection(), AdamDirection()])
+def test_groups_move_at_their_own_rates(direction):
+    """A head at ten times the rate of the body decides ten times as much, and a group at rate 0 nothing: the direction
+    is what a step of the optimizer does. Of one rate, or none at all, nothing changes.
+    """
+    params = {name: torch.ones(2, requires_grad=True) for name in ("head", "body", "still")}
+    ones = {name: torch.ones(2) for name in params}
+
+    def along(*rates):
+        groups = [{"params": [p], "lr": rate} for p, rate in zip(params.values(), rates, strict=True)]
+        kind = torch.optim.AdamW if isinstance(direction, AdamDirection) else torch.optim.SGD
+        optimizer = kind(groups, lr=0.1, weight_decay=0.0)
+        for number, p in enumerate(params.values()):
+            p.grad = torch.full((2,), 1.0 + number)
+        before = [p.detach().clone() for p in params.values()]
+        optimizer.step()
+        moved = [(old - p.detach()) / p.grad for old, p in zip(before, params.values(), strict=True)]
+        return direction(ones, params, optimizer, None), dict(zip(params, moved, strict=True))
+
+    found, moved = along(0.1, 0.01, 0.0)
+    for name in params:
+        torch.testing.assert_close(found[name] * 0.1, moved[name], rtol=1e-3, atol=1e-6)
+    same, none = along(0.1, 0.1, 0.1)[0], along(0.0, 0.0, 0.0)[0]
+    assert all(torch.equal(same[name], none[name]) for name in params)
+
+
 def test_bad_input():
     """A series of negative length or a scale of zero says what was expected."""
     with pytest.raises(ValueError, match="terms"):

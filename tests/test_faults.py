@@ -69,6 +69,22 @@ def test_every_file_of_a_checkpoint_counts(folder):
     assert last_checkpoint(folder / "nowhere") is None
 
 
+def test_a_checkpoint_that_a_signal_asked_for_is_whole(tmp_path):
+    """While it is written a file says that it is not, which is gone when it is."""
+
+    class Signal(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            asked = [one for one in trainer.callback_handler.callbacks if hasattr(one, "jit_manager")]
+            if state.global_step == 2:
+                asked[0].jit_manager.is_checkpoint_requested = True
+
+    options = {"save_strategy": "steps", "save_steps": 100, "enable_jit_checkpoint": True}
+    trainer = new_trainer(tmp_path, METHODS["network"], callbacks=[Signal()], **options)
+    trainer.train()
+    (found,) = tmp_path.glob("checkpoint-*")
+    assert last_checkpoint(tmp_path) == str(found)
+
+
 def test_a_torn_checkpoint_is_passed_over_with_a_warning(folder, whole, caplog):
     """`resume_from_checkpoint=True` resumes from the newest whole checkpoint, names the other, and ends at the same
     numbers.

@@ -2,12 +2,22 @@
 
 import pytest
 import torch
-from conftest import tiny_bert, toy_rows
+from conftest import VOCABULARY, tiny_bert, toy_arguments, toy_rows
 from generation import CAUSAL, FAMILIES, collator, generator_arguments, pairs, tiny_generator
-from transformers import Seq2SeqTrainer, TrainerCallback
+from transformers import (
+    AutoConfig,
+    BartForCausalLM,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Seq2SeqTrainer,
+    TrainerCallback,
+    set_seed,
+)
 
 from amal_hf import (
     AMALSeq2SeqTrainer,
+    AMALTrainer,
     CrossEntropy,
     Distillation,
     DoubleBackward,
@@ -17,6 +27,8 @@ from amal_hf import (
     MeanOne,
     amal,
 )
+from amal_hf.generators import predicts_next
+from amal_hf.task import Task
 
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -184,6 +196,66 @@ def emptied(family, row):
     labels = list(rows["labels"])
     labels[row] = [-100] * len(rows["input_ids"][row]) if family in CAUSAL else []
     return rows.remove_columns("labels").add_column("labels", labels)
+
+
+def test_students_that_shift_their_labels_themselves(tmp_path):
+    """M2M100 and its kind have no method for it: the first step is that of `Seq2SeqTrainer` all the same, as rows of
+    one length, weighed alike, have one mean.
+    """
+    rows = pairs(8, "bart").map(lambda row: {"labels": (row["labels"] * 9)[:6]})
+    losses = []
+    for trainer_class, given in ((Seq2SeqTrainer, {}), (AMALSeq2SeqTrainer, {"losses": [CrossEntropy()]})):
+        model = tiny_generator("m2m_100")
+        arguments = generator_arguments(tmp_path, max_steps=1, logging_steps=1)
+        trainer = trainer_class(model, arguments, train_dataset=rows, data_collator=collator(model), **given)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    model.config.decoder_start_token_id = None
+    with pytest.raises(ValueError, match="decoder_start_token_id=None and pad_token_id=0"):
+        AMALSeq2SeqTrainer(
+            model, arguments, train_dataset=rows, data_collator=collator(model), losses=[CrossEntropy()]
+        )
+
+
+@pytest.mark.parametrize(("kind", "shifted"), [(BartForCausalLM, False), (GPT2LMHeadModel, True)])
+def test_labels_stand_where_the_students_own_loss_has_them(kind, shifted):
+    """The decoder of an encoder-decoder, alone, compares place by place; other causal models with the next token."""
+    family = "gpt2" if shifted else "bart"
+    config = AutoConfig.for_model(family, **{"vocab_size": VOCABULARY, **FAMILIES[family]})
+    student, ids = kind(config).double(), torch.arange(5, 25).view(2, 10)
+    outputs = student(input_ids=ids, labels=ids)
+    loss = CrossEntropy()
+    loss.bind(Task(None, 0.0, predicts_next(student)))
+    torch.testing.assert_close(
+        loss(outputs, {"labels": ids, "input_ids": ids}).mean(), outputs.loss, check_dtype=False
+    )
+
+
+def test_experts_of_a_student_are_balanced(tmp_path):
+    """A mixture of experts adds its router's loss where it sees labels; here it is added beside the weighed losses."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    experts = {
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "num_key_value_heads": 1,
+        "output_router_logits": True,
+    }
+    rows = toy_rows(8).remove_columns("labels").map(lambda row: {"labels": row["input_ids"]})
+    logged = []
+    for coefficient in (0.0, 3.0):
+        set_seed(0)
+        config = MixtralConfig(
+            vocab_size=VOCABULARY, **sizes, **experts, router_aux_loss_coef=coefficient, pad_token_id=0
+        )
+        student = MixtralForCausalLM(config)
+        with torch.no_grad():
+            balance = student(torch.tensor(rows["input_ids"][:]), torch.tensor(rows["attention_mask"][:])).aux_loss
+        arguments = toy_arguments(tmp_path, max_steps=1, logging_steps=1, per_device_train_batch_size=8)
+        trainer = AMALTrainer(student, arguments, train_dataset=rows, losses=[CrossEntropy()])
+        trainer.train()
+        logged.append(trainer.state.log_history[0]["loss"])
+    assert logged[1] - logged[0] == pytest.approx(3 * balance.item(), abs=1e-3)
 
 
 BAD = {

@@ -26,6 +26,7 @@ LEVELS = [
         "random_numbers",
         "own_adam",
         "last_scores",
+        "router_loss",
         "card_facts",
         "intervals",
         "predicted",

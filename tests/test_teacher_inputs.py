@@ -1,5 +1,6 @@
 """What a teacher reads: the student's tensors or the raw text."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,23 @@ def test_student_encoding_is_the_collators() -> None:
     encoding = student_encoding(inputs(ROWS, columns=["input_ids"]))
     assert encoding.rows.column_names == ["input_ids"]
     assert encoding([2, 0])["input_ids"].tolist() == [[2, 2], [2, 3]]
+
+
+def test_a_cache_shows_the_collator_what_training_shows_it() -> None:
+    """Rows in the format of the training set: tensors to a collator of tensors. One that needs the labels is told so,
+    and rows that a function makes cannot be looked up.
+    """
+    stacked = TeacherInputs(
+        ROWS.with_format("torch"), lambda rows: {"input_ids": torch.stack([row["input_ids"] for row in rows])}
+    )
+    encoding = student_encoding(replace(stacked, columns=["input_ids"]))
+    assert encoding([2, 0])["input_ids"].tolist() == [[2, 2], [2, 3]]
+    greedy = replace(stacked, columns=["input_ids"], collator=lambda rows: [row["label"] for row in rows])
+    with pytest.raises(ValueError, match=r"the student's inputs alone, \['input_ids'\].*KeyError: 'label'"):
+        student_encoding(greedy)([0])
+    changed = replace(greedy, dataset=ROWS.with_transform(lambda rows: rows))
+    with pytest.raises(ValueError, match="with_transform"):
+        student_encoding(changed)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from amal_hf import (
     ConvexOrNone,
     CorrectedCrossEntropy,
     CrossEntropy,
+    CustomLoss,
     Distillation,
     ExampleTable,
     GeneralizedCrossEntropy,
@@ -98,8 +99,50 @@ def test_a_student_with_one_output_is_known_to_hit_numbers(tmp_path):
     losses = [CrossEntropy(), Distillation(lambda batch: batch["labels"][:, None], 4.0)]
     model = tiny_bert(num_labels=1)
     trainer = new_trainer(tmp_path, amal, model=model, losses=losses)
-    assert model.config.problem_type is None
     assert trainer.mixture.losses[1].pull == 1
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "kind"),
+    [(1, lambda row: 0.5, "regression"), (3, lambda row: [1.0, 0.0, 1.0], "multi_label_classification")],
+)
+def test_a_saved_student_says_how_it_is_read(tmp_path, outputs, labels, kind):
+    """Pipelines go by its configuration, which its head writes where it sees labels: here without an evaluation, in a
+    student that was made later.
+    """
+    rows = toy_rows(8).remove_columns("labels").map(lambda row: {"labels": labels(row)})
+    given = {"model_init": lambda: tiny_bert(num_labels=outputs), "args": toy_arguments(tmp_path, max_steps=1)}
+    trainer = AMALTrainer(**given, train_dataset=rows, losses=[CrossEntropy()])
+    assert trainer.model.config.problem_type == kind
+    trainer.train()
+    trainer.save_model(tmp_path / "student")
+    assert type(trainer.model).from_pretrained(tmp_path / "student").config.problem_type == kind
+
+
+def test_evaluation_reads_no_column_of_losses(tmp_path):
+    """One schema for all splits leaves them empty where they are for training alone, ids among them."""
+
+    def scored(outputs, batch):
+        return batch["scores"] * outputs.logits.pow(2).mean(-1)
+
+    train = toy_rows(12).add_column("scores", [1.0] * 12).add_column("example_id", [f"row {n}" for n in range(12)])
+    dev = toy_rows(8, 3).add_column("scores", [None] * 8).add_column("example_id", [None] * 8)
+    losses = [CrossEntropy(), CustomLoss(scored, "scored", columns=("scores",))]
+    trainer = new_trainer(tmp_path, METHODS["fixed"], train=train, losses=losses, eval_strategy="steps", eval_steps=2)
+    trainer.eval_dataset = dev
+    trainer.train()
+    plain = AMALTrainer(trainer.model, toy_arguments(tmp_path), eval_dataset=toy_rows(8, 3))
+    assert trainer.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
+    assert trainer.predict(dev).predictions.shape == (8, 3)
+    assert "scores" in next(iter(trainer.get_train_dataloader()))
+
+
+def test_the_launcher_may_set_the_precision(tmp_path, monkeypatch):
+    """`accelerate launch --mixed_precision bf16` leaves the arguments as they are; slopes take the radius of bf16."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    trainer = new_trainer(tmp_path, amal)
+    assert not trainer.args.bf16
+    assert trainer._student().dtype == torch.bfloat16
 
 
 @all_methods
