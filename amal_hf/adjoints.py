@@ -120,7 +120,12 @@ def _replayed(
             [adjoint, *(states[key] for key in after)],
             allow_unused=True,
         )
-    before, of_gradient, *rest = (torch.zeros_like(p) if value is None else value for value in results)
+    # Where nothing has ever come, as in rows of words that no text has, a root of zero has no derivative. No loss moves
+    # them either, whatever its weight.
+    still = g == 0
+    before, of_gradient, *rest = (
+        torch.zeros_like(p) if value is None else value.masked_fill(still & ~value.isfinite(), 0) for value in results
+    )
     # A state that the step itself made (a first momentum) has no adjoint before it.
     return before, dict(zip(inputs, rest, strict=True)), of_gradient
 

@@ -1,7 +1,7 @@
 """Options of a run, on top of those of `transformers.TrainingArguments`."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
@@ -91,6 +91,8 @@ class AMALArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("meta_warmup_steps", "meta_learning_rate"):
+            setattr(self, name, _number(name, getattr(self, name)))
         interval, batch = self.meta_interval, self.meta_batch_size
         _require(interval is None or _is_count(interval), "meta_interval", interval, "a whole number from 1")
         _require(_is_count(batch), "meta_batch_size", batch, "a whole number from 1")
@@ -110,6 +112,14 @@ class AMALArguments(TrainingArguments):
 @dataclass
 class AMALSeq2SeqArguments(AMALArguments, Seq2SeqTrainingArguments):
     """The same with the options of `transformers.Seq2SeqTrainingArguments`, such as `predict_with_generate`."""
+
+
+def _number(name: str, value: Any) -> Any:
+    """A YAML file makes text of 1e-3."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(f"AMALArguments: {name} must be a number, got {value!r}.") from None
 
 
 def _is_count(value: object) -> bool:

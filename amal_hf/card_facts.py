@@ -134,6 +134,7 @@ class RunFacts:
         losses: name and description of each.
         method: what is known of how weights were learned, by name.
         learned: whether any were.
+        weighed: whether weights were others than those of a fixed mixture.
         rows: of every set.
         hyperparameters: by name.
         steps: optimizer steps.
@@ -161,6 +162,7 @@ class RunFacts:
     losses: list[dict[str, str]] = field(default_factory=list)
     method: dict[str, Any] = field(default_factory=dict)
     learned: bool = False
+    weighed: bool = False
     rows: dict[str, int] = field(default_factory=dict)
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     steps: int = 0

@@ -18,6 +18,9 @@ from jinja2 import Environment, StrictUndefined
 EXAMPLES = {
     "text-classification": "The text to classify",
     "token-classification": "The text whose words to classify",
+    "image-classification": "picture.jpg",
+    "audio-classification": "sound.wav",
+    "fill-mask": "The text with a [MASK] in it",
 }
 """What the snippet reads where no example was given."""
 
@@ -34,6 +37,7 @@ def render_card(facts: Mapping[str, Any]) -> ModelCard:
         "linked_data": lambda name: _link(name, "datasets/"),
     }
     template = environment.from_string((files("amal_hf") / "card.md").read_text(encoding="utf-8"))
+    facts = {"weighed": facts["learned"], **facts}  # of cards that were written before there was this
     example = facts["details"]["example"] or EXAMPLES.get(facts["task"], "The text to begin with")
     compared = facts["details"]["comparison"]
     table = None if compared is None else _table(compared)

@@ -145,6 +145,7 @@ def _check_changes(trainer: Any) -> None:
             f"AMALTrainer: {name} changes input embeddings, and {type(student).__name__}.forward takes no "
             f"`inputs_embeds`. Use another student, or weights instead of changed batches."
         )
+    _check_vectors(trainer, student)
     if _reads_last_token(student) and getattr(trainer.processing_class, "padding_side", "right") != "left":
         raise ValueError(
             f"AMALTrainer: {name} changes input embeddings, in which {type(student).__name__} cannot see where a text "
@@ -201,8 +202,19 @@ def _check_draws(trainer: Any) -> None:
         )
 
 
+def _check_vectors(trainer: Any, student: Any) -> None:
+    """Of a mask over tokens, which looks them up by their ids."""
+    vectors, tokenizer = getattr(trainer.method.batch_policy, "vectors", None), trainer.processing_class
+    words = len(tokenizer) if hasattr(tokenizer, "__len__") else student.get_input_embeddings().num_embeddings
+    if vectors is not None and len(vectors) < words:
+        raise ValueError(
+            f"AMALTrainer: {type(trainer.method.batch_policy).__name__} has vectors of {len(vectors)} tokens, and the "
+            f"student reads {words}. Make it of the student's own table, or of one for the same tokenizer."
+        )
+
+
 def _check_meta_step(trainer: Any) -> None:
-    for check in (_check_processes, _check_attention, _check_interval, _check_restarts, _check_scaler):
+    for check in (_check_processes, _check_attention, _check_interval, _check_restarts, _check_replay, _check_scaler):
         check(trainer)
 
 
@@ -246,6 +258,31 @@ def _check_restarts(trainer: Any) -> None:
         raise ValueError(
             f"AMALTrainer: '{method.name}' learns at the end of each short run of {method.restart_every} steps; "
             f"meta_interval={interval} has no meaning there. Leave it out."
+        )
+
+
+def _check_replay(trainer: Any) -> None:
+    """Of a trajectory: its steps are taken again, from the losses of examples and weights as they were."""
+    if trainer.method.trajectory is None:
+        return
+    if getattr(trainer.model.config, "output_router_logits", False):
+        raise ValueError(
+            f"AMALTrainer: '{trainer.method.name}' walks back through the student's steps, and the router's loss of "
+            f"{type(trainer.model).__name__} is not one of examples. Set student.config.output_router_logits = False, "
+            f"or use amal()."
+        )
+
+
+def check_smoothing(kind: str | None, smoothing: float) -> None:
+    """Refuse smoothed numbers, of which evaluation would make classes.
+
+    Raises:
+        ValueError: label smoothing for a student that hits numbers.
+    """
+    if kind == "regression" and smoothing:
+        raise ValueError(
+            f"AMALTrainer: label_smoothing_factor={smoothing} spreads a label over classes, and the labels of this "
+            f"student are numbers. Leave it out."
         )
 
 

@@ -113,7 +113,8 @@ class CorrectedCrossEntropy(CrossEntropy):
         # Kept there: a GPU would be waited for at every step.
         self.log_confusions = self.log_confusions.to(log_p.device)
         reached = (log_p + self.log_confusions[:, labels].T).logsumexp(-1)
-        return torch.lerp(-reached, -log_p.mean(-1), self.task.label_smoothing)
+        smoothing = self.task.label_smoothing  # at 0 an impossible class must not count: 0 times infinity is no number
+        return torch.lerp(-reached, -log_p.mean(-1), smoothing) if smoothing else -reached
 
 
 def _log_of(confusions: Tensor) -> Tensor:

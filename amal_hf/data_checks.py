@@ -9,6 +9,7 @@ from amal_hf.cross_entropy import CrossEntropy
 from amal_hf.label_checks import check_column, check_labels, label_column
 from amal_hf.loggers import logger_of
 from amal_hf.method import Method
+from amal_hf.model_labels import class_names
 from amal_hf.shapes import EXAMPLE_ID, IGNORED
 
 
@@ -21,7 +22,7 @@ def check_data(train_dataset: Any, meta_dataset: Any, method: Method, losses: li
     Raises:
         ValueError: an empty set, a loss's column of labels that is not there, several sets in one, no meta set where
             one is needed, a stream as meta set, a table of weights over a stream without ids, phases over a stream,
-            or labels that are NaN or outside the classes.
+            labels that are NaN or outside the classes, or classes of other names in the meta set.
     """
     for name, rows in (("train_dataset", train_dataset), ("meta_dataset", meta_dataset)):
         if isinstance(rows, dict):
@@ -64,7 +65,19 @@ def check_data(train_dataset: Any, meta_dataset: Any, method: Method, losses: li
             "Dataset.from_list(list(stream))."
         )
     check_labels(meta_dataset, "meta_dataset", num_labels)
+    _check_names(train_dataset, meta_dataset)
     _check_some_label(meta_dataset)
+
+
+def _check_names(train_dataset: Any, meta_dataset: Any) -> None:
+    """A number means the same class in both sets."""
+    ours, clean = class_names(train_dataset), class_names(meta_dataset)
+    if ours[: len(clean)] != clean[: len(ours)]:
+        raise ValueError(
+            f"AMALTrainer: the classes of train_dataset are {ours[:10]}, and those of meta_dataset are {clean[:10]}, "
+            f"so that one number would mean two of them. Read the two together, or give one the numbers of the other: "
+            f'meta_dataset.align_labels_with_mapping({{name: number, ...}}, "label").'
+        )
 
 
 def _check_some_label(meta_dataset: Any) -> None:

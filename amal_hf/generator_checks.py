@@ -31,8 +31,8 @@ def check_generator(model: Any, losses: list[Any], method: Method, sets: dict[st
     if not is_causal(model) and not is_encoder_decoder(model):
         if cut:
             raise ValueError(
-                f"Distillation '{cut[0]}': top_k is for students that generate text; {type(model).__name__} has few "
-                "classes. Leave it out."
+                f"Distillation '{cut[0]}': top_k is for students that generate text, and {type(model).__name__} does "
+                f"not. Leave it out."
             )
         return
     if method.tangent.head_alone:

@@ -84,13 +84,21 @@ class WeightLearner:
         """Refuse a run that cannot learn as asked, before its first step; warn of one in which nothing is learned.
 
         Raises:
-            ValueError: nothing is learned any more when the warm-up is over, or as `Recorder.check`.
+            ValueError: nothing is learned any more when the warm-up is over, it ends within a short run, or as
+                `Recorder.check`.
         """
         if not self.method.learns_at(warmup / max_steps):
             raise ValueError(
                 f"AMALTrainer: '{self.method.name}' learns weights in the first part of training only "
                 f"({self.method.policy.describe()}), and the meta warm-up of {warmup} of {max_steps} steps leaves "
                 f"nothing of it. Lower meta_warmup_steps, or begin to use the weights later."
+            )
+        every = self.method.restart_every
+        if every and warmup % every:
+            raise ValueError(
+                f"AMALTrainer: '{self.method.name}' puts the student back after every {every} steps of the run, and a "
+                f"meta warm-up of {warmup} steps would end within such a short run. Set meta_warmup_steps to a "
+                f"multiple of {every}, or leave it out."
             )
         if self.recorder is not None:
             self.recorder.check(optimizer, max_steps - warmup)

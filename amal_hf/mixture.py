@@ -180,7 +180,8 @@ class Mixture:
         losses = self._table(outputs, batch) if targets is None else self._shared_table(outputs, targets)
         teachers = tuple(batch[loss.logits_key] for loss in self.distillations)
         states, ask = hidden_states(outputs, batch), partial(self.ask, batch=batch)
-        signals = Signals(losses.detach(), outputs.logits.detach(), teachers, batch, self.task, states, ask)
+        present = self._all_present(batch)
+        signals = Signals(losses.detach(), outputs.logits.detach(), teachers, batch, self.task, states, ask, present)
         return Evaluation(kept(losses, batch), kept(self._features(signals, reads), batch))
 
     def _features(self, signals: Signals, reads: bool) -> Features:
@@ -296,13 +297,17 @@ class Mixture:
         return torch.cat(masks) if masks else None
 
     def _present(self, batch: Batch) -> Tensor | None:
+        present = self._all_present(batch)
+        return None if present is None else kept(present, batch)
+
+    def _all_present(self, batch: Batch) -> Tensor | None:
         masks = [loss.present(batch) for loss in self.losses]
         known = next((mask for mask in masks if mask is not None), None)
         if known is None:
             return None
         pairs = zip(self.losses, masks, strict=True)
         columns = [known.new_ones(len(known), len(s.names)) if m is None else m for s, m in pairs]
-        return kept(torch.cat(columns, 1), batch)
+        return torch.cat(columns, 1)
 
     def state_dict(self) -> dict[str, Any]:
         """All that was learned and recorded."""

@@ -90,6 +90,7 @@ class ResumableTrainer(MixingTrainer):
             "method": self.method.name,
             "losses": self.mixture.names,
             "examples": self.mixture.record.size,
+            "policy": type(self.method.policy).__name__,
             "weights_in_memory": self.mixture.record.in_memory,
             "mixture": self.mixture.state_dict(),
             "batch_policy": {} if self.method.batch_policy is None else self.method.batch_policy.state_dict(),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from amal_hf.losses import Loss
-from amal_hf.rules import all_votes, check_some_vote, check_votes
+from amal_hf.rules import Rule, all_votes, check_some_vote, check_votes
 from amal_hf.shapes import ABSTAIN, VOTES, Batch, Logits, LossTable
 from amal_hf.task import Task, at_least_fp32
 
@@ -22,22 +22,25 @@ class RuleLosses(Loss):
     mean over the tokens that it votes on; where a student answers several yes/no questions, a vote is a yes to one.
 
     Args:
-        rules: the rules' names, in the order of the column of votes; or how many there are.
+        rules: the rules, or their names, in the order of the column of votes; or how many there are.
         name: of the loss as a whole, in logs.
         column: of votes, `(m,)` a row (`(T, m)` for tokens), -1 for abstaining; as `apply_rules` and `add_votes` write
             it.
 
     Raises:
-        ValueError: no rules, or two of one name.
+        ValueError: no rules, two of one name, or something else.
 
     References:
         AMAL, arXiv:2202.03250, rule denoising; one term for each rule instead of one for all.
     """
 
-    def __init__(self, rules: Sequence[str] | int, name: str = "rules", column: str = VOTES) -> None:
-        named = [f"rule_{number}" for number in range(rules)] if isinstance(rules, int) else list(rules)
-        if isinstance(rules, str):
-            raise ValueError(f"RuleLosses: rules must be a list of names, or how many; got {rules!r}.")
+    def __init__(self, rules: Sequence[str | Rule] | int, name: str = "rules", column: str = VOTES) -> None:
+        if isinstance(rules, int):
+            named = [f"rule_{number}" for number in range(rules)]
+        else:
+            named = [rule.name if isinstance(rule, Rule) else rule for rule in rules]
+        if isinstance(rules, str) or not all(isinstance(name, str) for name in named):
+            raise ValueError(f"RuleLosses: rules must be a list of names or rules, or how many; got {rules!r}.")
         if not named or len(set(named)) < len(named):
             raise ValueError(f"RuleLosses: needs rules, each with a name of its own; got {named}.")
         self.rules = named

@@ -18,12 +18,15 @@ from amal_hf.latency import hardware_name
 from amal_hf.losses import Loss
 from amal_hf.method import Method
 from amal_hf.model_labels import class_count, label_column, label_names
+from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.run_record import present_weights, texts_of
 from amal_hf.shapes import EXAMPLE_ID, IGNORED
 
 
 TASKS = {
     "ForSequenceClassification": "text-classification",
+    "ForImageClassification": "image-classification",
+    "ForMaskedLM": "fill-mask",
     "ForTokenClassification": "token-classification",
     "ForCausalLM": "text-generation",
     "LMHeadModel": "text-generation",
@@ -76,7 +79,7 @@ def gather(trainer: Any, details: CardDetails) -> RunFacts:
         "repo_id": trainer.hub_model_id or trainer.args.hub_model_id or folder.absolute().name,
         "details": details,
         "architecture": architecture,
-        "task": details.tasks or next((tag for end, tag in TASKS.items() if architecture.endswith(end)), ""),
+        "task": details.tasks or _task(plain_model),
         "library": "transformers" if plain_model is model else "peft",
         "base_model": details.finetuned_from or _hub_name(getattr(plain_model.config, "_name_or_path", "")),
         "parameters": sum(parameter.numel() for parameter in plain_model.parameters()),
@@ -93,6 +96,12 @@ def gather(trainer: Any, details: CardDetails) -> RunFacts:
     return RunFacts(**common, **(_mixing(trainer, details) if trainer.mixes else {}))
 
 
+def _task(model: Any) -> str:
+    task = next((tag for end, tag in TASKS.items() if type(model).__name__.endswith(end)), "")
+    hears = getattr(model, "main_input_name", "input_ids") in ("input_values", "input_features")
+    return task.replace("text-", "audio-") if hears else task
+
+
 def _mixing(trainer: Any, details: CardDetails) -> dict[str, Any]:
     """What is only known where losses were mixed."""
     mixture, method = trainer.mixture, trainer.method
@@ -107,6 +116,7 @@ def _mixing(trainer: Any, details: CardDetails) -> dict[str, Any]:
         "losses": [{"name": loss.name, "what": loss.describe()} for loss in mixture.losses],
         "method": _parts(method),
         "learned": method.learns,
+        "weighed": not isinstance(method.policy, FixedWeights),
         "weights": [_summary(name, column) for name, column in weights.items()],
         "lowest": lowest,
         "highest": highest,

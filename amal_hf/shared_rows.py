@@ -24,7 +24,8 @@ _BLOCK = 50_000
 
 def warn_of_shared_sets(meta_dataset: Any, train_dataset: Any, eval_dataset: Any) -> None:
     """Warn of a meta set that shares rows with the training set, or is the evaluation set."""
-    if meta_dataset is not None and meta_dataset is eval_dataset:
+    evaluated = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+    if meta_dataset is not None and any(meta_dataset is rows for rows in evaluated):
         logger.warning(
             "The meta set is the evaluation set: its scores are then those of examples that the weights were learned "
             "on, and choosing a model by them is biased. Pass a set of its own as `meta_dataset`."

@@ -12,7 +12,7 @@ import torch
 STATE_NAME = "amal.pt"
 """The file in a checkpoint."""
 
-IDENTITY = ("method", "losses", "examples", "weights_in_memory")
+IDENTITY = ("method", "policy", "losses", "examples", "weights_in_memory")
 """What must be the same in a checkpoint and in the run that resumes from it."""
 
 

@@ -66,12 +66,13 @@ def distilled_tokens(batch: Batch, task: Task) -> Tensor:
     if "decoder_input_ids" in batch:
         return task.targets(batch["labels"]) != IGNORED
     mask = batch.get("attention_mask")
+    attended = torch.ones_like(batch["labels"], dtype=torch.bool) if mask is None else mask.bool()
+    # What is predicted at the last place before a text that is padded on the left is not predicted from it.
+    anything = (task.targets(torch.where(attended, 0, IGNORED)) != IGNORED) & attended
     if "labels" not in batch:
-        return task.targets(torch.where(batch["attention_mask"].bool(), 0, IGNORED)) != IGNORED
-    labels = batch["labels"]
-    anything = torch.zeros_like(labels) if mask is None else torch.where(mask.bool(), 0, IGNORED)
-    labelled = task.targets(labels) != IGNORED
-    return torch.where(labelled.any(1, keepdim=True), labelled, task.targets(anything) != IGNORED)
+        return anything
+    labelled = task.targets(batch["labels"]) != IGNORED
+    return torch.where(labelled.any(1, keepdim=True), labelled, anything)
 
 
 def entropy(logits: Logits, task: Task, batch: Batch) -> PerExample:

@@ -237,7 +237,10 @@ def _check_padding(teacher: Teacher, recipe: CacheRecipe) -> None:
     Positions that are counted from the left, with padding there, are such a case (GPT-2).
     """
     few = list(range(min(PROBED, recipe.encoding.rows.num_rows)))
-    lengths = token_mask(_encoded(few, recipe)).sum(1)
+    probe = _encoded(few, recipe)
+    if "decoder_input_ids" not in probe and getattr(probe.get("input_ids"), "ndim", 0) != 2:
+        return  # pictures, sounds, several texts a row
+    lengths = token_mask(probe).sum(1)
     short, long = int(lengths.argmin()), int(lengths.argmax())
     alone, beside = (
         torch.as_tensor(list(_unpadded(teacher(batch), batch))[-1]).float()

@@ -127,14 +127,14 @@ def student_encoding(inputs: TeacherInputs) -> StudentEncoding:
     Raises:
         ValueError: the training set has no rows to look up, or not these columns, or makes its rows by a function.
     """
-    rows = _looked_up(inputs.dataset, inputs.columns, "columns")
-    kept = {name: inputs.dataset.format[name] for name in ("type", "format_kwargs")}
+    kept: dict[str, Any] = inputs.dataset.format if isinstance(inputs.dataset, Dataset) else {"type": None}
     if kept["type"] == "custom":
         raise ValueError(
             "The training set makes its rows by a function (with_transform), which a cache of a teacher's answers "
             "does not see. Use dataset.map(...), or leave teacher_cache_dir out: a live teacher reads what the "
             "student reads."
         )
+    rows = _looked_up(inputs.dataset, inputs.columns, "columns")
     return StudentEncoding(rows.with_format(kept["type"], **kept["format_kwargs"]), inputs.collator)
 
 

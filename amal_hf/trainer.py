@@ -24,7 +24,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from amal_hf.arguments import AMALArguments
 from amal_hf.batch_rows import ids_of
-from amal_hf.checks import check_arguments, check_trainer, use_one_gpu
+from amal_hf.checks import check_arguments, check_smoothing, check_trainer, use_one_gpu
 from amal_hf.collator import is_stream
 from amal_hf.compiled import meta_forward
 from amal_hf.cross_entropy import CrossEntropy
@@ -145,6 +145,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         self.method = Method("fixed", FixedWeights()) if method is None else copy.deepcopy(method)
         self._check(losses, meta_dataset)
         kind = problem_type(self.model, self.train_dataset, meta_dataset)
+        check_smoothing(kind, self.args.label_smoothing_factor)
         task = Task(kind, self.args.label_smoothing_factor, predicts_next(self.model))
         self.mixes = True
         self.mixture = (TokenMixture if self.method.per_token else Mixture)(losses, self.method.policy, task)

@@ -90,6 +90,15 @@ def test_it_starts_at_the_mixture_of_bayes_rule(normalisation, sum_, columns):
     assert 100 < inside.sum() < B and found.min() > 0.9 * SMALLEST_SHARE
 
 
+@pytest.mark.parametrize("initial", [(0.1, 0.9), (1.0, 3.0), (1.0, 0.0)])
+def test_it_starts_there_however_losses_were_to_be_mixed(initial):
+    """What label and teacher were given at the start is divided anew."""
+    policy = begun(initial=initial)
+    found = policy.weights(seen(policy))[:, 0]
+    inside = (SHARE > SMALLEST_SHARE) & (SHARE < 1 - SMALLEST_SHARE)
+    torch.testing.assert_close(found[inside], SHARE[inside], rtol=1e-3, atol=1e-4)
+
+
 def test_other_losses_keep_what_they_have():
     """Label and teacher divide what they have together."""
     policy = begun(columns=Independent(2, 0), initial=(0.3, 0.4, 0.3))

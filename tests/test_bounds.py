@@ -8,7 +8,8 @@ import torch
 
 from amal_hf import AboveAverage, Convex, ConvexOrNone, GatedConvex, LossNetwork, MeanOne, clamp, convex
 from amal_hf.policies.bounds import LEAST_MEAN, TwiceSigmoid
-from amal_hf.policies.policy import Observation, Sizes
+from amal_hf.policies.policy import Observation, Signals, Sizes
+from amal_hf.task import Task
 
 
 def test_clamp_bounds_every_weight_on_its_own():
@@ -174,6 +175,24 @@ def test_a_running_mean_moves_with_the_network():
     normalisation.note_update(twice, twice)
     low, mean = after.sigmoid().mean(), twice.sigmoid().mean()
     torch.testing.assert_close(normalisation.mean, 0.9 * low + 0.1 * mean)
+
+
+@pytest.mark.parametrize("normalisation", [MeanOne, AboveAverage])
+@pytest.mark.parametrize("losses", [1, 3])
+def test_examples_without_any_loss_are_not_of_the_mean(normalisation, losses):
+    """Rules are silent on most rows: the others keep weights that sum to one on average, however few they are, and
+    slopes that say nothing teach nothing.
+    """
+    policy = LossNetwork(normalisation=normalisation(), probe=False)
+    policy.reset(Sizes(losses, (), 12), torch.full((losses,), 1 / losses))
+    present = (torch.arange(12) < 3)[:, None].expand(12, losses)
+    features = policy.observe(Signals(torch.ones(12, losses), torch.zeros(12, 2), (), {}, Task()))
+    seen = Observation(torch.arange(12), features, 0.5, present)
+    for _ in range(40):
+        policy.update(seen, torch.zeros(12, losses))
+    weights = policy.weights(seen).sum(1)
+    torch.testing.assert_close(weights[:3], torch.ones(3), rtol=1e-4, atol=1e-4)
+    assert (weights[3:] == 0).all()
 
 
 def test_a_batch_without_any_of_the_losses_changes_nothing():

@@ -10,7 +10,7 @@ from conftest import tiny_bert, toy_arguments, toy_rows
 from datasets import ClassLabel
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
-from transformers import TrainingArguments
+from transformers import BertForMultipleChoice, TrainingArguments, ViTConfig, ViTForImageClassification
 
 from amal_hf import (
     AMALTrainer,
@@ -23,6 +23,7 @@ from amal_hf import (
     RuleLosses,
     Spear,
     amal,
+    random_weights,
 )
 from amal_hf.card_check import check_card
 from amal_hf.card_facts import RunFacts
@@ -157,6 +158,40 @@ def test_rules_that_abstained_have_no_weight(tmp_path):
     for rule, name in enumerate(("rules/first", "rules/second")):
         weights = np.array(trainer.example_weights()[name][:])[np.array(votes)[:, rule] >= 0]
         assert found[name] == pytest.approx(np.nanmean(weights), rel=1e-5)
+
+
+def test_weights_that_were_not_learned_are_no_fixed_mixture(tmp_path):
+    """A card says by what examples were weighed; of a fixed mixture that it was one."""
+    said = {}
+    for name, method in (("fixed", None), ("random", random_weights()), ("learned", amal())):
+        trained(tmp_path / name, method=method, args=toy_arguments(tmp_path / name)).create_model_card()
+        said[name] = card_of(tmp_path / name)
+    assert "on 2 losses in a fixed mixture." in said["fixed"] and "Nothing: the weights" in said["fixed"]
+    assert (
+        "on 2 losses, weighed by RandomWeights" in said["random"] and "## How examples were weighed" in said["random"]
+    )
+    assert "that have them, by RandomWeights" in said["random"] and "fixed" not in said["random"]
+    assert "learned these weights on a small clean set" in said["learned"] and "## What was learned" in said["learned"]
+
+
+def test_a_student_of_pictures_is_shown_in_its_pipeline(tmp_path):
+    """A base class would leave out the head that was trained."""
+    config = ViTConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=8,
+        patch_size=4,
+        num_labels=3,
+    )
+    AMALTrainer(ViTForImageClassification(config), toy_arguments(tmp_path)).create_model_card()
+    card = ModelCard(card_of(tmp_path))
+    assert card.data.to_dict()["pipeline_tag"] == "image-classification"
+    assert 'pipeline("image-classification"' in card.text and 'student("picture.jpg")' in card.text
+    other = BertForMultipleChoice(tiny_bert().config)
+    AMALTrainer(other, toy_arguments(tmp_path)).create_model_card()
+    assert "BertForMultipleChoice.from_pretrained" in card_of(tmp_path)
 
 
 def test_scores_of_several_sets(tmp_path):

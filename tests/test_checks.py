@@ -6,16 +6,23 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import torch
-from conftest import tiny_bert, toy_arguments, toy_rows
+from conftest import VOCABULARY, tiny_bert, toy_arguments, toy_rows
 from generation import tiny_generator
 from torch.distributed.fsdp import CPUOffloadPolicy
-from transformers import BertForQuestionAnswering, BertForTokenClassification, TrainingArguments
+from transformers import (
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    MixtralConfig,
+    MixtralForCausalLM,
+    TrainingArguments,
+)
 
 from amal_hf import (
     AMALArguments,
     AMALSeq2SeqArguments,
     AMALSeq2SeqTrainer,
     AMALTrainer,
+    CommentaryNetwork,
     CorrectedCrossEntropy,
     CrossEntropy,
     CustomLoss,
@@ -25,8 +32,10 @@ from amal_hf import (
     Frozen,
     LastLayer,
     Method,
+    TokenMask,
     amal,
     amal_as_published,
+    commentaries,
     deep_interactions,
 )
 from amal_hf.checks import check_trainer
@@ -46,6 +55,16 @@ def make(folder, **changes):
         "method": amal(),
     }
     return AMALTrainer(**{**fields, **changes})
+
+
+def with_names(count, names):
+    return toy_rows(count).cast_column("labels", datasets.ClassLabel(names=names))
+
+
+def expert(**config):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    experts = {"num_key_value_heads": 1, "num_local_experts": 2, "output_router_logits": True, "pad_token_id": 0}
+    return MixtralForCausalLM(MixtralConfig(vocab_size=VOCABULARY, **sizes, **experts))
 
 
 def with_ragged_ids():
@@ -162,6 +181,32 @@ BAD = {
     "a frozen output layer": (
         {"model": frozen_head(), "method": amal(tangent=LastLayer())},
         "output layer .* is frozen",
+    ),
+    "classes of other names in the meta set": (
+        {"train_dataset": with_names(8, ["anger", "joy", "sad"]), "meta_dataset": with_names(6, ["joy", "sad", "x"])},
+        r"train_dataset are \['anger', 'joy', 'sad'\], and those of meta_dataset are \['joy', .*align_labels",
+    ),
+    "smoothed numbers": (
+        {
+            "model": tiny_bert(num_labels=1),
+            "train_dataset": with_labels([0.5, 1.5]),
+            "meta_dataset": with_labels([0.5, 1.0]),
+            "args": toy_arguments("out", label_smoothing_factor=0.1),
+        },
+        "label_smoothing_factor=0.1 spreads a label over classes",
+    ),
+    "vectors of too few tokens": (
+        {"method": commentaries(TokenMask(torch.randn(10, 8), [0]))},
+        f"vectors of 10 tokens, and the student reads {VOCABULARY}",
+    ),
+    "a router on the way back": (
+        {
+            "model": expert(),
+            "method": deep_interactions(),
+            "train_dataset": toy_rows(8).map(lambda row: {"labels": row["input_ids"]}),
+            "meta_dataset": toy_rows(6, 4).map(lambda row: {"labels": row["input_ids"]}),
+        },
+        "the router's loss of MixtralForCausalLM.*output_router_logits = False",
     ),
     "question answering": ({"model": tiny_bert(head=BertForQuestionAnswering)}, "start_positions"),
 }
@@ -318,6 +363,27 @@ def test_a_meta_set_that_overlaps_the_training_set_is_warned_of(tmp_path, caplog
     assert f"2 of the first 8 training rows are also in the meta set (same {by})" in caplog.text
 
 
+def test_classes_that_one_set_names_further_are_those_of_the_other(tmp_path):
+    """As where few clean rows do not have the last class; and a set without names is taken as it is."""
+    for names in (["a", "b", "c"], ["a", "b", "c", "d"]):
+        make(tmp_path, train_dataset=with_names(8, ["a", "b", "c"]), meta_dataset=with_names(6, names))
+    make(tmp_path, train_dataset=with_names(8, ["a", "b", "c"]))
+
+
+def test_a_warm_up_ends_where_a_short_run_does(tmp_path):
+    """The student would else be put back in the middle of the steps that are judged."""
+    policy = CommentaryNetwork(torch.randn(8, 4), 3)
+    options = {"lr_scheduler_type": "constant", "max_steps": 12}
+    for warmup in (2, 3):
+        args = toy_arguments(tmp_path, meta_warmup_steps=warmup, **options)
+        trainer = make(tmp_path, method=commentaries(policy, short_runs=3), args=args)
+        if warmup == 3:
+            trainer.train()
+        else:
+            with pytest.raises(ValueError, match="puts the student back after every 3 steps.*a multiple of 3"):
+                trainer.train()
+
+
 def test_one_of_several_gpus_is_used_rather_than_data_parallel(tmp_path, caplog):
     """`python script.py` with several GPUs must not become nn.DataParallel, which parts a batch from its weights."""
     args = toy_arguments(tmp_path)
@@ -345,11 +411,17 @@ def test_arguments_are_parsed_from_flags(tmp_path):
     ]
     (args,) = HfArgumentParser(AMALArguments).parse_args_into_dataclasses(flags)
     assert (args.loss_weights, args.meta_interval, args.get_meta_warmup_steps(50)) == ([0.3, 0.7], 8, 5)
+    # which a YAML file reads as text
+    args = AMALArguments(str(tmp_path), meta_learning_rate="1e-3", meta_warmup_steps="1e-1", use_cpu=True)
+    assert (args.meta_learning_rate, args.get_meta_warmup_steps(50)) == (1e-3, 5)
+    with pytest.raises(ValueError, match="meta_learning_rate must be a number, got 'fast'"):
+        AMALArguments(str(tmp_path), meta_learning_rate="fast", use_cpu=True)
 
 
-def test_a_meta_set_that_is_the_evaluation_set_is_warned_of(tmp_path, caplog):
+@pytest.mark.parametrize("several", [False, True])
+def test_a_meta_set_that_is_the_evaluation_set_is_warned_of(tmp_path, caplog, several):
     """A score on examples that the weights were learned on says little, and a model chosen by it is chosen by luck."""
     rows = toy_rows(6, 4)
     with caplog.at_level(logging.WARNING, logger="amal_hf"):
-        make(tmp_path, meta_dataset=rows, eval_dataset=rows)
+        make(tmp_path, meta_dataset=rows, eval_dataset={"dev": toy_rows(4, 5), "clean": rows} if several else rows)
     assert "meta set is the evaluation set" in caplog.text

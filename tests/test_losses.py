@@ -20,7 +20,7 @@ from amal_hf.distillation import Distillation
 from amal_hf.divergences import forward_kl, jensen_shannon, logit_mse, reverse_kl
 from amal_hf.losses import CustomLoss, Loss
 from amal_hf.robust_losses import GeneralizedCrossEntropy
-from amal_hf.task import Task, entropy
+from amal_hf.task import Task, distilled_tokens, entropy
 
 
 B, T, C = 5, 4, 3
@@ -361,6 +361,16 @@ def test_a_teacher_is_compared_on_labelled_tokens_and_on_attended_ones_of_unlabe
     assert reached.equal(expected)
 
 
+@pytest.mark.parametrize("labels", [None, torch.full((2, 5), -100)], ids=["no column", "no label"])
+def test_padding_on_the_left_predicts_nothing(labels):
+    """Of a text that is continued the first word is predicted by nothing, whatever side the padding is on."""
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
+    batch = {"attention_mask": mask} | ({} if labels is None else {"labels": labels})
+    found = distilled_tokens(batch, Task(shifted=True))
+    expected = torch.tensor([[0, 0, 1, 1, 0], [1, 1, 0, 0, 0]]).bool()
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("divergence", BY_HAND)
 def test_a_divergence_is_zero_only_between_equals(divergence):
     """A student that equals its teacher has nothing left to learn from it: value 0 and gradient 0; any other has."""
@@ -393,6 +403,14 @@ def test_a_class_that_the_teacher_excludes_is_a_probability_of_zero(divergence):
     """A teacher of fewer classes says -inf for those it does not know: a target of 0, finite for the student."""
     values = divergence(torch.zeros(1, 3), torch.tensor([[1.0, 0.0, -math.inf]]), 1.0)
     assert values.isfinite().all()
+
+
+@pytest.mark.parametrize("divergence", [forward_kl, reverse_kl, jensen_shannon])
+def test_a_class_that_both_exclude_has_no_gradient(divergence):
+    """As the words that a vocabulary has only been filled up with."""
+    student = torch.tensor([[0.0, 1.0, -math.inf]], requires_grad=True)
+    divergence(student, torch.tensor([[1.0, 0.0, -math.inf]]), 1.0).sum().backward()
+    assert student.grad.isfinite().all() and student.grad[0, 2] == 0 and student.grad[0, 0] != 0
 
 
 ENTROPIES = {
@@ -506,6 +524,8 @@ def test_a_label_that_no_class_is_given_costs_a_number():
     values = CorrectedCrossEntropy([[1.0, 0.0, 0.0]] * C).of_logits(logits, torch.tensor([0, 1, 2, -100, 1]))
     values.sum().backward()
     assert values.isfinite().all() and logits.grad.isfinite().all()
+    shut = torch.tensor([[0.0, 1.0, -math.inf]])
+    assert CorrectedCrossEntropy(torch.full((C, C), 1 / C)).of_logits(shut, torch.tensor([0])).isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from amal_hf import (
     PerLossNetwork,
     Policy,
     RandomWeights,
+    SmallLoss,
     StateNetwork,
     clamp,
     convex,
@@ -531,6 +532,31 @@ def test_a_delayed_policy_is_told_of_steps_that_are_over():
     assert not Delayed(ExampleTable(), 0.5).notes_steps
 
 
+@pytest.mark.parametrize("make", [lambda: LossNetwork(probe=False), MetaWeightNet, lambda: ExampleTable(0.1)])
+def test_a_delayed_policy_has_one_scale(make):
+    """Examples that were judged weigh as much on average as those that were not, whatever the mixture sums to: or they
+    would be drawn, and learned from, half as often.
+    """
+    policy = Delayed(make(), 0.5)
+    policy.reset(Sizes(2, (1,), 8), torch.tensor([0.9, 0.9]))
+    batch = {"labels": torch.tensor([0, 1, 0, 1])}
+    features = policy.observe(Signals(torch.ones(4, 2), torch.zeros(4, 2), (torch.zeros(4, 2),), batch, Task()))
+    policy.update(Observation(torch.arange(4), features, 0.1), torch.zeros(4, 2))
+    later = Observation(torch.arange(8), torch.cat([features, features]), 0.9)
+    torch.testing.assert_close(policy.weights(later).sum(1), torch.full((8,), 1.8), rtol=1e-3, atol=1e-3)
+
+
+def test_a_selection_goes_by_the_losses_that_an_example_has():
+    """Two rows of one vote that is badly met against two of five that are well: the mean of what is there decides."""
+    policy = SmallLoss(0.5)
+    policy.reset(Sizes(5, (), 4, names=tuple("abcde")), torch.full((5,), 0.2))
+    losses = torch.tensor([[2.0, 0, 0, 0, 0]] * 2 + [[0.5] * 5] * 2)
+    signals = Signals(losses, torch.zeros(4, 2), (), {}, Task(), present=losses > 0)
+    seen = Observation(torch.arange(4), policy.observe(signals), 1.0, losses > 0)
+    torch.testing.assert_close(seen.features[:, 0], torch.tensor([2.0, 2.0, 0.5, 0.5]))
+    assert (policy.weights(seen).sum(1) > 0).tolist() == [False, False, True, True]
+
+
 def test_an_example_that_comes_twice_moves_twice():
     """As in a trajectory of several steps."""
     policy = ExampleTable(0.1)
@@ -559,3 +585,8 @@ def test_losses_are_compared_with_their_running_means():
     features = policy.observe(Signals(losses, torch.zeros(2, 3), (), batch, Task()))
     policy.update(Observation(torch.arange(2), features, 0.0), torch.ones(2, 1))
     torch.testing.assert_close(policy.running_losses, 0.1 * losses.log1p().mean(0))
+    # An infinite one, which is the largest number by then, is not of the mean.
+    features[0, policy.label_count] = torch.finfo(torch.float32).max
+    before = policy.running_losses.clone()
+    policy.update(Observation(torch.arange(2), features, 0.0), torch.ones(2, 1))
+    torch.testing.assert_close(policy.running_losses, before.lerp(losses[1].log1p(), 0.1))

@@ -25,6 +25,7 @@ from amal_hf import (
 )
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.policies.policy import Observation, Sizes
+from amal_hf.rules import keyword_rule
 from amal_hf.task import Task
 
 
@@ -46,6 +47,11 @@ def test_one_cross_entropy_for_every_rule_that_fired():
             expected = F.cross_entropy(logits[row], vote) if vote >= 0 else torch.tensor(0.0)
             torch.testing.assert_close(values[row, rule], expected)
     assert torch.equal(RuleLosses(3).present({"weak_labels": VOTES}), VOTES >= 0)
+
+
+def test_rules_have_their_names():
+    """Given themselves, as where they were written."""
+    assert RuleLosses([keyword_rule(["free"], 1), "other"]).names == ("rules/keyword_free", "rules/other")
 
 
 def test_rules_over_tokens():
@@ -229,6 +235,7 @@ def pad(rows):
     [
         (lambda: RuleLosses([]), "needs rules"),
         (lambda: RuleLosses(["a", "a"]), "a name of its own"),
+        (lambda: RuleLosses([len]), "a list of names or rules"),
         (lambda: RuleLosses(2)(Outputs(torch.zeros(3, 3)), {"weak_labels": VOTES}), "holds votes of 3"),
         (lambda: SharedWeights(0.0), "positive and finite"),
     ],

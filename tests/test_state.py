@@ -10,6 +10,7 @@ from amal_hf.state import load_state, save_state
 
 STATE = {
     "method": "amal",
+    "policy": "LossNetwork",
     "losses": ["labels", "teacher"],
     "examples": 3,
     "weights_in_memory": True,
@@ -45,6 +46,7 @@ def test_a_torn_file_is_refused(path, share):
 
 OTHERS = [
     ("method", "amal", "random_weights"),
+    ("policy", "LossNetwork", "ExampleTable"),
     ("losses", ["labels", "teacher"], ["labels"]),
     ("examples", 3, None),
     ("weights_in_memory", True, False),

@@ -45,6 +45,17 @@ def test_what_the_teacher_rules_out_weighs_nothing():
     assert (weights(TeacherBelief(), [0.25] * 4, torch.zeros_like(PRESENT)) == 0).all()
 
 
+def test_a_teacher_that_finds_all_votes_next_to_impossible_still_compares_them():
+    """Where its own loss has no share: exp(-95) is as good as nothing in fp32, and one over it is infinite."""
+    policy = TeacherBelief()
+    policy.reset(SIZES, torch.tensor([0.0, 0.5, 0.5, 0.0]))
+    costs = torch.tensor([[0.0, 95.0, 96.0, 0.0], [0.0, 300.0, 300.0, 0.0], [0.0, 1.0, 2.0, 0.0]])
+    found = policy.weights(Observation(torch.arange(3), costs, 0.5))
+    share = 1 / (1 + np.exp(-1))
+    torch.testing.assert_close(found[:, 1], torch.tensor([share, 0.5, share], dtype=torch.float32))
+    torch.testing.assert_close(found.sum(1), torch.ones(3))
+
+
 @pytest.mark.parametrize("teachers", [(), (2, 3)])
 def test_it_asks_one_teacher(teachers):
     """Of none there is nothing to ask, and two may disagree."""

@@ -6,6 +6,7 @@ from reference import trajectory_slopes_by_unrolling
 from torch import nn
 from torch.func import functional_call
 
+from amal_hf.adjoints import step_adjoint
 from amal_hf.meta import meta_gradient
 from amal_hf.policies.policy import Observation
 from amal_hf.rewinds import Reversal, Snapshots
@@ -123,6 +124,23 @@ OPTIMIZERS = {
     "adam, exact": (lambda p: Adam(p, lr=RATE, weight_decay=0.1), adam(0.1, False), False),
 }
 every_optimizer = pytest.mark.parametrize(("make", "rule", "frozen"), OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam, torch.optim.RAdam, AdamW]
+)
+def test_parameters_that_nothing_reaches_do_not_matter(kind):
+    """Rows of words that no text has: their second moment is 0, and its root has no derivative there."""
+    p = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    optimizer, g = kind([p], lr=RATE), torch.tensor([0.5, 0.0], dtype=torch.float64)
+    ones = {"p": torch.ones_like(p)}
+    alone = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
+    single = kind([alone], lr=RATE)
+    both = step_adjoint(optimizer, {"p": p}, {"p": g}, ones, {}, [RATE], False)
+    one = step_adjoint(single, {"p": alone}, {"p": g[:1]}, {"p": torch.ones_like(alone)}, {}, [RATE], False)
+    for found, expected in ((both[0], one[0]), (both[2], one[2])):
+        assert found["p"].isfinite().all()
+        torch.testing.assert_close(found["p"][:1], expected["p"])
 
 
 def error(found, expected):

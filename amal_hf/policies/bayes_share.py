@@ -23,6 +23,7 @@ class BayesShare(nn.Module):
 
     Args:
         sizes: those that it `fits`.
+        initial: the mixture that scores start from, `(K,)`; equal shares by default.
 
     Attributes:
         confusions: `(C, C)`, as of `LabelPosterior`, with `temperature` and `wrong`; NaN until labels were seen.
@@ -34,8 +35,9 @@ class BayesShare(nn.Module):
     confusions: Tensor
     temperature: Tensor
     wrong: Tensor
+    started: Tensor
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: Sizes, initial: Tensor | None = None) -> None:
         super().__init__()
         if sizes.independent is None or not self.fits(sizes):
             raise ValueError(
@@ -48,6 +50,9 @@ class BayesShare(nn.Module):
         self.register_buffer("confusions", torch.full((self.classes, self.classes), torch.nan))
         self.register_buffer("temperature", torch.tensor(torch.nan))
         self.register_buffer("wrong", torch.tensor(torch.nan))
+        mixture = torch.ones(sizes.losses) if initial is None else initial
+        pair = mixture[[self.columns.label, self.columns.teacher]] / mixture.sum()
+        self.register_buffer("started", _log_shares(pair.clamp(min=1e-4)), persistent=False)
 
     @staticmethod
     def fits(sizes: Sizes) -> bool:
@@ -96,9 +101,16 @@ class BayesShare(nn.Module):
         return torch.where(labels >= 0, share, 0.5).nan_to_num(0.5)
 
     def moved(self, scores: Tensor, share: PerExample) -> Tensor:
-        """Log shares, `(B, K)` or more columns: what label and teacher have together is divided by Bayes' rule."""
+        """Log shares, `(B, K)` or more columns: what label and teacher have together is divided by Bayes' rule,
+        however it was divided at the start.
+        """
         both = torch.stack([share, 1 - share]).clamp(min=SMALLEST_SHARE)
-        label, teacher = (both / both.mean(0)).log()
+        label, teacher = _log_shares(both) - self.started.to(both)[:, None]
         moves = torch.zeros_like(scores)
         moves[:, self.columns.label], moves[:, self.columns.teacher] = label, teacher
         return scores + moves
+
+
+def _log_shares(both: Tensor) -> Tensor:
+    """Of two that share something: 0 for equal ones."""
+    return (both / both.mean(0)).log()

@@ -48,7 +48,13 @@ def convex(weights: LossTable) -> LossTable:
 
 
 class Normalisation(nn.Module, ABC):
-    """For a network: scores in, weights out."""
+    """For a network: scores in, weights out.
+
+    Attributes:
+        sums_to_one: whether the weights of an example do, on average at least, whatever the mixture sums to.
+    """
+
+    sums_to_one = True
 
     @abstractmethod
     def start(self, initial: Tensor) -> Tensor:
@@ -149,7 +155,7 @@ class GatedConvex(Convex):
 
 
 class MeanOne(Normalisation):
-    """Sigmoids, scaled so that weights sum to one on average over examples: these compete with one another as well.
+    """Sigmoids, scaled so that weights sum to one on average over examples with a loss: these compete as well.
 
     What helps, but less than the average, loses its weight: right where all that is said of an example may be wrong,
     and a loss where a good teacher could have been followed (`benchmarks/LOG.md`).
@@ -201,14 +207,14 @@ class MeanOne(Normalisation):
     def of_step(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:
         """Divided by the mean over all processes' batches."""
         raw = self._raw(scores, present, counts_for)
-        mean = self._mean(raw)
+        mean = self._mean(raw, present)
         return torch.where(mean < LEAST_MEAN, self._against_plain_mean(raw, mean, present), raw / mean)
 
     def note_update(
         self, before: Tensor, after: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None
     ) -> None:
         """The running mean moves with the network, and a little towards the mean of this batch."""
-        was, mean = (self._mean(self._raw(scores, present, counts_for)) for scores in (before, after))
+        was, mean = (self._mean(self._raw(scores, present, counts_for), present) for scores in (before, after))
         moved = (self.mean * mean / was).lerp(mean, self.momentum)
         # A batch that has none of the losses tells nothing. Asked on the device: nobody waits.
         self.mean.copy_(torch.where(mean > _SMALLEST_MEAN, moved, self.mean))
@@ -219,8 +225,11 @@ class MeanOne(Normalisation):
         common = total(raw.sum()) / total(given.sum()).clamp(min=1)
         return (raw - given * (common - common.detach())) / mean.detach().clamp(min=LEAST_MEAN)
 
-    def _mean(self, raw: Tensor) -> Tensor:
-        return (total(raw.sum()) / total_count(len(raw), raw.device)).clamp(min=_SMALLEST_MEAN)
+    def _mean(self, raw: Tensor, present: Tensor | None) -> Tensor:
+        """Over the examples that have any loss: of the others there is nothing to weigh."""
+        whole = total_count(len(raw), raw.device)
+        examples = whole if present is None else total(present.any(-1).sum()).clamp(min=1)
+        return (total(raw.sum()) / examples).clamp(min=_SMALLEST_MEAN)
 
     def _raw(self, scores: Tensor, present: Tensor | None, counts_for: Tensor | None) -> Tensor:
         raw = _times(scores.sigmoid(), counts_for)
@@ -249,11 +258,13 @@ class AboveAverage(MeanOne):
     def of_step(self, scores: Tensor, present: Tensor | None = None, counts_for: Tensor | None = None) -> LossTable:
         """Always against the plain mean."""
         raw = self._raw(scores, present, counts_for)
-        return self._against_plain_mean(raw, self._mean(raw), present)
+        return self._against_plain_mean(raw, self._mean(raw, present), present)
 
 
 class TwiceSigmoid(Normalisation):
     """Every weight on its own in (0, 2), as in Meta-Weight-Net: not normalised at all."""
+
+    sums_to_one = False
 
     def start(self, initial: Tensor) -> Tensor:
         """The mixture as it is; weights outside (0, 2) are taken to the nearest inside."""

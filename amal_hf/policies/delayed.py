@@ -120,6 +120,8 @@ class Delayed(Policy):
         with torch.enable_grad():
             self.policy.update(observation, slopes)
         weights = rows_of_all(weights_of(self.policy, observation))
+        if self.policy.sums_to_one:  # and the mixture of examples that were not judged may not
+            weights = weights * self.mixture.sum().to(weights)
         self.store.write(rows_of_all(observation.ids), weights)
 
     def learns_at(self, progress: float) -> bool:

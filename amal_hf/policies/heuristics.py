@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from amal_hf.class_counts import class_weights, of_class, one_class_labels
-from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, among_present
+from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, among_present, sharing
 from amal_hf.random_numbers import generator_of
 from amal_hf.shapes import Features, LossTable, PerExample
 
@@ -127,7 +127,7 @@ class SmallLoss(Heuristic):
     """The examples with the smallest losses and no others: what a student learns late is perhaps wrong.
 
     All count at first; until the share `ramp` of training is done, `forgotten` of them are given up one by one. The
-    losses are added up as the mixture weighs them.
+    losses that an example has are added up as the mixture weighs them.
 
     Args:
         forgotten: share that is left out in the end, in [0, 1); about that of wrong labels.
@@ -164,7 +164,9 @@ class SmallLoss(Heuristic):
 
     def observe(self, signals: Signals) -> Features:
         """The weighed loss, `(B, 1)`."""
-        return signals.losses @ self.mixture.to(signals.losses)[:, None]
+        mixture = self.mixture.to(signals.losses).expand_as(signals.losses)
+        weights = mixture if signals.present is None else sharing(mixture * signals.present, mixture)
+        return (weights * signals.losses).sum(1, keepdim=True)
 
     def importance(self, observation: Observation) -> PerExample:
         """At least one example of a micro-batch is kept, unless they are chosen among more."""

@@ -94,7 +94,7 @@ class LossNetwork(NetworkPolicy):
             self.wrong_labels = WrongLabels()
         self.labels_alone = sizes.labels_alone
         mixes = self.takes_usual or isinstance(self.normalisation, Convex | ConvexOrNone)
-        self.bayes = BayesShare(sizes) if mixes and BayesShare.fits(sizes) else None
+        self.bayes = BayesShare(sizes, initial) if mixes and BayesShare.fits(sizes) else None
         self.citation = "" if self.bayes is None else self.bayes.citation
         super().reset(sizes, initial)
 

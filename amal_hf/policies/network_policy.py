@@ -50,6 +50,11 @@ class NetworkPolicy(Policy):
     def width(self, sizes: Sizes) -> int:
         """Columns of `inputs`."""
 
+    @property
+    def sums_to_one(self) -> bool:
+        """As its normalisation has it."""
+        return self.normalisation.sums_to_one
+
     def usual_normalisation(self, sizes: Sizes) -> Normalisation:
         """What weights are normalised by where nothing else was asked for."""
         del sizes

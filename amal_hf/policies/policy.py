@@ -72,7 +72,8 @@ class Signals(NamedTuple):
 
     `hidden_states` has the student's hidden states `(B, D)`, averaged over tokens, the embeddings' first (of an
     encoder-decoder those of the encoder, then those of the decoder), for policies with `needs_hidden_states`; `ask`
-    says what all losses would be, `(B, K)`, were these logits the student's: 0 where that cannot be said.
+    says what all losses would be, `(B, K)`, were these logits the student's: 0 where that cannot be said; `present`,
+    `(B, K)`, which losses the examples have, `None` for all.
     """
 
     losses: LossTable
@@ -82,6 +83,7 @@ class Signals(NamedTuple):
     task: Task
     hidden_states: tuple[Tensor, ...] = ()
     ask: Ask = _nobody
+    present: Tensor | None = None
 
 
 class Observation(NamedTuple):
@@ -137,6 +139,11 @@ class Policy(nn.Module, ABC):
     interval: int = 1
     learning_rate: float = 0.0
     citation: str = ""
+
+    @property
+    def sums_to_one(self) -> bool:
+        """Whether an example's weights do, on average at least, whatever the mixture sums to."""
+        return False
 
     @abstractmethod
     def reset(self, sizes: Sizes, initial: Tensor) -> None:

@@ -11,7 +11,7 @@ from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.policies.slope_memory import SlopeMemory, of_likelihoods
 from amal_hf.policies.source_gain import source_gain
 from amal_hf.policies.surface import surface, surface_width
-from amal_hf.processes import total, total_count
+from amal_hf.processes import total
 from amal_hf.shapes import IGNORED, Batch, Features, Logits, LossTable
 from amal_hf.task import at_least_fp32
 from amal_hf.tokens import token_means
@@ -19,6 +19,10 @@ from amal_hf.tokens import token_means
 
 LABEL_WIDTH, MOST_LABELS = 16, 512
 """Width of a label's embedding, and how many are told apart; a larger vocabulary is hashed."""
+
+
+MOST_LOSS = 100.0
+"""In log(1 + loss), which of no finite loss in fp32 is above 89."""
 
 
 class StateNetwork(NetworkPolicy):
@@ -141,7 +145,8 @@ class StateNetwork(NetworkPolicy):
         super().update(observation, slopes)
         if self.memory:
             self.slopes.note(observation.ids, slopes)
-        mean = total(losses.to(self.running_losses.dtype).sum(0)) / total_count(len(losses), losses.device)
+        known = losses < MOST_LOSS  # a loss that is infinite stands there as the largest number
+        mean = total(losses.where(known, 0.0).to(self.running_losses.dtype).sum(0)) / total(known.sum(0)).clamp(min=1)
         self.running_losses = self.running_losses.to(losses.device).lerp(mean, 0.1)
 
     def inputs(self, observation: Observation) -> Tensor:

@@ -73,8 +73,10 @@ class TeacherBelief(Policy):
     def weights(self, observation: Observation) -> LossTable:
         """`(B, K)`; none where an example has no loss."""
         self.to(observation.features.device)  # once: a GPU would be waited for at every step
-        belief = (observation.features * self.doubted).neg().exp()
-        shares = among_present(self.mixture, observation) * belief
+        mixture, costs = among_present(self.mixture, observation), observation.features * self.doubted
+        # Against the least: where a teacher finds everything next to impossible, nothing would be left to compare.
+        least = costs.masked_fill(mixture == 0, torch.inf).amin(1, keepdim=True).nan_to_num(posinf=0.0)
+        shares = mixture * (least - costs).exp().clamp(max=1)
         total = shares.sum(1, keepdim=True)
         return shares * torch.where(total > 0, self.mixture.sum() / total, 0.0)
 
