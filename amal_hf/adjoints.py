@@ -120,8 +120,8 @@ def _replayed(
             [adjoint, *(states[key] for key in after)],
             allow_unused=True,
         )
-    # Where nothing has ever come, as in rows of words that no text has, a root of zero has no derivative. No loss moves
-    # them either, whatever its weight.
+    # Where nothing has ever come, as in rows of words that no text has, a root of zero has no derivative. Nor does any
+    # loss move them, whatever its weight.
     still = g == 0
     before, of_gradient, *rest = (
         torch.zeros_like(p) if value is None else value.masked_fill(still & ~value.isfinite(), 0) for value in results

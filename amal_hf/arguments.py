@@ -108,6 +108,14 @@ class AMALArguments(TrainingArguments):
         warmup = self.meta_warmup_steps
         return int(warmup) if warmup >= 1 else int(warmup * max_steps)
 
+    def get_steps(self, rows: int, epochs: float) -> int:
+        """Optimizer steps of so many epochs over so many rows, on all processes; at least one.
+
+        Runs of one budget over sets of several sizes take it as `max_steps`.
+        """
+        together = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+        return max(1, round(epochs * -(-rows // together)))
+
 
 @dataclass
 class AMALSeq2SeqArguments(AMALArguments, Seq2SeqTrainingArguments):

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from huggingface_hub import CommitInfo
+from huggingface_hub import CommitInfo, create_repo
 from torch.distributed.fsdp import StateDictType
+from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
@@ -42,6 +43,19 @@ logger = logger_of(__name__)
 
 CARD_NAME, FACTS_NAME = "README.md", "card.json"
 """The card, and the facts that it can be rendered from again."""
+
+
+def reach_hub(args: TrainingArguments) -> None:
+    """Create the repository of a run that is to be pushed, if it does not exist; nothing without `push_to_hub`.
+
+    `Trainer` does so when it is made. A script that makes the published one last, after hours of others, asks first.
+
+    Raises:
+        HfHubHTTPError, OSError: the Hub cannot be reached, or refuses.
+    """
+    if args.push_to_hub and args.process_index == 0:
+        name = args.hub_model_id or Path(args.output_dir or "").absolute().name
+        create_repo(name, token=args.hub_token, private=args.hub_private_repo, exist_ok=True)
 
 
 class PublishingTrainer(MixingTrainer):

@@ -69,8 +69,13 @@ def complete_splits(data: DatasetDict, meta_rows: int, seed: int) -> DatasetDict
         seed: of the draws.
 
     Raises:
-        ValueError: as `split_dataset`.
+        ValueError: as `split_dataset`; or there is no training set with one label a row.
     """
+    if "train" not in data or "label" not in data["train"].column_names:
+        held = {name: split.column_names for name, split in data.items()}
+        raise ValueError(
+            f"complete_splits: takes a split 'train' with one label a row, in a column 'label'; the data has {held}."
+        )
     labelled = {name: split.filter(lambda row: row["label"] >= 0) for name, split in data.items()}
     given = {name: split for name, split in labelled.items() if len(split) and name in ("validation", "test")}
     if "test" not in given and "validation" in given:

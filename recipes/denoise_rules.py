@@ -61,6 +61,7 @@ from amal_hf.intervals import bootstrap_interval
 from amal_hf.metrics import classification_metrics
 from amal_hf.plots import plot_rule_weights
 from amal_hf.precision import has_fast_bf16
+from amal_hf.publishing import reach_hub
 from amal_hf.rule_summary import RuleSummary, rule_lines, rule_order, summarise_rules
 from amal_hf.rules import apply_rules
 from amal_hf.run_record import record_of
@@ -215,6 +216,7 @@ class Bench:
 def main() -> None:
     """Run the recipe."""
     recipe, args = parse(sys.argv[1:])
+    reach_hub(args)
     bench = load(recipe, args)
     rows = []
     student: AMALTrainer | None = None
@@ -246,6 +248,8 @@ def parse(command_line: list[str]) -> tuple[RecipeArguments, DenoiseArguments]:
     unknown = sorted(set(recipe.runs) - set(RUNS))
     if unknown:
         raise ValueError(f"--runs: {unknown} are not among {list(RUNS)}.")
+    if len(set(recipe.runs)) < len(recipe.runs):
+        raise ValueError(f"--runs: each once, got {recipe.runs}.")
     if recipe.smoke:
         args.num_train_epochs, args.eval_steps, args.logging_steps = 1.0, 5, 5
     return recipe, args
@@ -257,6 +261,11 @@ def parse(command_line: list[str]) -> tuple[RecipeArguments, DenoiseArguments]:
 def load(recipe: RecipeArguments, args: DenoiseArguments) -> Bench:
     """Splits with votes, aggregated labels and token ids."""
     data = with_rules(recipe, args.seed) if recipe.dataset is None else read_dataset(recipe.dataset)
+    if VOTES not in data["train"].column_names:
+        raise ValueError(
+            f"--dataset: there is no column '{VOTES}' of votes among {data['train'].column_names}; WRENCH folders have "
+            f"one."
+        )
     names = data["train"].features["label"].names
     splits = weak_splits(data, labelled=recipe.labelled, seed=args.seed, drop_overlap=recipe.drop_overlap)
     splits["train"] = add_aggregated(splits["train"], "majority", majority_vote, len(names), args.seed)
@@ -305,7 +314,7 @@ def run(bench: Bench, name: str) -> tuple[dict[str, Any], AMALTrainer]:
     args.push_to_hub = args.push_to_hub and name == OURS
     args.teacher_cache_dir = args.teacher_cache_dir or f"{args.output_dir}/teacher_cache"
     if args.max_steps < 1:  # all runs take as many steps as one over all rows
-        args.max_steps = round(args.num_train_epochs * -(-len(bench.data["train"]) // args.train_batch_size))
+        args.max_steps = args.get_steps(len(bench.data["train"]), args.num_train_epochs)
     method = chosen.method() if chosen.method else None
     trainer = new_trainer(bench, new_student(bench), args, rows, losses, method)
     seconds = trainer.train().metrics["train_runtime"]
@@ -340,7 +349,7 @@ def on_clean_rows(
     """Train on the labelled and the meta rows alone; how many seconds it took."""
     rows = rows_of(bench, ("labelled", "meta"))
     args = copy.copy(bench.args)
-    args.max_steps = -(-epochs * len(rows) // args.train_batch_size)
+    args.max_steps = args.get_steps(len(rows), epochs)
     args.learning_rate = learning_rate
     args.push_to_hub = False  # only the whole run's student is published
     trainer = new_trainer(bench, student, args, rows, [CrossEntropy()], None)

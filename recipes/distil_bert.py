@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -60,6 +61,7 @@ from amal_hf.metrics import classification_metrics
 from amal_hf.noise import flip_labels
 from amal_hf.plots import Curve, plot_accuracy_against_seconds
 from amal_hf.precision import has_fast_bf16
+from amal_hf.publishing import reach_hub
 from amal_hf.splits import complete_splits
 from amal_hf.teachers import label_order
 
@@ -160,6 +162,8 @@ class Run:
 def main() -> None:
     """Run the recipe."""
     recipe, args = parse(sys.argv[1:])
+    check_student(recipe)
+    reach_hub(args)
     texts = load_data(recipe, args.seed)
     checkpoint = recipe.teacher or demo_teacher_path()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -195,9 +199,34 @@ def parse(command_line: list[str]) -> tuple[RecipeArguments, DistilArguments]:
         raise ValueError(
             "--clean_teacher fine-tunes the teacher, --teacher_epochs 0 takes it as it is: leave out one."
         )
+    if not recipe.temperature > 0 or not all(0 <= share <= 1 for share in recipe.fixed_shares):
+        raise ValueError(
+            f"--temperature must be above 0 and --fixed_shares between 0 and 1, got {recipe.temperature} and "
+            f"{recipe.fixed_shares}."
+        )
+    if (recipe.teacher_epochs or 0) < 0:
+        raise ValueError(f"--teacher_epochs: expected 0 or more, got {recipe.teacher_epochs}.")
+    if args.loss_weights is not None:
+        raise ValueError("--loss_weights: every student has a mixture of its own here. Use --fixed_shares.")
     if recipe.smoke:
-        recipe.teacher_epochs, args.num_train_epochs, args.logging_steps = 1.0, 1.0, 2
+        usual = 1.0 if recipe.teacher_epochs is None else recipe.teacher_epochs
+        recipe.teacher_epochs, args.num_train_epochs, args.logging_steps = usual, 1.0, 2
     return recipe, args
+
+
+def check_student(recipe: RecipeArguments) -> None:
+    """Refuse a student that cannot be had, before a teacher is trained for it.
+
+    Raises:
+        OSError: there is none of this name.
+        ValueError: more layers than the teacher has.
+    """
+    if recipe.student is not None:
+        AutoConfig.from_pretrained(recipe.student)
+        return
+    layers = AutoConfig.from_pretrained(recipe.teacher or demo_teacher_path()).num_hidden_layers
+    if not 0 < recipe.student_layers <= layers:
+        raise ValueError(f"--student_layers: expected 1 to {layers} as the teacher has, got {recipe.student_layers}.")
 
 
 def load_data(recipe: RecipeArguments, seed: int) -> DatasetDict:
@@ -210,7 +239,8 @@ def load_data(recipe: RecipeArguments, seed: int) -> DatasetDict:
         data = docstring_corpus(max_classes=4, rows=few, seed=seed) if recipe.smoke else docstring_corpus(seed=seed)
     else:
         data = complete_splits(read_dataset(recipe.dataset, config=recipe.dataset_config), recipe.meta_rows, seed)
-    data["train"] = flip_labels(data["train"], recipe.label_noise, seed)
+    if recipe.label_noise:
+        data["train"] = flip_labels(data["train"], recipe.label_noise, seed)
     texts = list(find_text_columns(data["train"].column_names))
     sizes = ", ".join(f"{name} {len(split)}" for name, split in data.items())
     print(f"Data: {sizes} rows; fingerprint {dataset_fingerprint(data, [*texts, 'label'])}")
@@ -247,6 +277,7 @@ def train_teacher(
     own.output_dir = f"{args.output_dir}/teacher"
     usual = CLEAN_TEACHER_EPOCHS if recipe.clean_teacher else TEACHER_EPOCHS
     own.num_train_epochs = usual if recipe.teacher_epochs is None else recipe.teacher_epochs
+    own.max_steps = -1  # which are for students
     own.learning_rate = recipe.teacher_learning_rate
     own.push_to_hub = False
     checkpoint, label = recipe.teacher or demo_teacher_path(), data["train"].features["label"]
@@ -323,7 +354,8 @@ def new_trainer(
 
 def train(name: str, trainer: AMALTrainer) -> Run:
     """Train; the time is that of training alone, without the figures at its end."""
-    print(f"\n{name}: {trainer.args.num_train_epochs:g} epochs")
+    args = trainer.args
+    print(f"\n{name}: " + (f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"))
     return Run(name, trainer, trainer.train().metrics["train_runtime"])
 
 
@@ -400,14 +432,18 @@ def save(
 ) -> None:
     """The student with the learned mixture, its card and report, the weight of every example, figures and numbers."""
     folder = Path(args.output_dir)
-    (folder / "figures").mkdir(exist_ok=True)
-    run.trainer.example_weights().to_csv(folder / "example_weights.csv")
-    curves = {row["name"]: Curve([row["train_seconds"]], [row["test"]], row["test_interval"]) for row in rows[1:]}
-    plot_accuracy_against_seconds(curves, folder / "figures" / "accuracy.png")
-    (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    run.trainer.write_report(results=rows)
+    first = run.trainer.is_world_process_zero()
+    if first:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        run.trainer.example_weights().to_csv(folder / "example_weights.csv")
+        curves = {row["name"]: Curve([row["train_seconds"]], [row["test"]], row["test_interval"]) for row in rows[1:]}
+        plot_accuracy_against_seconds(curves, folder / "figures" / "accuracy.png")
+        (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+        run.trainer.write_report(results=rows)
     run.trainer.create_model_card(card_details(recipe, rows))
     run.trainer.save_model(str(folder / "student"))  # with --push_to_hub this also publishes it
+    if not first:
+        return
     classify = pipeline("text-classification", str(folder / "student"))
     text = data["test"][0][find_text_columns(data["test"].column_names)[0]]
     print(f"\nSaved in {folder}: student/, README.md, figures/, report.html, example_weights.csv, results.json")

@@ -128,14 +128,21 @@ def main() -> None:
     words = AutoTokenizer.from_pretrained(source)
     # By default students have the words of the encoder.
     tokenizer = words if recipe.student is None else AutoTokenizer.from_pretrained(recipe.student)
-    if recipe.kind == "mask" and tokenizer.get_vocab() != words.get_vocab():
-        raise ValueError(f"--kind mask: {recipe.student} has other tokens than {source}, whose vectors masks read.")
+    commentary = Commentary.from_pretrained(recipe.reuse) if recipe.reuse else None
+    kind = recipe.kind if commentary is None else kind_of(commentary)
+    if kind == "mask" and tokenizer.get_vocab() != words.get_vocab():
+        raise ValueError(f"A mask reads the vectors of {source}, and {recipe.student} has other tokens.")
     data = load_data(recipe, args.seed, tokenizer)
     bench = Bench(recipe, args, data, tokenizer, AutoModel.from_pretrained(source), words)
-    if recipe.reuse:
-        reuse(bench, Commentary.from_pretrained(recipe.reuse))
-    else:
+    if commentary is None:
         learn(bench)
+    else:
+        reuse(bench, commentary)
+
+
+def kind_of(commentary: Commentary) -> str:
+    """Among `KINDS`."""
+    return {"LabelBlend": "blend", "CommentaryNetwork": "weights"}.get(commentary.schema.kind, "mask")
 
 
 def parse(command_line: list[str]) -> tuple[RecipeArguments, CommentaryArguments]:
@@ -179,7 +186,9 @@ def learn(bench: Bench) -> None:
     scores = trainer.evaluate(bench.data["test"], metric_key_prefix="test")
     print(f"\nThe first student reaches {scores['test_accuracy']:.1%} on the test set.")
     print(f"Saved in {folder}: commentary/, {picture}")
-    print(f"What it is worth: python recipes/learn_commentary.py --reuse {folder / 'commentary'}")
+    given = {name: getattr(bench.recipe, name) for name in ("dataset", "encoder", "student")}
+    flags = "".join(f" --{name} {value}" for name, value in given.items() if value is not None)
+    print(f"What it is worth: python recipes/learn_commentary.py --reuse {folder / 'commentary'}{flags}")
     if bench.recipe.push_to:
         print(f"Stored: {commentary.push_to_hub(bench.recipe.push_to)}")
 
@@ -241,8 +250,7 @@ def draw_masks(bench: Bench, changes: TokenMask, file: Path) -> None:
 
 def reuse(bench: Bench, commentary: Commentary) -> None:
     """Train another student with the commentary and without; print how soon each gets there."""
-    kind = {"LabelBlend": "blend", "CommentaryNetwork": "weights"}.get(commentary.schema.kind, "mask")
-    data = what_it_reads(bench, kind)
+    data = what_it_reads(bench, kind_of(commentary))
     args = copy.copy(bench.args)
     args.num_train_epochs = 2 * args.num_train_epochs  # a run of another length, too
     variants = {
@@ -251,11 +259,13 @@ def reuse(bench: Bench, commentary: Commentary) -> None:
         "a random one": (scrambled(commentary, args.seed), data),
         "on permuted data": permuted(commentary, data, args.seed),
     }
-    rows = []
-    for name, variant in variants.items():
-        print(f"\n{name}")
+    runs, rows = [], []
+    for name, variant in variants.items():  # all of them before any is trained: a commentary may not fit
         student = other_student(bench)
         method = None if variant is None else variant[0].method_for(student, bench.data["train"], variant[1])
+        runs.append((name, student, method))
+    for name, student, method in runs:
+        print(f"\n{name}")
         trainer = train(bench, student, args, method)
         curve = [(e["step"], e["eval_accuracy"]) for e in trainer.state.log_history if "eval_accuracy" in e]
         test = trainer.evaluate(bench.data["test"], metric_key_prefix="test")["test_accuracy"]
@@ -320,8 +330,9 @@ def other_student(bench: Bench) -> PreTrainedModel:
         return AutoModelForSequenceClassification.from_pretrained(bench.recipe.student, **labels_of(bench))
     words = word_vectors(bench)
     size, width = words.shape
+    heads = next(count for count in (6, 4, 2, 1) if width % count == 0)
     config = DistilBertConfig(
-        vocab_size=size, dim=width, hidden_dim=2 * width, n_layers=2, n_heads=6, **labels_of(bench)
+        vocab_size=size, dim=width, hidden_dim=2 * width, n_layers=2, n_heads=heads, **labels_of(bench)
     )
     student = DistilBertForSequenceClassification(config)
     student.distilbert.embeddings.word_embeddings.weight.data.copy_(words)

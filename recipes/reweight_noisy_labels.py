@@ -55,6 +55,7 @@ from amal_hf.intervals import bootstrap_interval
 from amal_hf.metrics import auc, classification_metrics
 from amal_hf.noise import flip_by_instance, flip_labels, flip_to_background, make_imbalanced
 from amal_hf.precision import has_fast_bf16
+from amal_hf.publishing import reach_hub
 from amal_hf.shapes import TRUE_LABEL
 from amal_hf.splits import complete_splits
 
@@ -129,6 +130,7 @@ class Bench:
 def main() -> None:
     """Run the recipe."""
     recipe, args = parse(sys.argv[1:])
+    reach_hub(args)
     tokenizer = AutoTokenizer.from_pretrained(recipe.model or demo_teacher_path())
     bench = Bench(recipe, args, load_data(recipe, args.seed, tokenizer), tokenizer)
     data = bench.data
@@ -155,6 +157,8 @@ def parse(command_line: list[str]) -> tuple[RecipeArguments, ReweightArguments]:
     unknown = sorted(set(recipe.methods) - set(METHODS))
     if unknown:
         raise ValueError(f"--methods: {unknown} are not among {list(METHODS)}.")
+    if len(set(recipe.methods)) < len(recipe.methods):
+        raise ValueError(f"--methods: each once, got {recipe.methods}.")
     if not 0 <= recipe.rate < 1 or (recipe.noise == "imbalance" and recipe.rate == 0):
         raise ValueError(f"--rate: expected a share of 0 to 1, above 0 for imbalance, got {recipe.rate}.")
     if recipe.smoke:
@@ -169,8 +173,9 @@ def load_data(recipe: RecipeArguments, seed: int, tokenizer: PreTrainedTokenizer
         data = docstring_corpus(max_classes=4, rows=few, seed=seed) if recipe.smoke else docstring_corpus(seed=seed)
     else:
         data = complete_splits(read_dataset(recipe.dataset), recipe.meta_rows, seed)
-    amount = 1 / recipe.rate if recipe.noise == "imbalance" else recipe.rate
-    data["train"] = NOISES[recipe.noise](data["train"], amount, seed)
+    if recipe.rate:
+        amount = 1 / recipe.rate if recipe.noise == "imbalance" else recipe.rate
+        data["train"] = NOISES[recipe.noise](data["train"], amount, seed)
     columns = find_text_columns(data["train"].column_names)
     sizes = ", ".join(f"{name} {len(split)}" for name, split in data.items())
     print(f"Data: {sizes} rows; fingerprint {dataset_fingerprint(data, [*columns, 'label'])}")
@@ -191,14 +196,14 @@ def run(
     published = name in bench.recipe.methods[:1]
     args.push_to_hub = args.push_to_hub and published
     if args.max_steps < 1:  # all runs take as many steps as one over the noisy rows
-        args.max_steps = round(args.num_train_epochs * -(-len(bench.data["train"]) // args.train_batch_size))
+        args.max_steps = args.get_steps(len(bench.data["train"]), args.num_train_epochs)
     trainer = new_trainer(bench, new_student(bench), args, train, method)
     seconds = trainer.train().metrics["train_runtime"]
     weights_auc = weight_auc(trainer, train) if method else None
     if method:
         trainer.write_report(f"{args.output_dir}/{name}.html")
     if then is not None:
-        args.max_steps = -(-3 * len(then) // args.train_batch_size)
+        args.max_steps = args.get_steps(len(then), 3)
         args.learning_rate = args.learning_rate / 4
         trainer = new_trainer(bench, trainer.model, args, then, None)
         seconds += trainer.train().metrics["train_runtime"]

@@ -59,6 +59,7 @@ from amal_hf import (
 from amal_hf.command_line import parse_arguments
 from amal_hf.demo_translation import translation_corpus
 from amal_hf.metrics import auc
+from amal_hf.publishing import reach_hub
 from amal_hf.translation import exact_match
 
 
@@ -142,6 +143,7 @@ class TranslateArguments(AMALSeq2SeqArguments):
 def main() -> None:
     """Run the recipe."""
     recipe, args = parse(sys.argv[1:])
+    reach_hub(args)
     pairs, wrong = load_data(recipe, args.seed)
     tokenizer = word_tokenizer(pairs["train"], recipe)
     data = tokenised(pairs, tokenizer, recipe)
@@ -158,6 +160,8 @@ def parse(command_line: list[str]) -> tuple[RecipeArguments, TranslateArguments]
     recipe, args = parse_arguments([RecipeArguments, TranslateArguments], command_line)
     if not recipe.runs or not set(recipe.runs) <= set(RUNS):
         raise ValueError(f"--runs: expected some of {list(RUNS)}, got {recipe.runs}.")
+    if len(set(recipe.runs)) < len(recipe.runs):
+        raise ValueError(f"--runs: each once, got {recipe.runs}.")
     if not 0 <= recipe.shuffled < 1:
         raise ValueError(f"--shuffled: expected a share of the pairs in [0, 1), got {recipe.shuffled}.")
     if recipe.smoke:

@@ -425,3 +425,10 @@ def test_a_meta_set_that_is_the_evaluation_set_is_warned_of(tmp_path, caplog, se
     with caplog.at_level(logging.WARNING, logger="amal_hf"):
         make(tmp_path, meta_dataset=rows, eval_dataset={"dev": toy_rows(4, 5), "clean": rows} if several else rows)
     assert "meta set is the evaluation set" in caplog.text
+
+
+def test_steps_of_runs_of_one_budget(tmp_path):
+    """However batches are cut: 100 rows in steps of 2 batches of 8 are 7, and none is too few to train."""
+    options = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    args = toy_arguments(tmp_path, **options)
+    assert [args.get_steps(100, epochs) for epochs in (1, 3, 0.5, 0.01)] == [7, 21, 4, 1]

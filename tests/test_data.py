@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from amal_hf.columns import dataset_fingerprint, find_text_columns
 from amal_hf.data import read_dataset
-from amal_hf.splits import normalise_text, overlap, split_dataset
+from amal_hf.splits import complete_splits, normalise_text, overlap, split_dataset
 
 
 def write_wrench(folder, tokenwise=False):
@@ -395,3 +395,11 @@ def test_texts_of_another_column_are_split_too():
     with pytest.raises(ValueError, match="text_columns"):
         split_dataset(rows, {"meta": 2}, seed=0)
     assert len(split_dataset(rows, {"meta": 2}, seed=0, text_columns=["headline"])["meta"]) == 2
+
+
+def test_what_cannot_be_completed_is_refused():
+    """Without a training set, or with a label for every word."""
+    words = Dataset.from_dict({"tokens": [["a"]], "labels": [[0]]})
+    for data in (DatasetDict(test=words), DatasetDict(train=words)):
+        with pytest.raises(ValueError, match="takes a split 'train' with one label a row"):
+            complete_splits(data, 1, seed=0)

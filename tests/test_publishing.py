@@ -11,6 +11,7 @@ import torch
 from conftest import VOCABULARY, tiny_bert, toy_arguments, toy_rows
 from hub import TOKEN, Fault, connect, running_hub
 from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import _http
 from test_teachers import tokenizer
 from transformers import (
@@ -41,6 +42,7 @@ from amal_hf import (
     save_policy,
 )
 from amal_hf.card_check import check_card
+from amal_hf.publishing import reach_hub
 from amal_hf.run_figures import TRAINING_TEXTS
 
 
@@ -593,3 +595,14 @@ def test_sharded_checkpoints_are_not_published(tmp_path, monkeypatch):
     trainer.is_fsdp_enabled, trainer.args.hub_strategy = True, "checkpoint"
     with pytest.raises(ValueError, match="Under FSDP checkpoints hold pickles"):
         trainer.init_hf_repo()
+
+
+def test_a_script_asks_the_hub_before_it_trains_anything(hub, tmp_path):
+    """Its published trainer may be the last of several; a token that may not write is told of now."""
+    args = toy_arguments(tmp_path / "student", push_to_hub=True, hub_model_id="me/asked")
+    reach_hub(args)
+    assert "models/me/asked" in hub.repositories
+    reach_hub(toy_arguments(tmp_path / "other"))
+    assert not any("other" in name for name in hub.repositories)
+    with pytest.raises(HfHubHTTPError):
+        reach_hub(toy_arguments(tmp_path, push_to_hub=True, hub_model_id="me/not", hub_token="hf_" + 20 * "x"))
