@@ -262,10 +262,8 @@ def load(recipe: RecipeArguments, args: DenoiseArguments) -> Bench:
     """Splits with votes, aggregated labels and token ids."""
     data = with_rules(recipe, args.seed) if recipe.dataset is None else read_dataset(recipe.dataset)
     if VOTES not in data["train"].column_names:
-        raise ValueError(
-            f"--dataset: there is no column '{VOTES}' of votes among {data['train'].column_names}; WRENCH folders have "
-            f"one."
-        )
+        held = data["train"].column_names
+        raise ValueError(f"--dataset: there is no column '{VOTES}' of votes in {held}; WRENCH folders have one.")
     names = data["train"].features["label"].names
     splits = weak_splits(data, labelled=recipe.labelled, seed=args.seed, drop_overlap=recipe.drop_overlap)
     splits["train"] = add_aggregated(splits["train"], "majority", majority_vote, len(names), args.seed)
