@@ -205,8 +205,10 @@ def _check_draws(trainer: Any) -> None:
 def _check_vectors(trainer: Any, student: Any) -> None:
     """Of a mask over tokens, which looks them up by their ids."""
     vectors, tokenizer = getattr(trainer.method.batch_policy, "vectors", None), trainer.processing_class
+    if vectors is None:
+        return
     words = len(tokenizer) if hasattr(tokenizer, "__len__") else student.get_input_embeddings().num_embeddings
-    if vectors is not None and len(vectors) < words:
+    if len(vectors) < words:
         raise ValueError(
             f"AMALTrainer: {type(trainer.method.batch_policy).__name__} has vectors of {len(vectors)} tokens, and the "
             f"student reads {words}. Make it of the student's own table, or of one for the same tokenizer."
