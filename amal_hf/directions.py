@@ -121,10 +121,13 @@ def at_their_rates(vector: Params, params: Params, optimizer: Optimizer) -> Para
 
     As it is where all groups have one rate, or none, as in a warm-up's first step.
     """
-    rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
-    largest = max(rates.values(), default=0.0)
-    if largest == min(rates.values(), default=0.0):
+    of_groups = [float(group["lr"]) for group in optimizer.param_groups]
+    largest = max(of_groups)
+    if largest == min(of_groups):
         return vector
+    rates = {
+        id(p): rate for group, rate in zip(optimizer.param_groups, of_groups, strict=True) for p in group["params"]
+    }
     return {name: part * (rates.get(id(params[name]), largest) / largest) for name, part in vector.items()}
 
 

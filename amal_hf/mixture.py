@@ -180,7 +180,7 @@ class Mixture:
         losses = self._table(outputs, batch) if targets is None else self._shared_table(outputs, targets)
         teachers = tuple(batch[loss.logits_key] for loss in self.distillations)
         states, ask = hidden_states(outputs, batch), partial(self.ask, batch=batch)
-        present = self._all_present(batch)
+        present = partial(self._all_present, batch)
         signals = Signals(losses.detach(), outputs.logits.detach(), teachers, batch, self.task, states, ask, present)
         return Evaluation(kept(losses, batch), kept(self._features(signals, reads), batch))
 

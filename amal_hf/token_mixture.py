@@ -108,7 +108,7 @@ class TokenMixture(Mixture):
         teachers = tuple(tokens[loss.logits_key] for loss in self.distillations)
         task = replace(self.task, shifted=False)
         ask = partial(self.ask, batch=tokens)
-        present = self._all_present(tokens)
+        present = partial(self._all_present, tokens)
         signals = Signals(losses.detach(), flat.logits.detach(), teachers, tokens, task, states, ask, present)
         return Evaluation(losses * rows.share[:, None].to(losses), self._features(signals, reads))
 

@@ -10,7 +10,14 @@ os.environ["HF_EVALUATE_OFFLINE"] = "1"
 import datasets
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, set_seed
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+    set_seed,
+)
 
 from amal_hf import AMALArguments
 
@@ -35,6 +42,13 @@ def tiny_bert(seed: int = 0, head: type[PreTrainedModel] = BertForSequenceClassi
         "intermediate_size": 32,
     }
     return head(BertConfig(vocab_size=VOCABULARY, max_position_embeddings=32, **{**sizes, **config}))
+
+
+def tiny_vit(seed: int = 0) -> PreTrainedModel:
+    """A random classifier of pictures of 8 times 8."""
+    set_seed(seed)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4, num_labels=3))
 
 
 def toy_rows(count: int, seed: int = 0, labels: int = 3) -> datasets.Dataset:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tiny_bert, toy_arguments, toy_rows
+from conftest import tiny_bert, tiny_vit, toy_arguments, toy_rows
 from datasets import ClassLabel
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
-from transformers import BertForMultipleChoice, TrainingArguments, ViTConfig, ViTForImageClassification
+from transformers import BertForMultipleChoice, TrainingArguments
 
 from amal_hf import (
     AMALTrainer,
@@ -176,16 +176,7 @@ def test_weights_that_were_not_learned_are_no_fixed_mixture(tmp_path):
 
 def test_a_student_of_pictures_is_shown_in_its_pipeline(tmp_path):
     """A base class would leave out the head that was trained."""
-    config = ViTConfig(
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=8,
-        patch_size=4,
-        num_labels=3,
-    )
-    AMALTrainer(ViTForImageClassification(config), toy_arguments(tmp_path)).create_model_card()
+    AMALTrainer(tiny_vit(), toy_arguments(tmp_path)).create_model_card()
     card = ModelCard(card_of(tmp_path))
     assert card.data.to_dict()["pipeline_tag"] == "image-classification"
     assert 'pipeline("image-classification"' in card.text and 'student("picture.jpg")' in card.text

@@ -8,6 +8,7 @@ from transformers import (
     AutoConfig,
     BartForCausalLM,
     GPT2LMHeadModel,
+    MarianForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     Seq2SeqTrainer,
@@ -218,10 +219,12 @@ def test_students_that_shift_their_labels_themselves(tmp_path):
         )
 
 
-@pytest.mark.parametrize(("kind", "shifted"), [(BartForCausalLM, False), (GPT2LMHeadModel, True)])
+@pytest.mark.parametrize(
+    ("kind", "shifted"), [(BartForCausalLM, False), (MarianForCausalLM, False), (GPT2LMHeadModel, True)]
+)
 def test_labels_stand_where_the_students_own_loss_has_them(kind, shifted):
     """The decoder of an encoder-decoder, alone, compares place by place; other causal models with the next token."""
-    family = "gpt2" if shifted else "bart"
+    family = kind.config_class.model_type
     config = AutoConfig.for_model(family, **{"vocab_size": VOCABULARY, **FAMILIES[family]})
     student, ids = kind(config).double(), torch.arange(5, 25).view(2, 10)
     outputs = student(input_ids=ids, labels=ids)

@@ -551,7 +551,7 @@ def test_a_selection_goes_by_the_losses_that_an_example_has():
     policy = SmallLoss(0.5)
     policy.reset(Sizes(5, (), 4, names=tuple("abcde")), torch.full((5,), 0.2))
     losses = torch.tensor([[2.0, 0, 0, 0, 0]] * 2 + [[0.5] * 5] * 2)
-    signals = Signals(losses, torch.zeros(4, 2), (), {}, Task(), present=losses > 0)
+    signals = Signals(losses, torch.zeros(4, 2), (), {}, Task(), present=lambda: losses > 0)
     seen = Observation(torch.arange(4), policy.observe(signals), 1.0, losses > 0)
     torch.testing.assert_close(seen.features[:, 0], torch.tensor([2.0, 2.0, 0.5, 0.5]))
     assert (policy.weights(seen).sum(1) > 0).tolist() == [False, False, True, True]

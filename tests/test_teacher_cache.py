@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import toy_arguments
+from conftest import tiny_vit, toy_arguments
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTForImageClassification, set_seed
 
 from amal_hf import AMALTrainer, CrossEntropy, Distillation
 from amal_hf.shapes import Batch, Logits
@@ -320,22 +319,9 @@ def test_pictures_have_no_padding(tmp_path: Path) -> None:
     rows = Dataset.from_dict({"pixel_values": pixels.tolist(), "labels": [0, 1, 2] * 2})
     logits = []
     for cache in (None, str(tmp_path / "cache")):
-        config = ViTConfig(
-            hidden_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            image_size=8,
-            patch_size=4,
-            num_labels=3,
-        )
-        students = []
-        for seed in (0, 1):
-            set_seed(seed)
-            students.append(ViTForImageClassification(config))
         args = toy_arguments(tmp_path, teacher_cache_dir=cache)
-        losses = [CrossEntropy(), Distillation(students[1])]
-        trainer = AMALTrainer(students[0], args, train_dataset=rows, losses=losses)
+        losses = [CrossEntropy(), Distillation(tiny_vit(1))]
+        trainer = AMALTrainer(tiny_vit(), args, train_dataset=rows, losses=losses)
         batch = trainer.data_collator([trainer.train_dataset[row] for row in range(6)])
         logits.append(trainer.mixture.prepare(batch)[trainer.mixture.losses[1].logits_key])
     torch.testing.assert_close(*logits)

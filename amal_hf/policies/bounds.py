@@ -227,8 +227,7 @@ class MeanOne(Normalisation):
 
     def _mean(self, raw: Tensor, present: Tensor | None) -> Tensor:
         """Over the examples that have any loss: of the others there is nothing to weigh."""
-        whole = total_count(len(raw), raw.device)
-        examples = whole if present is None else total(present.any(-1).sum()).clamp(min=1)
+        examples = total_count(len(raw), raw.device) if present is None else total(present.any(-1).sum()).clamp(min=1)
         return (total(raw.sum()) / examples).clamp(min=_SMALLEST_MEAN)
 
     def _raw(self, scores: Tensor, present: Tensor | None, counts_for: Tensor | None) -> Tensor:

@@ -164,8 +164,8 @@ class SmallLoss(Heuristic):
 
     def observe(self, signals: Signals) -> Features:
         """The weighed loss, `(B, 1)`."""
-        mixture = self.mixture.to(signals.losses).expand_as(signals.losses)
-        weights = mixture if signals.present is None else sharing(mixture * signals.present, mixture)
+        mixture, present = self.mixture.to(signals.losses).expand_as(signals.losses), signals.present()
+        weights = mixture if present is None else sharing(mixture * present, mixture)
         return (weights * signals.losses).sum(1, keepdim=True)
 
     def importance(self, observation: Observation) -> PerExample:

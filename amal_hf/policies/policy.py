@@ -67,13 +67,17 @@ def _nobody(logits: Logits | TopLogits) -> LossTable:
     raise RuntimeError("Signals: made without losses that could be asked of other logits. Pass `ask`.")
 
 
+def _all_there() -> Tensor | None:
+    return None
+
+
 class Signals(NamedTuple):
     """Everything about a batch that a policy may turn into features; detached.
 
     `hidden_states` has the student's hidden states `(B, D)`, averaged over tokens, the embeddings' first (of an
     encoder-decoder those of the encoder, then those of the decoder), for policies with `needs_hidden_states`; `ask`
-    says what all losses would be, `(B, K)`, were these logits the student's: 0 where that cannot be said; `present`,
-    `(B, K)`, which losses the examples have, `None` for all.
+    says what all losses would be, `(B, K)`, were these logits the student's: 0 where that cannot be said; `present`
+    which losses the examples have, `(B, K)`, `None` for all.
     """
 
     losses: LossTable
@@ -83,7 +87,7 @@ class Signals(NamedTuple):
     task: Task
     hidden_states: tuple[Tensor, ...] = ()
     ask: Ask = _nobody
-    present: Tensor | None = None
+    present: Callable[[], Tensor | None] = _all_there
 
 
 class Observation(NamedTuple):
