@@ -14,6 +14,8 @@ from amal_hf.steps import clip_share
 Adjoints: TypeAlias = dict[str, dict[str, Tensor]]
 """For every parameter by name, the adjoint of each of its optimizer states."""
 
+_ADAM_STATES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
 
 def step_adjoint(
     optimizer: Optimizer,
@@ -87,33 +89,15 @@ def _replayed(
     states: dict[str, Tensor],
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Any optimizer of torch that can be differentiated: the step taken again on copies, and autograd."""
-    if isinstance(optimizer, SGD) and group["momentum"] and state.get("momentum_buffer") is None:
-        # The first buffer is a detached copy of the gradient; from a buffer of zeros it is the gradient itself.
-        state, group = {"momentum_buffer": torch.zeros_like(p)}, {**group, "dampening": 0}
-    if isinstance(optimizer, Adam):
-        # A counter in fp32 would round the bias corrections, which a fresh step subtracts from one another.
-        fresh = {"step": torch.zeros(()), **{key: torch.zeros_like(p) for key in _ADAM_STATES}}
-        state = {**fresh, **state}
-        state["step"] = state["step"].double()
+    state, group = _as_if_begun(optimizer, p, state, group)
     with torch.enable_grad():
-        start, gradient = (value.detach().clone().requires_grad_() for value in (p, g))
-        inputs = {
-            key: value.detach().clone().requires_grad_()
-            for key, value in state.items()
-            if isinstance(value, Tensor) and value.shape == p.shape
+        start, gradient = _leaf(p), _leaf(g)
+        inputs = {key: _leaf(value) for key, value in state.items() if _is_like(value, p)}
+        copies = {
+            key: value.clone() if isinstance(value, Tensor) else value for key, value in {**state, **inputs}.items()
         }
-        moved = start.clone()
-        moved.grad = gradient
-        own = {**group, "params": [moved], "differentiable": True, "foreach": False, "fused": None}
-        replica = type(optimizer)([own], lr=group["lr"], differentiable=True)  # type: ignore[call-arg]
-        replica.state[moved] = {
-            key: inputs[key].clone() if key in inputs else value.clone() if isinstance(value, Tensor) else value
-            for key, value in state.items()
-        }
-        replica.step()
-        after = {
-            key: value for key, value in replica.state[moved].items() if isinstance(value, Tensor) and key in states
-        }
+        moved, after = _stepped(optimizer, start, gradient, copies, group)
+        after = {key: value for key, value in after.items() if isinstance(value, Tensor) and key in states}
         results = torch.autograd.grad(
             [moved, *after.values()],
             [start, gradient, *inputs.values()],
@@ -130,6 +114,42 @@ def _replayed(
     return before, dict(zip(inputs, rest, strict=True)), of_gradient
 
 
+def _as_if_begun(
+    optimizer: Optimizer, p: Tensor, state: dict[str, Any], group: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """State and options with which a first step is taken as any other."""
+    if isinstance(optimizer, SGD) and group["momentum"] and state.get("momentum_buffer") is None:
+        # The first buffer is a detached copy of the gradient; from a buffer of zeros it is the gradient itself.
+        return {"momentum_buffer": torch.zeros_like(p)}, {**group, "dampening": 0}
+    if isinstance(optimizer, Adam):
+        fresh = {"step": torch.zeros(()), **{key: torch.zeros_like(p) for key in _ADAM_STATES}}
+        state = {**fresh, **state}
+        # A counter in fp32 would round the bias corrections, which a fresh step subtracts from one another.
+        state["step"] = state["step"].double()
+    return state, group
+
+
+def _stepped(
+    optimizer: Optimizer, start: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+) -> tuple[Tensor, dict[str, Any]]:
+    """Parameter and state after a step of a new optimizer of this kind, with a graph to what they were before."""
+    moved = start.clone()
+    moved.grad = gradient
+    own = {**group, "params": [moved], "differentiable": True, "foreach": False, "fused": None}
+    replica = type(optimizer)([own], lr=group["lr"], differentiable=True)  # type: ignore[call-arg]
+    replica.state[moved] = state
+    replica.step()
+    return moved, replica.state[moved]
+
+
+def _leaf(value: Tensor) -> Tensor:
+    return value.detach().clone().requires_grad_()
+
+
+def _is_like(value: Any, p: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == p.shape
+
+
 def clip_adjoint(of_clipped: Params, gradients: Params, norm: Tensor, max_grad_norm: float) -> dict[str, Tensor]:
     """From the adjoint of clipped gradients to that of the gradients themselves."""
     share = clip_share(norm, max_grad_norm)
@@ -139,6 +159,3 @@ def clip_adjoint(of_clipped: Params, gradients: Params, norm: Tensor, max_grad_n
     # d(share · g) with share = c / (‖g‖ + 1e-6); `gradients` are clipped already, so g = gradients / share.
     turn = along / (share * norm * (norm + 1e-6))
     return {name: share * value - turn * gradients[name] for name, value in of_clipped.items()}
-
-
-_ADAM_STATES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")

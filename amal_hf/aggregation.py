@@ -40,7 +40,8 @@ def add_aggregated(rows: Dataset, column: str, aggregate: Aggregate, classes: in
         ValueError: what `aggregate` does not take, or rows without votes.
     """
     votes = np.array(all_votes(rows, VOTES))
-    found = aggregate(votes, classes, seed)
+    found = np.array(aggregate(votes, classes, seed))
+    found = found.astype(np.int64 if found.ndim == 1 else np.float64)
     found[_labelled(rows) | ~(votes != ABSTAIN).any(1)] = IGNORED
     feature = Value("int64") if found.ndim == 1 else List(Value("float64"))
     return replace_column(rows, column, found.tolist(), feature)

@@ -1,5 +1,6 @@
 """Options of a run, on top of those of `transformers.TrainingArguments`."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -113,8 +114,9 @@ class AMALArguments(TrainingArguments):
 
         Runs of one budget over sets of several sizes take it as `max_steps`.
         """
-        together = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
-        return max(1, round(epochs * -(-rows // together)))
+        size = self.per_device_train_batch_size * self.world_size
+        batches = rows // size if self.dataloader_drop_last else -(-rows // size)
+        return max(1, math.ceil(epochs * -(-batches // self.gradient_accumulation_steps)))
 
 
 @dataclass

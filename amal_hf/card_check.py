@@ -5,7 +5,7 @@ Stricter in one point: what a reader would stumble over (an empty section, a pic
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,28 +87,14 @@ def _problems_of_metadata(text: str) -> Iterator[str]:
 
 
 def _problems_of_fields(data: dict[str, Any]) -> Iterator[str]:
-    for language in _list(data.get("language")):
-        if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
-            yield f"language: {language!r} is no ISO 639 code, as 'en'"
-    license_id = data.get("license")
-    if license_id is not None and not (isinstance(license_id, str) and _LICENSE.fullmatch(license_id)):
-        yield f"license: {license_id!r} is no licence id in lower case, as 'apache-2.0'"
-    for key in ("base_model", "datasets"):
-        for name in _list(data.get(key)):
-            if not is_repository(name):
-                yield f"{key}: {name!r} is no repository of the Hub, as 'owner/name'"
+    for keys, fits, otherwise in _FIELDS:
+        for key in keys:
+            yield from (f"{key}: {value!r} {otherwise}" for value in _list(data.get(key)) if not fits(value))
     relation = data.get("base_model_relation")
     if relation is not None and (relation not in RELATIONS or "base_model" not in data):
         yield f"base_model_relation: {relation!r} must be one of {RELATIONS} and stand beside base_model"
-    for key in ("library_name", "pipeline_tag"):
-        if key in data and not (isinstance(data[key], str) and _NAME.fullmatch(data[key])):
-            yield f"{key}: {data[key]!r} is no id in lower case, as 'text-classification'"
-    for key in ("tags", "metrics"):
-        for value in _list(data.get(key)):
-            if not isinstance(value, str) or not value.strip():
-                yield f"{key}: {value!r} is no word"
     grams = data.get("co2_eq_emissions", {}).get("emissions", 0)
-    if isinstance(grams, bool) or not isinstance(grams, int | float) or grams < 0:
+    if not _is_number(grams) or grams < 0:
         yield f"co2_eq_emissions: {grams!r} is no number of grams"
 
 
@@ -117,7 +103,7 @@ def _problems_of_index(index: Any) -> Iterator[str]:
     metrics = [metric for model in _list(index) for result in model["results"] for metric in result["metrics"]]
     for metric in metrics:
         value = metric["value"]
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not _is_number(value):
             yield f"model-index: the value of {metric['type']} is {value!r}, not a number"
 
 
@@ -145,6 +131,24 @@ def is_repository(name: Any) -> bool:
     except HFValidationError:
         return False
     return True
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _matches(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+_FIELDS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (("language",), _matches(_LANGUAGE), "is no ISO 639 code, as 'en'"),
+    (("license",), _matches(_LICENSE), "is no licence id in lower case, as 'apache-2.0'"),
+    (("base_model", "datasets"), is_repository, "is no repository of the Hub, as 'owner/name'"),
+    (("library_name", "pipeline_tag"), _matches(_NAME), "is no id in lower case, as 'text-classification'"),
+    (("tags", "metrics"), _matches(re.compile(r"(?s).*\S.*")), "is no word"),
+)
+"""Keys of the metadata, what each of their values must be, and what is said of one that is not."""
 
 
 # ---- body ----

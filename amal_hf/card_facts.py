@@ -147,6 +147,7 @@ class RunFacts:
         versions: of the libraries.
         hardware: on which it was trained.
         weights_dataset: repository of the weights of every example, if they are published.
+        loads_with: class of `transformers` that loads the student.
     """
 
     repo_id: str
@@ -176,6 +177,7 @@ class RunFacts:
     versions: dict[str, str] = field(default_factory=dict)
     hardware: str = ""
     weights_dataset: str = ""
+    loads_with: str = "AutoModel"
 
     def plain(self) -> dict[str, Any]:
         """As dictionaries, lists, strings and numbers: what is written beside the card, and rendered.

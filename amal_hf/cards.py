@@ -37,7 +37,8 @@ def render_card(facts: Mapping[str, Any]) -> ModelCard:
         "linked_data": lambda name: _link(name, "datasets/"),
     }
     template = environment.from_string((files("amal_hf") / "card.md").read_text(encoding="utf-8"))
-    facts = {"weighed": facts["learned"], **facts}  # of cards that were written before there was this
+    # Of cards that were written before there were these.
+    facts = {"weighed": facts["learned"], "loads_with": facts["architecture"], **facts}
     example = facts["details"]["example"] or EXAMPLES.get(facts["task"], "The text to begin with")
     compared = facts["details"]["comparison"]
     table = None if compared is None else _table(compared)

@@ -52,7 +52,7 @@ def check_trainer(trainer: Any) -> None:
     """Refuse what a mixture of losses cannot work with.
 
     Raises:
-        TypeError: arguments of the wrong class, or a student that is no `PreTrainedModel` or returns tuples.
+        TypeError: arguments of the wrong class, or a student without a configuration or that returns tuples.
         ValueError: a combination that is not supported, with what to do instead.
     """
     for check in (_check_options, _check_outputs, _check_losses, _check_student, _check_method):
@@ -145,7 +145,12 @@ def _check_changes(trainer: Any) -> None:
             f"AMALTrainer: {name} changes input embeddings, and {type(student).__name__}.forward takes no "
             f"`inputs_embeds`. Use another student, or weights instead of changed batches."
         )
-    _check_vectors(trainer, student)
+    _check_vectors(trainer)
+    if trainer.method.batch_policy.replaces_attention and _masks_words(student):
+        raise ValueError(
+            f"AMALTrainer: {name} takes the place of the mask by which {type(student).__name__} sees no later or no "
+            f"distant words, or of one that it makes itself. Use TokenMask(...), which leaves attention alone."
+        )
     if _reads_last_token(student) and getattr(trainer.processing_class, "padding_side", "right") != "left":
         raise ValueError(
             f"AMALTrainer: {name} changes input embeddings, in which {type(student).__name__} cannot see where a text "
@@ -161,10 +166,22 @@ def _check_changes(trainer: Any) -> None:
 
 def _reads_last_token(student: Any) -> bool:
     """Whether a classifier answers at a text's last token, which it finds by its number."""
-    kind = type(student.config)
     classifies = "SequenceClassification" in type(student).__name__
-    forward = kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
-    return classifies and (forward or student.config.is_encoder_decoder)
+    return classifies and (_reads_forward(student) or student.config.is_encoder_decoder)
+
+
+def _reads_forward(student: Any) -> bool:
+    kind = type(student.config)
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
+
+
+def _masks_words(student: Any) -> bool:
+    """Whether the student's own attention is to some of the words only, or takes no mask for pairs of tokens."""
+    config = student.config
+    layers = getattr(config, "layer_types", None) or ()
+    local = any("full" not in layer for layer in layers) or getattr(config, "attention_window", None) is not None
+    one_sided = _reads_forward(student) or config.is_encoder_decoder or getattr(config, "is_decoder", False)
+    return local or one_sided or config.model_type in ("deberta", "deberta-v2")
 
 
 def _check_hidden_states(student: Any) -> None:
@@ -202,16 +219,14 @@ def _check_draws(trainer: Any) -> None:
         )
 
 
-def _check_vectors(trainer: Any, student: Any) -> None:
-    """Of a mask over tokens, which looks them up by their ids."""
+def _check_vectors(trainer: Any) -> None:
+    """Of a mask over tokens, which looks them up by their ids; a student's own table may be padded."""
     vectors, tokenizer = getattr(trainer.method.batch_policy, "vectors", None), trainer.processing_class
-    if vectors is None:
-        return
-    words = len(tokenizer) if hasattr(tokenizer, "__len__") else student.get_input_embeddings().num_embeddings
-    if len(vectors) < words:
+    if vectors is not None and hasattr(tokenizer, "__len__") and len(vectors) < len(tokenizer):
         raise ValueError(
-            f"AMALTrainer: {type(trainer.method.batch_policy).__name__} has vectors of {len(vectors)} tokens, and the "
-            f"student reads {words}. Make it of the student's own table, or of one for the same tokenizer."
+            f"AMALTrainer: {type(trainer.method.batch_policy).__name__} has vectors of {len(vectors)} tokens, and "
+            f"processing_class knows {len(tokenizer)}. Make it of the student's own table, or of one for the same "
+            f"tokenizer."
         )
 
 
@@ -267,7 +282,7 @@ def _check_replay(trainer: Any) -> None:
     """Of a trajectory: its steps are taken again, from the losses of examples and weights as they were."""
     if trainer.method.trajectory is None:
         return
-    if getattr(trainer.model.config, "output_router_logits", False):
+    if getattr(trainer.model.config.get_text_config(), "output_router_logits", False):
         raise ValueError(
             f"AMALTrainer: '{trainer.method.name}' walks back through the student's steps, and the router's loss of "
             f"{type(trainer.model).__name__} is not one of examples. Set student.config.output_router_logits = False, "

@@ -8,6 +8,7 @@ import datasets
 import torch
 from torch.utils.data import Dataset
 
+from amal_hf.columns import is_transformed
 from amal_hf.shapes import ABSTAIN, EXAMPLE_ID, IGNORED, KEPT, REPEATED
 
 
@@ -36,9 +37,9 @@ class ExampleCollator:
         """A batch of `rows`."""
         taken = [name for name in self.columns if isinstance(rows[0], Mapping) and name in rows[0]]
         if not taken:
-            return self.collate(rows)
+            return with_whole_labels(self.collate(rows))
         known = [{name: value for name, value in row.items() if name not in taken} for row in rows]
-        batch = self.collate(known)
+        batch = with_whole_labels(self.collate(known))
         if not self.put_back:
             return batch
         _check_rows(batch, len(rows))
@@ -62,12 +63,7 @@ class ExampleCollator:
                 f"neither alike nor one part for each of at most {tokens.length} tokens."
             )
         left = getattr(self.tokenizer, "padding_side", "right") == "left"
-        padded = []
-        for tensor in tensors:
-            votes = tensor.ndim > 1 and not tensor.is_floating_point()
-            missing = tensor.new_full((tokens.length - len(tensor), *tensor.shape[1:]), ABSTAIN if votes else IGNORED)
-            padded.append(torch.cat([missing, tensor] if left else [tensor, missing]))
-        return torch.stack(padded)
+        return torch.stack([_filled_up(tensor, tokens.length, left) for tensor in tensors])
 
 
 class _Tokens(NamedTuple):
@@ -100,6 +96,21 @@ def _as_tensors(name: str, values: list[Any]) -> list[torch.Tensor]:
             f"Column '{name}' is read by a loss, and must hold numbers or lists of numbers of one length; it holds "
             f"{values[0]!r}. Turn it into numbers when preparing the dataset."
         ) from error
+
+
+def with_whole_labels(batch: Any) -> Any:
+    """The batch with labels that are whole numbers as int64: bytes would be read as a mask."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.dtype in (torch.bool, torch.int64):
+        return batch
+    return {**batch, "labels": labels.long()}
+
+
+def _filled_up(tensor: torch.Tensor, length: int, left: bool) -> torch.Tensor:
+    """Labels with -100, votes, of which a token has several, with -1."""
+    votes = tensor.ndim > 1 and not tensor.is_floating_point()
+    missing = tensor.new_full((length - len(tensor), *tensor.shape[1:]), ABSTAIN if votes else IGNORED)
+    return torch.cat([missing, tensor] if left else [tensor, missing])
 
 
 def _check_rows(batch: Mapping[str, Any], rows: int) -> None:
@@ -146,11 +157,6 @@ def rows_of(dataset: Any, numbers: Sequence[int]) -> list[Any]:
 def is_stream(dataset: Any) -> bool:
     """Whether the dataset can only be iterated over."""
     return isinstance(dataset, torch.utils.data.IterableDataset)
-
-
-def is_transformed(dataset: Any) -> bool:
-    """Whether rows are made by a function (`with_transform`), so that they need not have the dataset's columns."""
-    return isinstance(dataset, datasets.Dataset) and dataset.format["type"] == "custom"
 
 
 def numbered(dataset: Any) -> tuple[Any, list[Any] | None]:

@@ -12,6 +12,11 @@ _TEXT_PAIRS = ("sentence1 sentence2", "premise hypothesis", "question1 question2
 _TEXT_COLUMNS = (*_TEXT_PAIRS, "text", "sentence", "tokens", "utterance", "question", "content", "review", "comment")
 
 
+def is_transformed(dataset: Any) -> bool:
+    """Whether rows are made by a function (`with_transform`), so that they need not have the dataset's columns."""
+    return isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
+
+
 def find_text_columns(columns: Sequence[str]) -> tuple[str, ...]:
     """The column of text among `columns`, or the two of a pair such as sentence1 and sentence2.
 

@@ -56,8 +56,8 @@ class Schema:
         losses: names of the losses that it was learned with.
         columns: which columns of the training set `dataset` stands for.
         dataset: `dataset_fingerprint` of the training rows.
-        horizon: optimizer steps of the run (or of one short run) that it was learned over. Progress is a share, so a
-            commentary can be reused over any number.
+        horizon: optimizer steps of the run (or of one short run) that it was learned over; for people. Progress is
+            a share, so a commentary can be reused over any number.
         encoder: where the embeddings or token vectors came from; for people, nothing is loaded from there.
         format: of these files.
     """
@@ -220,7 +220,11 @@ class Commentary:
 
     def _warn_of_other_rows(self, train_dataset: Any) -> None:
         columns = self.schema.columns
-        if not isinstance(train_dataset, Dataset) or not set(columns) <= set(train_dataset.column_names):
+        if (
+            not columns
+            or not isinstance(train_dataset, Dataset)
+            or not set(columns) <= set(train_dataset.column_names)
+        ):
             return
         found = dataset_fingerprint(train_dataset, columns)
         if found != self.schema.dataset:

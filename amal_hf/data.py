@@ -10,11 +10,13 @@ How `read_dataset` gets from a source to a `DatasetDict` that a trainer understa
    `ClassLabel`, or float32 for regression), or `labels` where every token has its own.
 """
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
 
 from amal_hf.columns import find_text_columns, first_present, require_columns
@@ -25,16 +27,11 @@ from amal_hf.shapes import VOTES
 _SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
 _FOLDER_SPLITS = ("train", "validation", "valid", "val", "dev", "test", "labeled")
 _LABEL_COLUMNS = ("label", "labels", "intent", "category", "class", "target", "coarse_label", "ner_tags")
-# A column has one type in all of its rows: read in pieces, it has that of the first 10,000, and a blank further down,
-# which makes text of numbers, is an error.
-_IN_ONE_PIECE: dict[str, Any] = {"chunksize": None}
 _TABLE_OPTIONS: dict[str, dict[str, Any]] = {
     ".jsonl": {},
     ".json": {},
-    # A text may be "NA" or "null": pandas must not take it for a missing value.
-    ".csv": {"keep_default_na": False, **_IN_ONE_PIECE},
-    # In TSV files a quote is a character like others; 3 is csv.QUOTE_NONE.
-    ".tsv": {"sep": "\t", "quoting": 3, "keep_default_na": False, **_IN_ONE_PIECE},
+    ".csv": {},
+    ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE},  # in TSV files a quote is a character like others
 }
 
 
@@ -97,7 +94,9 @@ def _read_wrench_file(file: Path, names: list[str]) -> Dataset:
     if not rows or not all("text" in row.get("data", {}) for row in rows.values()):
         raise ValueError(f"{file} should be an object of rows with data.text, but has no row or a row without text.")
     votes, label, text = List(Value("int16")), ClassLabel(names=names), Value("string")
-    tokenwise = any(isinstance(row.get("label"), list) for row in rows.values())
+    tokenwise = any(
+        isinstance(part, list) for row in rows.values() for part in (row["data"]["text"], row.get("label"))
+    )
     features = (
         {"id": Value("string"), "tokens": List(text), "labels": List(label), VOTES: List(votes)}
         if tokenwise
@@ -105,11 +104,17 @@ def _read_wrench_file(file: Path, names: list[str]) -> Dataset:
     )
     if not any(VOTES in row for row in rows.values()):  # labelled by hand: no rule has looked at these rows
         del features[VOTES]
-    values = ((key, row["data"]["text"], row.get("label"), row.get(VOTES)) for key, row in rows.items())
+    values = ((key, row["data"]["text"], _label(row, tokenwise), row.get(VOTES)) for key, row in rows.items())
     table = [dict(zip(features, value, strict=False)) for value in values]
     read = Dataset.from_list(table, features=Features(features))
     target = "labels" if tokenwise else "label"
     return without_nulls(read, target, features[target])
+
+
+def _label(row: dict[str, Any], tokenwise: bool) -> Any:
+    """As the row has it; of tokens, one number for all of them says that there are none."""
+    label = row.get("label")
+    return None if tokenwise and not isinstance(label, list) else label
 
 
 def _read_names(file: Path) -> list[str]:
@@ -132,5 +137,13 @@ def _read_tables(path: Path) -> DatasetDict | None:
 def _read_table(file: Path) -> Dataset:
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {file} (looked in {Path.cwd()}).")
-    kind = "json" if file.suffix.startswith(".json") else "csv"
-    return load_dataset(kind, data_files=str(file), split="train", **_TABLE_OPTIONS[file.suffix])
+    options = _TABLE_OPTIONS[file.suffix]
+    if file.suffix.startswith(".json"):
+        return load_dataset("json", data_files=str(file), split="train", **options)
+    # A text may be "NA" or "null", which is no missing value. Not by `load_dataset`, which reads in pieces: a column
+    # would have the type of the first, and a blank further down, which makes text of numbers, be an error.
+    table = pd.read_csv(file, keep_default_na=False, low_memory=False, **options)
+    read = Dataset.from_pandas(table, preserve_index=False)
+    # Words of pandas 3 are of another type, which does not go with other datasets.
+    words = {name: Value("string") for name, feature in read.features.items() if feature == Value("large_string")}
+    return read.cast(Features({**read.features, **words}))

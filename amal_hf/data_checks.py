@@ -6,10 +6,10 @@ import numpy as np
 
 from amal_hf.collator import is_stream
 from amal_hf.cross_entropy import CrossEntropy
-from amal_hf.label_checks import check_column, check_labels, label_column
+from amal_hf.label_checks import check_column, check_labels, stored_label_column
 from amal_hf.loggers import logger_of
 from amal_hf.method import Method
-from amal_hf.model_labels import class_names
+from amal_hf.model_labels import class_names, label_column, tell_nothing
 from amal_hf.shapes import EXAMPLE_ID, IGNORED
 
 
@@ -27,37 +27,43 @@ def check_data(train_dataset: Any, meta_dataset: Any, method: Method, losses: li
     for name, rows in (("train_dataset", train_dataset), ("meta_dataset", meta_dataset)):
         if isinstance(rows, dict):
             raise ValueError(f"AMALTrainer: {name} holds several splits, {list(rows)}. Pass one: {name}[...].")
-    check_labels(train_dataset, "train_dataset", num_labels)
+    _check_train_set(train_dataset, method, losses, num_labels)
+    if method.learns:
+        _check_meta_set(train_dataset, meta_dataset, method, num_labels)
+    elif meta_dataset is not None:
+        logger.warning(
+            "The meta set is not used, since method '%s' learns nothing with %s. Pass method=amal() to learn from it.",
+            method.name,
+            type(method.policy).__name__,
+        )
+
+
+def _check_train_set(rows: Any, method: Method, losses: list[Any], num_labels: int) -> None:
+    check_labels(rows, "train_dataset", num_labels)
     for loss in losses:
         if isinstance(loss, CrossEntropy) and loss.column != "labels":
-            check_column(train_dataset, loss, num_labels)
-    columns = getattr(train_dataset, "column_names", None)
-    if method.policy.needs_ids and is_stream(train_dataset) and columns is not None and EXAMPLE_ID not in columns:
+            check_column(rows, loss, num_labels)
+    if not is_stream(rows):
+        return
+    columns = getattr(rows, "column_names", None)
+    if method.policy.needs_ids and columns is not None and EXAMPLE_ID not in columns:
         raise ValueError(
             f"AMALTrainer: method '{method.name}' keeps weights by example, and the training set is a stream without "
-            f"column '{EXAMPLE_ID}' (it has {columns}). "
-            "Add a column of unique whole numbers under this name, or use a policy that reads the examples: "
-            "amal(LossNetwork())."
+            f"column '{EXAMPLE_ID}' (it has {columns}). Add a column of unique whole numbers under this name, or use "
+            f"a policy that reads the examples: amal(LossNetwork())."
         )
-    if method.phase_epochs and is_stream(train_dataset):
+    if method.phase_epochs:
         raise ValueError(
             f"AMALTrainer: method '{method.name}' learns in passes over the whole training set, and a stream has "
             f"to be read in its own order. Use amal(), which learns from the batches that are trained on."
         )
-    if not method.learns:
-        if meta_dataset is not None:
-            logger.warning(
-                "The meta set is not used, since method '%s' learns nothing with %s. Pass method=amal() to learn from "
-                "it.",
-                method.name,
-                type(method.policy).__name__,
-            )
-        return
+
+
+def _check_meta_set(train_dataset: Any, meta_dataset: Any, method: Method, num_labels: int) -> None:
     if meta_dataset is None:
         raise ValueError(
             f"AMALTrainer: method '{method.name}' learns weights on clean held-out examples; pass them as "
-            f"`meta_dataset`. "
-            "A few hundred rows that are in neither train nor eval set are usual."
+            f"`meta_dataset`. A few hundred rows that are in neither train nor eval set are usual."
         )
     if is_stream(meta_dataset):
         raise ValueError(
@@ -70,18 +76,22 @@ def check_data(train_dataset: Any, meta_dataset: Any, method: Method, losses: li
 
 
 def _check_names(train_dataset: Any, meta_dataset: Any) -> None:
-    """A number means the same class in both sets."""
+    """A number means the same class in both sets, as far as they say."""
     ours, clean = class_names(train_dataset), class_names(meta_dataset)
+    if tell_nothing(ours) or tell_nothing(clean):
+        return
     if ours[: len(clean)] != clean[: len(ours)]:
         raise ValueError(
             f"AMALTrainer: the classes of train_dataset are {ours[:10]}, and those of meta_dataset are {clean[:10]}, "
-            f"so that one number would mean two of them. Read the two together, or give one the numbers of the other: "
-            f'meta_dataset.align_labels_with_mapping({{name: number, ...}}, "label").'
+            f"so that one number would mean two of them. Read the two together, and they are numbered alike. If they "
+            f"are so already, and only the names differ: "
+            f'meta_dataset.cast_column("{label_column(meta_dataset)}", '
+            f'train_dataset.features["{label_column(train_dataset)}"]).'
         )
 
 
 def _check_some_label(meta_dataset: Any) -> None:
-    column = label_column(meta_dataset, ("labels", "label"))
+    column = stored_label_column(meta_dataset, ("labels", "label"))
     if column and all(np.all(np.asarray(labels) == IGNORED) for labels in meta_dataset[column]):
         raise ValueError(
             f"AMALTrainer: no row of meta_dataset['{column}'] has a label, all are {IGNORED}, so there is nothing to "

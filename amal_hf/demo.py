@@ -135,7 +135,8 @@ def docstring_corpus(max_classes: int = 6, rows: Mapping[str, int] = CORPUS_ROWS
         Splits as in `rows` with columns `text` and `label` (a `ClassLabel` of package names).
 
     Raises:
-        ValueError: if fewer than four packages are installed with enough sentences.
+        ValueError: if fewer than four packages (or `max_classes`, if that is less) are installed with enough
+            sentences.
     """
     quota = -(-sum(rows.values()) // max_classes)
     texts = _texts_by_package(max_classes, quota, seed)

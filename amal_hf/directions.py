@@ -128,7 +128,7 @@ def at_their_rates(vector: Params, params: Params, optimizer: Optimizer) -> Para
     rates = {
         id(p): rate for group, rate in zip(optimizer.param_groups, of_groups, strict=True) for p in group["params"]
     }
-    return {name: part * (rates.get(id(params[name]), largest) / largest) for name, part in vector.items()}
+    return {name: part * (rates.get(id(params[name]), 0.0) / largest) for name, part in vector.items()}
 
 
 def adam_denominators(params: Params, optimizer: Optimizer) -> Params:

@@ -33,7 +33,7 @@ def reverse_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """`T²` times the Jensen–Shannon divergence, `(..., C) -> (...)`: symmetric, and bounded by `T² log 2`."""
     log_p, log_q = F.log_softmax(teacher / temperature, -1), F.log_softmax(student / temperature, -1)
-    log_m = torch.logaddexp(log_p.clamp(min=-1e30), log_q.clamp(min=-1e30)) - math.log(2)
+    log_m = torch.logaddexp(_finite(log_p), _finite(log_q)) - math.log(2)
     return temperature**2 * 0.5 * (_kl(log_p, log_m) + _kl(log_q, log_m))
 
 
@@ -47,4 +47,8 @@ def logit_mse(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return (log_p.exp() * (log_p.clamp(min=-1e30) - log_q.clamp(min=-1e30))).sum(-1)
+    return (log_p.exp() * (_finite(log_p) - _finite(log_q))).sum(-1)
+
+
+def _finite(log_p: Tensor) -> Tensor:
+    return log_p.clamp(min=max(-1e30, torch.finfo(log_p.dtype).min / 4))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from amal_hf.policies.store import IN_MEMORY, RowStore
 from amal_hf.shapes import Batch, ExampleIds, Logits, LossTable, PerExample
+from amal_hf.task import one_class_each
 
 
 GUESS, STUDENT = "guess", "student"
@@ -75,7 +76,7 @@ def judgements(logits: Logits, batch: Batch, teachers: Sequence[str]) -> Tensor:
     """
     labels = batch.get("labels")
     unknown = torch.full((len(logits),), float("nan"), device=logits.device)
-    if labels is None or labels.ndim != 1 or labels.is_floating_point() or logits.ndim != 2 or logits.shape[1] < 2:
+    if labels is None or not one_class_each(logits, labels):
         return unknown[:, None].repeat(1, 2 + len(teachers))
     tables = [logits, *(batch.get(key) for key in teachers)]
     held = [_held(table, labels) if _fits(table, logits) else unknown for table in tables]

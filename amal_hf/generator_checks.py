@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 
-from amal_hf.collator import is_transformed
+from amal_hf.columns import is_transformed
 from amal_hf.generators import is_causal, is_encoder_decoder, predicts_next
 from amal_hf.method import Method
 from amal_hf.shapes import IGNORED

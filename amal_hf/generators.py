@@ -30,17 +30,23 @@ decoders of encoder-decoders, and masked ones under that name.
 """
 
 
+_NEXT_WORD = ("ForCausalLM", "ForConditionalGeneration")
+"""Losses of `transformers` that compare logits with the next token."""
+
+
 def is_encoder_decoder(model: Any) -> bool:
     """Whether the model translates: reads one text, writes another (T5, BART, Marian)."""
-    return is_one_of(model, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+    # Models that hear and continue a text (Qwen2-Audio) are in the mapping too.
+    return is_one_of(model, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES) and DECODER_INPUTS in _inputs_of(model)
 
 
 def is_causal(model: Any) -> bool:
-    """Whether the model continues a text (GPT-2, Llama)."""
-    # What `transformers` calls the loss of a model decides for code that came with a model.
-    return is_one_of(model, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) or (
-        getattr(without_adapters(model), "loss_type", None) == "ForCausalLM" and not is_encoder_decoder(model)
-    )
+    """Whether the model continues a text (GPT-2, Llama), of pictures as well (LLaVA)."""
+    if is_one_of(model, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        return True
+    # What `transformers` calls the loss of a model decides for those that see, and for code that came with a model.
+    one_sided = not is_encoder_decoder(model) and not getattr(model.config, "is_encoder_decoder", False)
+    return one_sided and getattr(without_adapters(model), "loss_type", None) in _NEXT_WORD
 
 
 def predicts_next(model: Any) -> bool:
@@ -80,8 +86,7 @@ class DecoderInputs:
 def with_decoder_inputs(collate: Callable[[list[Any]], Any], model: Any) -> Callable[[list[Any]], Any]:
     """The collator as the student needs it: as it is, unless the student is an encoder-decoder.
 
-    Raises:
-        ValueError: it is not known what the decoder's inputs begin with, or what they are filled up with.
+    The new one raises a `ValueError` if it is not known what the decoder's inputs begin with, or are filled up with.
     """
     if not is_encoder_decoder(model):
         return collate
@@ -91,14 +96,14 @@ def with_decoder_inputs(collate: Callable[[list[Any]], Any], model: Any) -> Call
 
 def _shift_by_one(model: Any) -> Callable[..., Tensor]:
     """For a model that makes its decoder's inputs in its forward pass alone (M2M100, NLLB, Blenderbot)."""
-    start, fill = (getattr(model.config, name, None) for name in ("decoder_start_token_id", "pad_token_id"))
-    if start is None or fill is None:
-        raise ValueError(
-            f"AMALTrainer: the decoder of {type(model).__name__} reads its labels one place later, and its "
-            f"configuration has decoder_start_token_id={start} and pad_token_id={fill}. Set both."
-        )
 
     def shift(labels: Tensor) -> Tensor:
+        start, fill = (getattr(model.config, name, None) for name in ("decoder_start_token_id", "pad_token_id"))
+        if start is None or fill is None:
+            raise ValueError(
+                f"AMALTrainer: the decoder of {type(model).__name__} reads its labels one place later, and its "
+                f"configuration has decoder_start_token_id={start} and pad_token_id={fill}. Set both."
+            )
         first = labels.new_full((len(labels), 1), start)
         return torch.cat([first, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, fill)], 1)
 
@@ -107,8 +112,11 @@ def _shift_by_one(model: Any) -> Callable[..., Tensor]:
 
 def takes_keywords(model: Any) -> bool:
     """Whether the model's forward takes inputs that it does not name."""
-    parameters = inspect.signature(without_adapters(model).forward).parameters.values()
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in _inputs_of(model).values())
+
+
+def _inputs_of(model: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(without_adapters(model).forward).parameters
 
 
 def without_adapters(model: Any) -> Any:

@@ -6,7 +6,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-from amal_hf.collator import is_stream, is_transformed
+from amal_hf.collator import is_stream
+from amal_hf.columns import is_transformed
 from amal_hf.cross_entropy import CrossEntropy
 from amal_hf.shapes import IGNORED
 
@@ -40,7 +41,7 @@ def check_labels(dataset: Any, name: str, num_labels: int, columns: Sequence[str
         return
     if len(dataset) == 0:
         raise ValueError(f"AMALTrainer: {name} is empty; it needs at least one row.")
-    column = label_column(dataset, columns)
+    column = stored_label_column(dataset, columns)
     if column is None:
         return
     labels = dataset.select_columns([column])
@@ -48,7 +49,7 @@ def check_labels(dataset: Any, name: str, num_labels: int, columns: Sequence[str
         _check_label_block(labels[start : start + 10_000][column], start, f"{name}['{column}']", num_labels)
 
 
-def label_column(dataset: Any, columns: Sequence[str]) -> str | None:
+def stored_label_column(dataset: Any, columns: Sequence[str]) -> str | None:
     """The first of these that a `datasets.Dataset` has; rows that a function makes need not have its columns."""
     if not isinstance(dataset, datasets.Dataset) or is_transformed(dataset):
         return None

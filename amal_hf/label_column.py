@@ -1,5 +1,6 @@
 """The column of labels, as classes or as numbers to be hit. No tensors here."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -43,7 +44,7 @@ def with_label(dataset: DatasetDict, column: str, names: list[str] | None) -> Da
         dataset = DatasetDict({name: _renamed(split, column, target) for name, split in dataset.items()})
     if isinstance(inner, ClassLabel):
         return DatasetDict({name: without_nulls(split, target, feature) for name, split in dataset.items()})
-    if not tokenwise and _are_numbers(dataset, target):
+    if not tokenwise and _are_numbers(dataset, target, names or []):
         return dataset.cast_column(target, Value("float32"))
     return _encode(dataset, target, tokenwise, names)
 
@@ -89,14 +90,14 @@ def with_unlabelled(labels: list[Any], split: Dataset, tokenwise: bool) -> list[
     ]
 
 
-def _are_numbers(dataset: DatasetDict, column: str) -> bool:
-    """Whether labels are numbers to be hit rather than classes.
+def _are_numbers(dataset: DatasetDict, column: str, names: list[str]) -> bool:
+    """Whether labels are numbers to be hit rather than classes, of which these are the names.
 
     Raises:
         ValueError: they are, and some are missing, which no code could stand for.
     """
     values = [value for split in dataset.values() for value in _column(split, column)]
-    known = [value for value in values if not _is_missing(value)]
+    known = [value for value in values if value in names or not _is_missing(value)]
     floats, fractions = (isinstance(value, float) for value in known), map(_is_fraction, known)
     measured = all(floats) or any(fractions)
     if not (known and measured and all(map(_is_number, known))):
@@ -126,7 +127,7 @@ def _is_fraction(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, str) and value.strip().lstrip("+-").isdecimal()
+    return isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()) is not None
 
 
 def _column(split: Dataset, column: str) -> list[Any]:
@@ -138,13 +139,8 @@ def _column(split: Dataset, column: str) -> list[Any]:
 
 
 def _encode(dataset: DatasetDict, column: str, tokenwise: bool, names: list[str] | None) -> DatasetDict:
-    plain = {name: _column(split, column) for name, split in dataset.items()}
-    seen = set(_flatten(value for values in plain.values() for value in values))
-    # A blank makes a table's whole column text, where that of another split is of numbers.
-    alike = {str(value): value for value in seen if value is not None and not isinstance(value, str)}
-    if alike:
-        plain = {name: [alike.get(v, v) if isinstance(v, str) else v for v in vs] for name, vs in plain.items()}
-        seen = set(_flatten(value for values in plain.values() for value in values))
+    plain = _of_one_type({name: _column(split, column) for name, split in dataset.items()})
+    seen = _distinct(plain)
     codes = _class_codes(seen - {None, ""}, names)
     if unknown := seen - set(codes):
         raise ValueError(f"Column {column!r} has labels {sorted(map(str, unknown))} that label.json does not name.")
@@ -157,6 +153,19 @@ def _encode(dataset: DatasetDict, column: str, tokenwise: bool, names: list[str]
     return encoded
 
 
+def _of_one_type(splits: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Labels of all splits; a blank makes a table's whole column text, where that of another split is of numbers."""
+    numbers = {str(value): value for value in _distinct(splits) if value is not None and not isinstance(value, str)}
+    return {
+        name: [numbers.get(value, value) if isinstance(value, str) else value for value in values]
+        for name, values in splits.items()
+    }
+
+
+def _distinct(splits: dict[str, list[Any]]) -> set[_Code]:
+    return {value for values in splits.values() for value in _flatten(values)}
+
+
 def _coded(value: Any, codes: Mapping[_Code, int]) -> Any:
     return [codes[part] for part in value] if isinstance(value, list) else codes[value]
 
@@ -167,7 +176,7 @@ def _class_codes(seen: set[_Code], names: list[str] | None) -> dict[_Code, int]:
         # Without names -1 is a class like others: files with -1/1 or -1/0/1 (sentiment) mean it so. One blank makes
         # text of a column of numbers, whose order is theirs all the same.
         numbers = all(map(_is_whole, seen))
-        ordered = sorted(seen, key=lambda value: (isinstance(value, str), int(value or 0) if numbers else value))
+        ordered = sorted(seen, key=lambda value: (isinstance(value, str), int(value or 0) if numbers else 0, value))
         return {value: code for code, value in enumerate(ordered)} | missing
     by_number: dict[_Code, int] = {}
     for code in range(UNLABELLED, len(names)):

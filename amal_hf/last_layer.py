@@ -47,7 +47,7 @@ class LastLayer(Tangent):
         moves = [_move(h, direction) for h in features]
         slopes = torch.stack([_slope(column, logits, moves) for column in result.losses.unbind(1)], 1)
         # Rows that do not count have passed through the layer too; they are the last.
-        return Slopes(slopes[: len(result.losses)], result.losses.detach(), result.features.detach())
+        return Slopes(slopes[: len(result.losses)], result.features.detach())
 
 
 def output_layer(model: nn.Module) -> nn.Linear:

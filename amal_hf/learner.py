@@ -1,6 +1,6 @@
 """When the weights learn, and from which batches: the timing around `meta.py`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -102,15 +102,23 @@ class WeightLearner:
             )
         if self.recorder is not None:
             self.recorder.check(optimizer, max_steps - warmup)
-        phase = self.method.phase_epochs
-        if epochs <= phase if phase else warmup >= max_steps:
+        if why := self._never_learns(warmup, max_steps, epochs):
             logger.warning(
                 "'%s' will learn nothing in this run: %s. All weights stay those of the initial mixture.",
                 self.method.name,
-                f"its first phase comes after {phase} epochs, and there are {epochs:g}"
-                if phase
-                else f"the meta warm-up of {warmup} steps is as long as the run, {max_steps} steps",
+                why,
             )
+
+    def _never_learns(self, warmup: int, max_steps: int, epochs: float) -> str | None:
+        """Why a run is over before anything is learned; `None` if it is not."""
+        phase = self.method.phase_epochs
+        if phase:
+            return f"its first phase comes after {phase} epochs, and there are {epochs:g}" if epochs <= phase else None
+        return (
+            f"the meta warm-up of {warmup} steps is as long as the run, {max_steps} steps"
+            if warmup >= max_steps
+            else None
+        )
 
     def is_due(self, step: int) -> bool:
         """Whether the weights learn before optimizer step `step`, counted from the end of the warm-up."""
@@ -223,7 +231,7 @@ class WeightLearner:
             module=module,
             optimizer=student.optimizer,
             learning_rate=max(group["lr"] for group in student.optimizer.param_groups),
-            evaluate=lambda: _joined([evaluate() for evaluate in evaluations]),
+            evaluate=lambda: Evaluation.joined([evaluate() for evaluate in evaluations]),
             ids=ids,
             examples=total_count(sum(len(ids_of(batch)) for batch in batches), ids.device),
             present=self.mixture.present_of(batches),
@@ -269,6 +277,12 @@ class WeightLearner:
         with undisturbed(student.model), torch.no_grad():
             self.mixture.show_clean(_outputs(student, student.inputs.plain(batch)), batch)
 
+    def show_rows(self, student: Student, batches: Iterable[Batch]) -> None:
+        """Let the policy see what the student makes of training rows; batches prepared, as many on every process."""
+        with undisturbed(student.model), torch.no_grad():
+            for batch in batches:
+                self.mixture.show_rows(_outputs(student, student.inputs.plain(batch)), batch, student.progress)
+
     def next_meta_batch(self) -> Batch:
         """The meta batch of the next meta step, as the collator made it, the same on all processes."""
         return self._meta_batch(self.steps_taken)
@@ -308,7 +322,3 @@ def _run(student: Student, module: nn.Module, batch: Batch) -> Callable[[], Any]
 def _outputs(student: Student, inputs: dict[str, Any]) -> Any:
     cut_again(student.model)
     return with_logits(student.forward(**inputs))
-
-
-def _joined(parts: list[Evaluation]) -> Evaluation:
-    return Evaluation(torch.cat([part.losses for part in parts]), torch.cat([part.features for part in parts]))

@@ -65,32 +65,33 @@ class MixtureStatistics:
 
     def flush(self) -> dict[str, float]:
         """Everything since the last call, as plain floats by log key."""
-        logs: dict[str, float] = {}
-        if self._losses:
-            logs |= self._parts()
-            lost = [key for key in self.keys.values() if not math.isfinite(logs.get(f"loss_{key}", 0.0))]
-            if lost:
-                logger.warning(
-                    "The mean of '%s' is NaN or infinite: the student's weights are lost, or will be. A lower "
-                    "learning rate may help; a teacher's logits are NaN where its own weights are.",
-                    "', '".join(lost),
-                )
+        logs = self._parts() if self._losses else {}
         if self._meta:
             logs["meta_loss"] = torch.stack(self._meta).float().mean().item()
         if self._skipped:
             logs["meta_skipped"] = float(torch.stack(self._skipped).sum().item())
-            if logs["meta_skipped"]:
-                logger.warning(
-                    "%d examples of meta steps had slopes that are NaN or infinite; their weights were left alone. "
-                    "Look at the losses in the log; under fp16 a lower learning rate or bf16 may help.",
-                    logs["meta_skipped"],
-                )
         if self._skipped_steps:
             logs["skipped_steps"] = float(self._skipped_steps)
-            self._skipped_steps = 0
+        self._warn(logs)
+        self._skipped_steps = 0
         for kept in (self._losses, self._present, self._weights, self._meta, self._skipped):
             kept.clear()
         return logs
+
+    def _warn(self, logs: dict[str, float]) -> None:
+        lost = [key for key in self.keys.values() if not math.isfinite(logs.get(f"loss_{key}", 0.0))]
+        if lost:
+            logger.warning(
+                "The mean of '%s' is NaN or infinite: the student's weights are lost, or will be. A lower "
+                "learning rate may help; a teacher's logits are NaN where its own weights are.",
+                "', '".join(lost),
+            )
+        if skipped := logs.get("meta_skipped"):
+            logger.warning(
+                "%d examples of meta steps had slopes that are NaN or infinite; their weights were left alone. "
+                "Look at the losses in the log; under fp16 a lower learning rate or bf16 may help.",
+                skipped,
+            )
 
     def _parts(self) -> dict[str, float]:
         losses, weights = torch.cat(self._losses).float(), torch.cat(self._weights).float()

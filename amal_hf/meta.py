@@ -59,6 +59,10 @@ class Problem:
     dtype: torch.dtype
     differentiate: Differentiate = summed_gradients
 
+    def mean(self, weights: LossTable) -> Tensor:
+        """This process's part of the training loss, for given weights."""
+        return (weights * self.evaluate().losses).sum() / self.examples
+
 
 class MetaReport(NamedTuple):
     """What a bilevel step has to say; scalars, on the device.
@@ -119,11 +123,7 @@ def _learn_changes(
     with torch.no_grad():
         weights = _present_weights(policy, problem, problem.evaluate())
 
-    def mean() -> Tensor:
-        losses = problem.evaluate().losses
-        return (weights * losses).sum() / problem.examples
-
-    gradients = totals(batch_gradient(batch_policy, params, direction, mean, problem.dtype))
+    gradients = totals(batch_gradient(batch_policy, params, direction, lambda: problem.mean(weights), problem.dtype))
     # Not asked whether any is: that would wait for the device.
     batch_policy.update([torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0) for g in gradients])
 
@@ -177,12 +177,7 @@ def _observation(problem: Problem, features: Features) -> Observation:
 
 def _training_gradient(params: Params, problem: Problem, weights: LossTable) -> Params:
     """Gradient of the training loss at the present parameters for given weights; zero where it does not reach."""
-
-    def mean() -> Tensor:
-        losses = problem.evaluate().losses
-        return (weights * losses).sum() / problem.examples
-
-    return meta_gradient(params, mean, problem.differentiate)[1]
+    return meta_gradient(params, lambda: problem.mean(weights), problem.differentiate)[1]
 
 
 @contextmanager

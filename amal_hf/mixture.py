@@ -34,7 +34,7 @@ from amal_hf.shapes import (
     Targets,
 )
 from amal_hf.student_states import hidden_states
-from amal_hf.task import Task
+from amal_hf.task import Task, one_class_each
 from amal_hf.top_logits import TopLogits
 
 
@@ -197,6 +197,10 @@ class Mixture:
         parts = (kept(part, batch) for part in (batch[META_ROW], states[-1], labels))
         self.policy.note_clean(CleanRows(*(rows_of_all(part) for part in parts)))
 
+    def show_rows(self, outputs: Any, batch: Batch, progress: float) -> None:
+        """Let the policy see what the student makes of training rows, outside of a step."""
+        self.policy.note_rows(self._observation(batch, self.evaluate(outputs, batch).features, progress))
+
     def show_labels(self, batches: Iterable[Batch], most: int) -> None:
         """Let the policy see training labels, and what the teacher that has not seen them makes of these rows.
 
@@ -249,10 +253,10 @@ class Mixture:
         """The weighed loss of one micro-batch; remembers the weights that were used, and what was seen."""
         reads = self.policy.reads_at(progress)
         losses, features = self.evaluate(outputs, batch, targets, reads)
-        observation = Observation(self.ids(batch), torch.nan_to_num(features), progress, self.present_of([batch]))
+        observation = self._observation(batch, features, progress)
         weights = weights_of(self.policy, observation)
         if EXAMPLE_ID in batch and self.record is not self.policy.rows():
-            self.remember(batch, weights)
+            self.remember(batch, weights, observation.present)
         # What a student makes of a changed example says nothing of the example.
         if EXAMPLE_ID in batch and targets is None:
             self.note(outputs, batch, losses.detach(), observation.present)
@@ -263,12 +267,16 @@ class Mixture:
             total = total + kept(loss.own_objective(batch), batch).sum()
         return Weighed(total, losses.detach(), weights, observation)
 
+    def _observation(self, batch: Batch, features: Features, progress: float) -> Observation:
+        return Observation(self.ids(batch), torch.nan_to_num(features), progress, self.present_of([batch]))
+
     def ids(self, batch: Batch) -> ExampleIds:
         """The example of every row of `evaluate`."""
         return ids_of(batch)
 
-    def remember(self, batch: Batch, weights: LossTable) -> None:
+    def remember(self, batch: Batch, weights: LossTable, present: Tensor | None) -> None:
         """Keep the weights that were used, `(B, K)`, until the step is over."""
+        del present  # of a loss that an example does not have the weight is 0
         self._used.append((ids_of(batch), weights))
 
     def note(self, outputs: Any, batch: Batch, losses: LossTable, present: Tensor | None) -> None:
@@ -346,11 +354,6 @@ def independent(losses: Sequence[Loss]) -> Independent | None:
 def reads_labels(loss: Loss) -> bool:
     """Whether it is a loss to the rows' labels, and not to another column of the kind."""
     return isinstance(loss, CrossEntropy) and loss.column == "labels"
-
-
-def one_class_each(logits: Logits, labels: Tensor) -> bool:
-    """Whether every row has one class, and the student a score for each."""
-    return logits.ndim == 2 and labels.ndim == 1 and not labels.is_floating_point() and logits.shape[1] > 1
 
 
 def _as_loss(loss: Loss | Any) -> Loss:

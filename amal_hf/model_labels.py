@@ -42,6 +42,11 @@ def are_generic(names: Sequence[str]) -> bool:
     return all(re.fullmatch(r"LABEL_\d+", name) for name in names)
 
 
+def tell_nothing(names: Sequence[str]) -> bool:
+    """Whether classes are only numbered, by a configuration or by a table of whole numbers from 0 on."""
+    return are_generic(names) or list(names) == [str(place) for place in range(len(names))]
+
+
 def label_column(rows: Any) -> str | None:
     """Which column of a dataset holds its labels: `labels`, or else `label`; `None` for neither."""
     columns = getattr(rows, "column_names", None) or ()

@@ -10,7 +10,8 @@ import datasets
 import torch
 from torch import nn
 
-from amal_hf.collator import ExampleCollator, is_stream, is_transformed, numbered, rows_of
+from amal_hf.collator import ExampleCollator, is_stream, numbered, rows_of
+from amal_hf.columns import is_transformed
 from amal_hf.drawn_rows import draw_rows
 from amal_hf.first_batch import check_first_rows
 from amal_hf.generators import answers_by_token, takes_keywords, with_decoder_inputs
@@ -114,9 +115,16 @@ class NumberedRowsTrainer(MixingTrainer):
                 f"weights are used, and of the {-(-most // steps)} passes of this run none does. Train longer, have "
                 f"weights used earlier, or leave draw out."
             )
-        rates = policy.rates(passes * steps / most)
+        began = passes * steps / most
+        if policy.wants_rows_at(began):
+            self._show_rows(began)
+        rates = policy.rates(began)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return None if rates is None else (rates, generator_of(seed, passes))
+
+    def _show_rows(self, progress: float) -> None:
+        """Let the policy see all training rows, which it asks for where rows are drawn."""
+        raise NotImplementedError
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """`Trainer`'s, without the columns that only training losses read."""
@@ -130,12 +138,16 @@ class NumberedRowsTrainer(MixingTrainer):
 
     def _whole_training_set(self) -> Iterator[Sequence[Batch]]:
         """In order, as the micro-batches of optimizer steps."""
-        rows, collate = self._rows_and_collator(self.train_dataset, "Training")
-        size = self._train_batch_size * process_count()
-        starts = range(0, len(rows), size)
-        batches = (own_part(collate(rows_of(rows, range(len(rows))[start : start + size]))) for start in starts)
+        batches = self._all_rows(self._train_batch_size)
         while step := list(islice(batches, self.args.gradient_accumulation_steps)):
             yield step
+
+    def _all_rows(self, size: int) -> Iterator[dict[str, Any]]:
+        """Training rows in order, so many a batch: this process's part of each."""
+        rows, collate = self._rows_and_collator(self.train_dataset, "Training")
+        size *= process_count()
+        for start in range(0, len(rows), size):
+            yield own_part(collate(rows_of(rows, range(len(rows))[start : start + size])))
 
     def _training_rows(self, most: int) -> Iterator[dict[str, Any]]:
         """So many rows drawn at random, a batch at a time: this process's part of each."""

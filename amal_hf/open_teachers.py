@@ -10,7 +10,8 @@ from torch import nn
 from amal_hf.distillation import Distillation
 from amal_hf.generators import is_encoder_decoder, without_adapters
 from amal_hf.sharded import cut
-from amal_hf.teachers import LiveTeacher, TeacherInputs, open_teacher
+from amal_hf.teacher_inputs import TeacherInputs
+from amal_hf.teachers import LiveTeacher, open_teacher
 
 
 def distillations(teachers: Any) -> list[Distillation]:

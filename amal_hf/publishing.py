@@ -149,21 +149,9 @@ class PublishingTrainer(MixingTrainer):
             HfHubHTTPError: the Hub refused; the files in `args.output_dir` are complete.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        folder, stage = Path(self.args.output_dir), Path(self.args.output_dir, "_push-0")
-        if self.is_world_process_zero():
-            shutil.rmtree(stage, ignore_errors=True)
-        # All processes take part in saving; what is sent is what was saved, and nothing else of the folder.
-        with self._gathered():
-            self.save_model(str(stage), _internal_call=True)
-        if self.is_world_process_zero():
-            shutil.copytree(stage, folder, dirs_exist_ok=True)
+        stage = self._saved_student()
         try:
-            self.create_model_card(**told)
-            if self.hub_model_id is None:  # not before all is on disk, and nothing of it can be refused any more
-                self._open_repository(token, private)
-                self.create_model_card()
-            elif private is not None:
-                self._pushes.private = private
+            self._card_and_repository(token, private, told)
             self._finish_current_push()
             token, revision = token or self.args.hub_token, revision or self.args.hub_revision
             if not self.is_world_process_zero():
@@ -176,6 +164,27 @@ class PublishingTrainer(MixingTrainer):
             raise
         push = Push(stage, "", commit_message, weights=self.example_weights() if self._shows_weights() else None)
         return (self._pushes.send if blocking else self._pushes.begin)(push, token, revision)
+
+    def _saved_student(self) -> Path:
+        """The student in a folder of its own, from which it is sent, and in the run's."""
+        folder, stage = Path(self.args.output_dir), Path(self.args.output_dir, "_push-0")
+        if self.is_world_process_zero():
+            shutil.rmtree(stage, ignore_errors=True)
+        # All processes take part in saving; what is sent is what was saved, and nothing else of the folder.
+        with self._gathered():
+            self.save_model(str(stage), _internal_call=True)
+        if self.is_world_process_zero():
+            shutil.copytree(stage, folder, dirs_exist_ok=True)
+        return stage
+
+    def _card_and_repository(self, token: str | None, private: bool | None, told: dict[str, Any]) -> None:
+        """The repository comes when nothing of the card can be refused any more; then the card names it."""
+        self.create_model_card(**told)
+        if self.hub_model_id is None:
+            self._open_repository(token, private)
+            self.create_model_card()
+        elif private is not None:
+            self._pushes.private = private
 
     def _open_repository(self, token: str | None, private: bool | None) -> None:
         try:

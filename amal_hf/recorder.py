@@ -144,7 +144,7 @@ def _replayed(step: RecordedStep, mixture: Mixture, run: Callable[[Batch], Any],
             with torch.random.fork_rng():
                 set_randomness(randomness)
                 parts.append(mixture.evaluate(run(batch), batch))
-        return Evaluation(torch.cat([p.losses for p in parts]), torch.cat([p.features for p in parts]))
+        return Evaluation.joined(parts)
 
     weights = torch.cat([weighed.weights for weighed in step.weighed]).to(device)
     seen = [weighed.observation for weighed in step.weighed]

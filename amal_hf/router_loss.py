@@ -4,15 +4,35 @@ from typing import Any
 
 from torch import Tensor
 
+from amal_hf.generators import without_adapters
 
-def router_loss(outputs: Any, config: Any) -> Tensor | None:
-    """The balancing loss of a student's router times its coefficient; `None` for a student without.
 
-    Students of `transformers` add it where they see labels, which they do not here.
+_PARTS = {
+    ("aux_loss", "encoder_aux_loss", "decoder_aux_loss"): ("router_aux_loss_coef", "aux_loss_coef"),
+    ("encoder_z_loss", "decoder_z_loss"): ("router_z_loss_coef",),
+}
+"""Losses of routers among a student's outputs, and what their coefficient is called."""
+
+
+def router_loss(outputs: Any, model: Any) -> Tensor | None:
+    """The losses of a student's routers times their coefficients; `None` for a student without.
+
+    Students of `transformers` add them where they see labels, which they do not here.
 
     Args:
-        outputs: of the student; with `output_router_logits` of its configuration they have an `aux_loss`.
-        config: of the student, with `router_aux_loss_coef`.
+        outputs: of the student; with `output_router_logits` of its configuration they have such losses.
+        model: the student, which knows the coefficients, or its configuration does.
     """
-    balance: Tensor | None = getattr(outputs, "aux_loss", None)
-    return None if balance is None else balance * getattr(config, "router_aux_loss_coef", 0.0)
+    added = None
+    for names, coefficients in _PARTS.items():
+        for balance in (getattr(outputs, name, None) for name in names):
+            if isinstance(balance, Tensor):
+                weighed = balance * _first(without_adapters(model), coefficients)
+                added = weighed if added is None else added + weighed
+    return added
+
+
+def _first(model: Any, names: tuple[str, ...]) -> float:
+    places = (model, model.config.get_text_config())
+    found = (getattr(place, name, None) for place in places for name in names)
+    return next((value for value in found if value is not None), 0.0)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from amal_hf.columns import is_transformed
 from amal_hf.losses import Loss
 from amal_hf.rules import Rule, all_votes, check_some_vote, check_votes
 from amal_hf.shapes import ABSTAIN, VOTES, Batch, Logits, LossTable
@@ -103,14 +104,15 @@ class RuleLosses(Loss):
 
 
 def votes_of(rows: Any, column: str, rules: int, classes: int) -> NDArray[np.int64] | None:
-    """All votes of a dataset, `(n, m)` (of all tokens, where rules vote on these); `None` of a stream.
+    """All votes of a dataset, `(n, m)` (of all tokens, where rules vote on these); `None` of a stream, or of rows that
+    a function makes.
 
     Raises:
         ValueError: no such column, rows without votes, votes of another number of rules, or for a class that the
             student does not have.
     """
     names = getattr(rows, "column_names", None)
-    if names is None or not hasattr(rows, "__len__"):
+    if names is None or not hasattr(rows, "__len__") or is_transformed(rows):
         return None
     if column not in names:
         raise ValueError(

@@ -4,8 +4,8 @@
    `regex_rule` are ready-made.
 2. `apply_rules` writes the votes of all rules into the column `weak_labels`, one number a rule, -1 for abstaining:
    the form in which WRENCH folders have them.
-3. Votes made elsewhere come in by `add_votes`: a matrix (also of snorkel's `L`), a `.npy` or `.npz` file, or a long
-   table of (row, rule, vote).
+3. Votes made elsewhere come in by `add_votes`: a matrix (also of snorkel's `L`), or a `.npy` or `.npz` file;
+   `votes_of_table` makes such a matrix of a long table of (row, rule, vote).
 """
 
 import re

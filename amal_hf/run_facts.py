@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import transformers
 from numpy.typing import NDArray
 
 from amal_hf.card_check import is_repository
@@ -68,18 +69,20 @@ def gather(trainer: Any, details: CardDetails) -> RunFacts:
     model = trainer.accelerator.unwrap_model(trainer.model)
     plain_model = without_adapters(model)
     folder = Path(trainer.args.output_dir)
-    architecture = type(plain_model).__name__
+    architecture, task = type(plain_model).__name__, details.tasks or _task(plain_model)
     details = replace(
         details,
         tags=(*details.tags, *(getattr(model, "model_tags", None) or ())),
         finetuned_from=_no_path(details.finetuned_from),
         teachers=tuple(filter(None, map(_no_path, details.teachers))),
+        example=details.example or _example(trainer.processing_class, task),
     )
     common: dict[str, Any] = {
         "repo_id": trainer.hub_model_id or trainer.args.hub_model_id or folder.absolute().name,
         "details": details,
         "architecture": architecture,
-        "task": details.tasks or _task(plain_model),
+        "loads_with": _loads_with(plain_model),
+        "task": task,
         "library": "transformers" if plain_model is model else "peft",
         "base_model": details.finetuned_from or _hub_name(getattr(plain_model.config, "_name_or_path", "")),
         "parameters": sum(parameter.numel() for parameter in plain_model.parameters()),
@@ -100,6 +103,19 @@ def _task(model: Any) -> str:
     task = next((tag for end, tag in TASKS.items() if type(model).__name__.endswith(end)), "")
     hears = getattr(model, "main_input_name", "input_ids") in ("input_values", "input_features")
     return task.replace("text-", "audio-") if hears else task
+
+
+def _loads_with(model: Any) -> str:
+    """The class of `transformers` that the student is or is derived from."""
+    kinds = (kind.__name__ for kind in type(model).__mro__ if kind.__module__.startswith("transformers.models."))
+    made = (kind for kind in kinds if hasattr(transformers, kind) and not kind.endswith("PreTrainedModel"))
+    return next(made, "AutoModel")
+
+
+def _example(tokenizer: Any, task: str) -> str:
+    """An input for the snippet, where what to write depends on the tokenizer."""
+    mask = getattr(tokenizer, "mask_token", None)
+    return f"The text with a {mask} in it" if mask and task == "fill-mask" else ""
 
 
 def _mixing(trainer: Any, details: CardDetails) -> dict[str, Any]:

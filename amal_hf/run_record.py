@@ -104,7 +104,8 @@ def record_of(trainer: Any) -> RunRecord:
     changes = trainer.method.batch_policy
     names = label_names(trainer.model.config) if getattr(trainer.model.config, "num_labels", 0) > 1 else []
     labels = _classes_in(trainer.train_dataset, label_column(trainer.train_dataset)) if names else None
-    of_one_class = labels is not None or bool(np.isfinite(notes[GUESS]).any())
+    blends = isinstance(changes, LabelBlend)
+    of_one_class = labels is not None or blends or bool(np.isfinite(notes[GUESS]).any())
     return RunRecord(
         settings=settings_of(trainer),
         log_history=trainer.state.log_history,
@@ -118,7 +119,7 @@ def record_of(trainer: Any) -> RunRecord:
         labels=labels,
         truth=_classes_in(trainer.train_dataset, TRUE_LABEL),
         rules=rules,
-        shares=changes.shares().cpu().numpy() if isinstance(changes, LabelBlend) else None,
+        shares=changes.shares().cpu().numpy() if blends else None,
         masked=_masked(changes, trainer) if isinstance(changes, TokenMask) else [],
     )
 

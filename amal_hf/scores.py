@@ -1,7 +1,7 @@
 """`evaluate` metrics that need neither a download nor a cache file, and can say how far to trust them."""
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import Any
 
 import evaluate
 import numpy as np
@@ -9,14 +9,6 @@ from datasets import Features, List, Value
 from numpy.typing import NDArray
 
 from amal_hf.intervals import score_interval
-
-
-class Difference(NamedTuple):
-    """What one system is better than another by, and the interval of that."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Score(evaluate.Metric):  # type: ignore[misc]  # evaluate carries no types
@@ -45,23 +37,6 @@ class Score(evaluate.Metric):  # type: ignore[misc]  # evaluate carries no types
     @abstractmethod
     def score(self, predictions: NDArray[Any], references: NDArray[Any]) -> float:
         """The score of rows."""
-
-    def difference(self, ours: Any, theirs: Any, references: Any, samples: int = 2000) -> Difference:
-        """By how much our predictions score above theirs on the same rows, with a paired bootstrap interval.
-
-        It is much narrower than two intervals side by side suggest, since a row that is hard for one system is mostly
-        hard for the other.
-
-        Raises:
-            ValueError: the three are not of one length.
-        """
-        columns = [np.asarray(rows) for rows in (ours, theirs, references)]
-
-        def gain(ours: NDArray[Any], theirs: NDArray[Any], wanted: NDArray[Any]) -> float:
-            return self.score(ours, wanted) - self.score(theirs, wanted)
-
-        low, high = score_interval(gain, columns, self.seed, samples=samples)
-        return Difference(gain(*columns), low, high)
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

@@ -9,6 +9,7 @@ Legend, used in every docstring of the package:
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 
@@ -25,7 +26,7 @@ ExampleIds: TypeAlias = Tensor
 """`(B,)`, int64: the row of the training set (or, for a stream, its own id)."""
 
 Logits: TypeAlias = Tensor
-"""`(B, C)`, or `(B, T, C)` for token classification."""
+"""`(B, C)`, or `(B, T, C)` where tokens are labelled or written."""
 
 Params: TypeAlias = Mapping[str, Tensor]
 """Parameters (or a vector shaped like them) by name."""
@@ -45,6 +46,11 @@ class Evaluation(NamedTuple):
 
     losses: LossTable
     features: Features
+
+    @classmethod
+    def joined(cls, parts: Sequence["Evaluation"]) -> "Evaluation":
+        """That of several batches as one."""
+        return cls(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 Evaluate: TypeAlias = Callable[[], Evaluation]

@@ -30,15 +30,14 @@ def warn_of_shared_sets(meta_dataset: Any, train_dataset: Any, eval_dataset: Any
             "The meta set is the evaluation set: its scores are then those of examples that the weights were learned "
             "on, and choosing a model by them is biased. Pass a set of its own as `meta_dataset`."
         )
-    if not isinstance(train_dataset, datasets.Dataset) or not isinstance(meta_dataset, datasets.Dataset):
-        return
-    shared = sorted(set(train_dataset.column_names) & set(meta_dataset.column_names))
-    texts = [name for name in shared if name != EXAMPLE_ID and _tells_rows_apart(meta_dataset, name)]
-    by_content = texts or [name for name in ("input_ids",) if name in shared]
-    by_id = [EXAMPLE_ID] if EXAMPLE_ID in shared else []
-    first = train_dataset.take(min(len(train_dataset), OVERLAP_LIMIT))
-    for columns in (by_content, by_id):
-        count = count_shared(first, meta_dataset, columns) if columns else 0
+    if isinstance(train_dataset, datasets.Dataset) and isinstance(meta_dataset, datasets.Dataset):
+        _warn_of_shared_rows(train_dataset, meta_dataset)
+
+
+def _warn_of_shared_rows(train: datasets.Dataset, meta: datasets.Dataset) -> None:
+    first = train.take(min(len(train), OVERLAP_LIMIT))
+    for columns in _compared(train, meta):
+        count = count_shared(first, meta, columns)
         if count:
             logger.warning(
                 "%d of the first %d training rows are also in the meta set (same %s). Clean rows may serve as both in "
@@ -50,9 +49,18 @@ def warn_of_shared_sets(meta_dataset: Any, train_dataset: Any, eval_dataset: Any
             )
 
 
+def _compared(train: datasets.Dataset, meta: datasets.Dataset) -> list[list[str]]:
+    """By what rows of two sets may be the same: texts, or else token ids; and ids."""
+    shared = sorted(set(train.column_names) & set(meta.column_names))
+    texts = [name for name in shared if name != EXAMPLE_ID and _tells_rows_apart(meta, name)]
+    by_content = texts or [name for name in ("input_ids",) if name in shared]
+    by_id = [name for name in (EXAMPLE_ID,) if name in shared]
+    return [columns for columns in (by_content, by_id) if columns]
+
+
 def _tells_rows_apart(rows: datasets.Dataset, column: str) -> bool:
     """Whether strings are texts, and not names of a few kinds, as a source or a class."""
-    is_text = rows.features[column] == datasets.Value("string")
+    is_text = rows.features[column] in (datasets.Value("string"), datasets.Value("large_string"))
     return is_text and 2 * len(rows.unique(column)) > len(rows)
 
 

@@ -27,7 +27,7 @@ from amal_hf.own_adam import check_learning_rate, follow_to
 from amal_hf.processes import average_gradients
 from amal_hf.rule_losses import votes_of
 from amal_hf.shapes import ABSTAIN, IGNORED, VOTES, Batch, LossTable, PerExample
-from amal_hf.task import at_least_fp32
+from amal_hf.task import Task, at_least_fp32
 
 
 CITATION = """@inproceedings{maheshwari2021semi,
@@ -77,6 +77,16 @@ class Spear(JointLoss):
     def names(self) -> tuple[str, ...]:
         """L2, L3 and L6."""
         return tuple(f"{self.name}/{term}" for term in ("entropy", "pseudo_label", "agreement"))
+
+    def bind(self, task: Task) -> None:
+        """One class for each row.
+
+        Raises:
+            ValueError: several labels at once, or numbers.
+        """
+        super().bind(task)
+        if task.problem_type not in (None, "single_label_classification"):
+            raise ValueError(f"Spear '{self.name}': it is for one class a row, and the task is {task.problem_type}.")
 
     def check(self, rows: Any, classes: int) -> None:
         """Votes of these rules, each for the one class of its rule, labels or -100, and scores where rules fired.
@@ -137,6 +147,9 @@ class Spear(JointLoss):
     def finish_step(self) -> None:
         """One Adam step of the graphical model, the same on all processes."""
         average_gradients(self.cage.parameters())
+        for parameter in self.cage.parameters():  # one batch without numbers would be the end of the model
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

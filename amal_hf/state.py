@@ -41,6 +41,7 @@ def load_state(path: str, present: dict[str, Any]) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the reader fail in any way
         raise ValueError(f"{path} is damaged ({error!r}). Resume from an earlier checkpoint.") from error
+    state.setdefault("policy", present["policy"])  # of checkpoints that were written before there was this
     for key in IDENTITY:
         if state.get(key) != present[key]:
             raise ValueError(

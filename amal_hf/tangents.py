@@ -28,7 +28,6 @@ class Slopes(NamedTuple):
     """What one measurement gives; all detached."""
 
     slopes: LossTable
-    losses: LossTable
     features: Features
 
 
@@ -80,12 +79,11 @@ class FiniteDifference(Tangent):
         self.radius = radius
 
     def __call__(self, model: nn.Module, direction: Params, evaluate: Evaluate, dtype: torch.dtype) -> Slopes:
-        """Two forward passes; losses and features are those at the middle."""
+        """Two forward passes; features are those at the middle."""
         with torch.no_grad():
             plus, minus, distance = both_sides(dict(model.named_parameters()), direction, evaluate, dtype, self.radius)
         return Slopes(
             slopes=(plus.losses - minus.losses) / distance,
-            losses=(plus.losses + minus.losses) / 2,
             features=(plus.features + minus.features) / 2,
         )
 
@@ -105,9 +103,9 @@ class ForwardMode(Tangent):
         with torch.no_grad(), forward_ad.dual_level():
             duals = {name: forward_ad.make_dual(params[name], v) for name, v in direction.items()}
             result = _evaluate_with(model, duals, evaluate)
-            losses, slopes = forward_ad.unpack_dual(result.losses)
+            _, slopes = forward_ad.unpack_dual(result.losses)
             features = forward_ad.unpack_dual(result.features).primal
-        return Slopes(torch.zeros_like(losses) if slopes is None else slopes, losses, features)
+        return Slopes(torch.zeros_like(result.losses) if slopes is None else slopes, features)
 
 
 class DoubleBackward(Tangent):
@@ -130,7 +128,7 @@ class DoubleBackward(Tangent):
             products = [(g * direction[name]).sum() for name, g in zip(params, gradient, strict=True) if g is not None]
             along = torch.stack(products).sum()
             (slopes,) = torch.autograd.grad(along, probe)
-        return Slopes(slopes, result.losses.detach(), result.features.detach())
+        return Slopes(slopes, result.features.detach())
 
 
 def movable_parameters(module: nn.Module) -> Params:

@@ -92,3 +92,8 @@ def entropy(logits: Logits, task: Task, batch: Batch) -> PerExample:
 def _entropy_share(logits: Logits) -> Tensor:
     log_p = F.log_softmax(at_least_fp32(logits), -1)
     return -(log_p.exp() * log_p).sum(-1) / math.log(logits.shape[-1])
+
+
+def one_class_each(logits: Logits, labels: Tensor) -> bool:
+    """Whether every row has one class, and the student a score for each."""
+    return logits.ndim == 2 and labels.ndim == 1 and not labels.is_floating_point() and logits.shape[1] > 1

@@ -15,6 +15,7 @@ from datasets.fingerprint import Hasher
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from amal_hf.columns import is_transformed
 from amal_hf.label_order import same_words
 from amal_hf.shapes import EXAMPLE_ID, Batch
 from amal_hf.text_limit import text_limit
@@ -22,6 +23,9 @@ from amal_hf.text_limit import text_limit
 
 PROBED = 64
 """Of the first rows so many are looked at, to see what a collator or a teacher does with them."""
+
+_TENSORS = ("torch", "numpy", "tensorflow", "jax")
+"""Formats of a dataset that only say of what kind a row's values are."""
 
 
 @dataclass(frozen=True)
@@ -125,17 +129,27 @@ def student_encoding(inputs: TeacherInputs) -> StudentEncoding:
     """The student's encoding, row by row, in the format that the training set has.
 
     Raises:
-        ValueError: the training set has no rows to look up, or not these columns, or makes its rows by a function.
+        ValueError: the training set has no rows to look up, or not these columns, or a function (`with_transform`)
+            makes others of them.
     """
-    kept: dict[str, Any] = inputs.dataset.format if isinstance(inputs.dataset, Dataset) else {"type": None}
-    if kept["type"] == "custom":
+    rows = _looked_up(inputs.dataset, inputs.columns, "columns")
+    kept = inputs.dataset.format
+    if kept["type"] in _TENSORS:
+        return StudentEncoding(rows.with_format(kept["type"], **kept["format_kwargs"]), inputs.collator)
+    encoding, first = StudentEncoding(rows, inputs.collator), list(range(min(PROBED, len(rows))))
+    if is_transformed(inputs.dataset) and _digest(_transformed(inputs, first)) != _digest(encoding(first)):
         raise ValueError(
             "The training set makes its rows by a function (with_transform), which a cache of a teacher's answers "
             "does not see. Use dataset.map(...), or leave teacher_cache_dir out: a live teacher reads what the "
             "student reads."
         )
-    rows = _looked_up(inputs.dataset, inputs.columns, "columns")
-    return StudentEncoding(rows.with_format(kept["type"], **kept["format_kwargs"]), inputs.collator)
+    return encoding
+
+
+def _transformed(inputs: TeacherInputs, numbers: list[int]) -> Batch:
+    """A batch of these rows as the training set's function makes them, of what the teacher reads."""
+    rows = (inputs.dataset[number] for number in numbers)
+    return inputs.collator([{name: row[name] for name in inputs.columns if name in row} for row in rows])
 
 
 def text_encoding(inputs: TeacherInputs, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> TextEncoding:

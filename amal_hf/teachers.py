@@ -32,7 +32,6 @@ from transformers import (
 
 from amal_hf.generators import without_adapters
 from amal_hf.label_order import Order, label_order, same_words, word_order
-from amal_hf.loggers import logger_of
 from amal_hf.model_labels import class_names, label_names
 from amal_hf.shapes import Batch, Logits
 from amal_hf.teacher_cache import CachedTeacher, CacheRecipe, digest_folder, digest_model, open_cache
@@ -47,10 +46,6 @@ from amal_hf.teacher_inputs import (
 )
 from amal_hf.top_logits import TopK
 
-
-__all__ = ["Autocast", "LiveTeacher", "TeacherInputs", "label_order", "open_teacher"]
-
-logger = logger_of(__name__)
 
 _GENERATORS: tuple[Any, ...] = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING)
 _BY_TOKEN: tuple[Any, ...] = (MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, *_GENERATORS)

@@ -82,10 +82,18 @@ def token_rows(batch: Batch, task: Task) -> TokenRows:
     return TokenRows(mask, example, 1 / counts[example].to(torch.float32))
 
 
-def mean_by_example(values: Tensor, rows: TokenRows) -> Tensor:
-    """`(n, K) -> (B, K)`: means over each example's tokens; NaN for one without."""
-    sums = values.new_zeros(len(rows.mask), values.shape[1]).index_add(0, rows.example, values)
-    return sums / rows.mask.sum(1, keepdim=True)
+def mean_by_example(values: Tensor, rows: TokenRows, present: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`(n, K) -> (B, K)`: means over those of each example's tokens that have a loss, 0 where none has; and which do.
+
+    Args:
+        values: of tokens.
+        rows: which tokens these are.
+        present: `(n, K)`, bool: which losses they have; `None` for all.
+    """
+    there = torch.ones_like(values) if present is None else present.to(values)
+    nothing = values.new_zeros(len(rows.mask), values.shape[1])
+    sums, counts = (nothing.index_add(0, rows.example, part) for part in (values * there, there))
+    return sums / counts.clamp(min=1), counts > 0
 
 
 class TokenMixture(Mixture):
@@ -125,12 +133,15 @@ class TokenMixture(Mixture):
         """Which losses the tokens have."""
         return super().present_of([self._tokens(batch, token_rows(batch, self.task)) for batch in batches])
 
-    def remember(self, batch: Batch, weights: LossTable) -> None:
-        """The mean weight of an example's tokens."""
-        super().remember(batch, kept(mean_by_example(weights, token_rows(batch, self.task)), batch))
+    def remember(self, batch: Batch, weights: LossTable, present: Tensor | None) -> None:
+        """The mean weight of an example's tokens that have the loss; NaN for an example without tokens."""
+        rows = token_rows(batch, self.task)
+        means, _ = mean_by_example(weights, rows, present)
+        counted = torch.where(rows.mask.any(1, keepdim=True), means, torch.nan)
+        super().remember(batch, kept(counted, batch), None)
 
     def note(self, outputs: Any, batch: Batch, losses: LossTable, present: Tensor | None) -> None:
-        """The losses of an example: those of its tokens, already divided by their number, summed."""
-        example = token_rows(batch, self.task).example
-        sums = losses.new_zeros(len(all_ids_of(batch)), losses.shape[1]).index_add(0, example, losses)
-        super().note(outputs, batch, kept(sums, batch), None)
+        """The mean loss of an example's tokens that have it."""
+        rows = token_rows(batch, self.task)
+        means, there = mean_by_example(losses / rows.share[:, None].to(losses), rows, present)
+        super().note(outputs, batch, kept(means, batch), kept(there, batch))

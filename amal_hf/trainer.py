@@ -238,7 +238,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         if self.args.logging_strategy != IntervalStrategy.NO:
             self._statistics.add(weighed)
         # Gradients are averaged over processes, while the examples are those of all of them.
-        balance = router_loss(outputs, self.model.config)
+        balance = router_loss(outputs, self.model)
         total = weighed.total if balance is None else weighed.total + balance * len(ids_of(batch))
         loss = total * (self.accelerator.num_processes / window.examples)
         return (loss, outputs) if return_outputs else loss
@@ -344,11 +344,18 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         self._count(learner.learn(self._student(), prepared, meta_batch))
         return prepared
 
-    def _prepare_batch(self, batch: Batch) -> Batch:
+    def _show_rows(self, progress: float) -> None:
+        if self._learner:
+            size = max(self._train_batch_size, self.args.per_device_eval_batch_size)
+            batches = (self._prepare_batch(self._prepare_inputs(batch), reads=True) for batch in self._all_rows(size))
+            self._learner.show_rows(self._student()._replace(progress=progress), batches)
+
+    def _prepare_batch(self, batch: Batch, reads: bool | None = None) -> Batch:
         """With what losses need of it, and what its targets cost the student without a source, where that is read."""
         prepared = self.mixture.prepare(batch)
         policy = self.method.policy
-        if not (policy.needs_source_gain and policy.reads_at(self._progress())):
+        reads = policy.reads_at(self._progress()) if reads is None else reads
+        if not (policy.needs_source_gain and reads):
             return prepared
         return {**prepared, WITHOUT_SOURCE: cost_without_source(self._student(), prepared, self.mixture.task)}
 

@@ -17,10 +17,12 @@ References:
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from amal_hf.adjoints import Adjoints, clip_adjoint, step_adjoint
@@ -148,18 +150,13 @@ def walk_back(
         max_grad_norm: at which gradients were clipped; 0 for not at all.
     """
     optimizer = raw(optimizer)
-    now, rates = snapshot(optimizer), [group["lr"] for group in optimizer.param_groups]
     adjoint = dict(gradient)
     states: Adjoints = {}
     found: list[LossTable] = []
-    trainable = {str(i): p for i, p in enumerate(trained_parameters(optimizer))}
-    try:
+    with _put_back(optimizer):
         for position in trajectory.rewind.back(optimizer, steps, max_grad_norm):
             step = steps[position]
-            everything = gradients_of(step, trainable)
-            norm = global_norm(everything)
-            own = {id(p): everything[name] for name, p in trainable.items()}
-            gradients = {name: own[id(p)] * clip_share(norm, max_grad_norm) for name, p in params.items()}
+            gradients, norm = _gradients_as_taken(step, params, trained_parameters(optimizer), max_grad_norm)
             adjoint, states, of_gradient = step_adjoint(
                 optimizer, params, gradients, adjoint, states, step.learning_rates, trajectory.frozen_second_moment
             )
@@ -167,11 +164,29 @@ def walk_back(
             slopes, product = trajectory.product(step, params, of_gradient, dtype)
             adjoint = {name: value + product[name] for name, value in adjoint.items()}
             found.append(-slopes)
+    return joined([step.observation for step in steps]), torch.cat(found[::-1])
+
+
+@contextmanager
+def _put_back(optimizer: Optimizer) -> Iterator[None]:
+    """Within the block the student may stand elsewhere; afterwards it, its optimizer and its rates are as before."""
+    now, rates = snapshot(optimizer), [group["lr"] for group in optimizer.param_groups]
+    try:
+        yield
     finally:
         put(optimizer, now)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-    return joined([step.observation for step in steps]), torch.cat(found[::-1])
+
+
+def _gradients_as_taken(
+    step: Step, params: Params, trained: Sequence[Tensor], max_grad_norm: float
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What the optimizer got for `params`, clipped by the norm over all that it trains; and that norm."""
+    everything = gradients_of(step, {str(place): p for place, p in enumerate(trained)})
+    norm = global_norm(everything)
+    own = {id(p): g for p, g in zip(trained, everything.values(), strict=True)}
+    return {name: own[id(p)] * clip_share(norm, max_grad_norm) for name, p in params.items()}, norm
 
 
 def check_optimizer(optimizer: Optimizer, trajectory: Trajectory) -> None:
@@ -185,4 +200,6 @@ def check_optimizer(optimizer: Optimizer, trajectory: Trajectory) -> None:
             f"Trajectory: a step of {type(raw(optimizer)).__name__} cannot be differentiated. Use an optimizer of "
             f'torch.optim, as optim="adamw_torch" or "sgd", or a method without a trajectory.'
         )
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise ValueError("Trajectory: the optimizer has maximize=True, which is not walked back. Negate the loss.")
     trajectory.rewind.check(optimizer, trajectory.steps)

@@ -39,8 +39,8 @@ from amal_hf.tangents import movable_parameters
 
 RESULTS = Path(__file__).parent / "results" / "parts.json"
 CUDA = torch.cuda.is_available()
-FEATURES = 4
-"""What `LossNetwork` reads of two losses and no teacher."""
+FEATURES = 8
+"""What `LossNetwork()` observes of two losses and no teacher: surface 4, clean probe 3, class 1."""
 
 
 def main() -> None:

@@ -56,6 +56,7 @@ from amal_hf.command_line import parse_arguments
 from amal_hf.data import read_dataset
 from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
 from amal_hf.intervals import bootstrap_interval
+from amal_hf.label_order import label_order
 from amal_hf.latency import hardware_name, measure_latency
 from amal_hf.metrics import classification_metrics
 from amal_hf.noise import flip_labels
@@ -63,7 +64,6 @@ from amal_hf.plots import Curve, plot_accuracy_against_seconds
 from amal_hf.precision import has_fast_bf16
 from amal_hf.publishing import reach_hub
 from amal_hf.splits import complete_splits
-from amal_hf.teachers import label_order
 
 
 METHODS: dict[str, Callable[[], Method]] = {

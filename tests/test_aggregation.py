@@ -109,3 +109,16 @@ def test_label_model_trusts_rules_by_their_agreement():
     for bad, message in ((votes[:, :2], "at least 3 rules"), (votes * 0, "at least two classes")):
         with pytest.raises(ValueError, match=message):
             label_model(bad, 2)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32, list])
+def test_an_aggregate_may_give_numbers_of_any_kind(kind):
+    """Bytes cannot say -100, and a list cannot be written into."""
+    rows = Dataset.from_dict({"weak_labels": [[0, 0], [1, 1], [-1, -1]]})
+
+    def first(votes, classes, seed):
+        hard = np.abs(votes[:, 0])
+        return {list: hard.tolist(), np.float32: np.eye(2, dtype=np.float32)[hard]}.get(kind, hard.astype(np.uint8))
+
+    found = add_aggregated(rows, "voted", first, 2)["voted"][:]
+    assert found == ([[1.0, 0.0], [0.0, 1.0], [-100.0, -100.0]] if kind is np.float32 else [0, 1, -100])

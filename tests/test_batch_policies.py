@@ -222,14 +222,16 @@ def test_slopes_of_masks_are_those_of_the_projection():
 
 
 def test_an_attention_mask_of_ones_is_the_plain_one(batch):
-    """log 1 = 0: with everything kept, the student gives what it gives for the plain mask, padding included."""
-    model = tiny_bert().eval()
-    policy = AttentionMask(VECTORS, list(range(60)))
-    embeddings = model.get_input_embeddings()(batch["input_ids"])
-    changed = policy.change(embeddings, batch, 0)
-    ours = model(inputs_embeds=changed.embeddings, attention_mask=changed.attention_mask).logits
-    plain = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-6)
+    """log 1 = 0: with everything kept, the student gives what it gives for the plain mask, padding included, in fp64
+    as well.
+    """
+    for model in (tiny_bert().eval(), tiny_bert().eval().double()):
+        policy = AttentionMask(VECTORS, list(range(60)))
+        embeddings = model.get_input_embeddings()(batch["input_ids"])
+        changed = policy.change(embeddings, batch, 0)
+        ours = model(inputs_embeds=changed.embeddings, attention_mask=changed.attention_mask).logits
+        plain = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-6)
 
 
 def test_bad_input():

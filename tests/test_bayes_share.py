@@ -159,9 +159,9 @@ def test_what_is_no_number_is_left_out():
     assert policy.bayes.confusions.isfinite().all()
     features = torch.cat([odd[-2:], torch.zeros(2, 1), torch.zeros(2, 1)], 1)
     share = policy.bayes.share(Observation(torch.arange(2), features, 0.0))
-    assert share[0] == 0.5 and 0 <= share[1] <= 1
+    assert share[0].isnan() and 0 <= share[1] <= 1
     features[1] = torch.tensor([1.0, 0, 0, 0, -1])
-    assert policy.bayes.share(Observation(torch.arange(2), features, 0.0)).tolist() == [0.5, 0.5]
+    assert policy.bayes.share(Observation(torch.arange(2), features, 0.0)).isnan().all()
 
 
 def test_the_network_reads_the_share():
@@ -546,3 +546,12 @@ def test_tokens_have_shares_of_their_own(tmp_path):
     assert told == [[7, 7], [360, 360]]
     found = trainer.state.log_history[0]["wrong_labels_by_teacher"]
     assert abs(found - float(flipped.float().mean())) < 0.08
+
+
+def test_the_initial_mixture_stays_where_nothing_is_known():
+    """Before labels were shown, and of rows without one: what `loss_weights` say, and not half and half."""
+    initial = (0.9, 0.1)
+    for told, labels in ((False, LABELS), (True, torch.full_like(LABELS, -100))):
+        policy = begun(LossNetwork(normalisation=Convex()), initial=initial, told=told)
+        weights = policy.weights(seen(policy, labels)).detach()
+        torch.testing.assert_close(weights, torch.tensor(initial).expand_as(weights), atol=1e-5, rtol=0)

@@ -9,6 +9,7 @@ from conftest import tiny_bert, toy_arguments, toy_rows
 from torch.distributions import Beta
 
 from amal_hf import AMALTrainer, Cage, CrossEntropy, Spear, amal, split_rules
+from amal_hf.task import Task
 
 
 CLASSES = [0, 1, 1]
@@ -236,3 +237,9 @@ def test_what_spear_needs_is_named_before_training(rows, scores, message):
     spear = Spear(Cage([0, 1, 1], 2 if message.startswith("made") else 3), scores=scores)
     with pytest.raises(ValueError, match=message):
         spear.check(rows, 3)
+
+
+def test_spear_is_for_one_class_a_row():
+    """Several answers at once would end in an error of torch at the first step."""
+    with pytest.raises(ValueError, match="one class a row, and the task is multi_label_classification"):
+        Spear(Cage([0, 1, 1], 3)).bind(Task("multi_label_classification"))

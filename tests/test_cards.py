@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,12 @@ from conftest import tiny_bert, tiny_vit, toy_arguments, toy_rows
 from datasets import ClassLabel
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
-from transformers import BertForMultipleChoice, TrainingArguments
+from transformers import (
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertPreTrainedModel,
+    TrainingArguments,
+)
 
 from amal_hf import (
     AMALTrainer,
@@ -29,6 +35,7 @@ from amal_hf.card_check import check_card
 from amal_hf.card_facts import RunFacts
 from amal_hf.cards import names_of, render_card
 from amal_hf.metrics import classification_metrics
+from amal_hf.run_facts import _example, gather
 
 
 CARDS = sorted((Path(__file__).parents[1] / "model_cards").glob("*/card.json"))
@@ -183,6 +190,25 @@ def test_a_student_of_pictures_is_shown_in_its_pipeline(tmp_path):
     other = BertForMultipleChoice(tiny_bert().config)
     AMALTrainer(other, toy_arguments(tmp_path)).create_model_card()
     assert "BertForMultipleChoice.from_pretrained" in card_of(tmp_path)
+
+
+def test_snippets_run_for_students_of_ones_own(tmp_path):
+    """A class that `transformers` lacks is loaded as the one that it is derived from, or by `AutoModel`; a text to
+    fill in has the mask of the tokenizer.
+    """
+
+    class Own(BertForMultipleChoice):
+        """Of nobody else."""
+
+    class Bare(BertPreTrainedModel):
+        """With a head of its own."""
+
+    for kind, name in ((Own, "BertForMultipleChoice"), (Bare, "AutoModel")):
+        AMALTrainer(kind(tiny_bert().config), toy_arguments(tmp_path)).create_model_card()
+        assert f"from transformers import {name}\n" in card_of(tmp_path)
+    facts = gather(AMALTrainer(tiny_bert(head=BertForMaskedLM), toy_arguments(tmp_path)), CardDetails())
+    assert facts.details.example == ""
+    assert _example(SimpleNamespace(mask_token="<mask>"), "fill-mask") == "The text with a <mask> in it"
 
 
 def test_scores_of_several_sets(tmp_path):

@@ -184,7 +184,7 @@ BAD = {
     ),
     "classes of other names in the meta set": (
         {"train_dataset": with_names(8, ["anger", "joy", "sad"]), "meta_dataset": with_names(6, ["joy", "sad", "x"])},
-        r"train_dataset are \['anger', 'joy', 'sad'\], and those of meta_dataset are \['joy', .*align_labels",
+        r"train_dataset are \['anger', 'joy', 'sad'\], and those of meta_dataset are \['joy', .*cast_column",
     ),
     "smoothed numbers": (
         {
@@ -196,8 +196,8 @@ BAD = {
         "label_smoothing_factor=0.1 spreads a label over classes",
     ),
     "vectors of too few tokens": (
-        {"method": commentaries(TokenMask(torch.randn(10, 8), [0]))},
-        f"vectors of 10 tokens, and the student reads {VOCABULARY}",
+        {"method": commentaries(TokenMask(torch.randn(10, 8), [0])), "processing_class": range(VOCABULARY)},
+        f"vectors of 10 tokens, and processing_class knows {VOCABULARY}",
     ),
     "a router on the way back": (
         {
@@ -432,3 +432,6 @@ def test_steps_of_runs_of_one_budget(tmp_path):
     options = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
     args = toy_arguments(tmp_path, **options)
     assert [args.get_steps(100, epochs) for epochs in (1, 3, 0.5, 0.01)] == [7, 21, 4, 1]
+    assert args.get_steps(33, 1.1) == 4, "as Trainer has it, rounded up"
+    short = toy_arguments(tmp_path, **options, dataloader_drop_last=True)
+    assert [short.get_steps(rows, 1) for rows in (100, 33, 7)] == [6, 2, 1]

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from amal_hf.collator import ExampleCollator, NumberedDataset, is_stream, numbered, rows_of
+from amal_hf.shapes import EXAMPLE_ID
 
 
 ROWS = 12
@@ -258,3 +259,16 @@ def test_streams_are_left_alone():
         assert is_stream(stream)
         assert numbered(stream) == (stream, None)
     assert not any(is_stream(dataset) for dataset in (toy_rows(2), Squares(), np.zeros(2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_are_whole_numbers_of_64_bits(dtype):
+    """Whatever a collator of a user's own makes them: an index of bytes is a mask, and -1 does not fit in one."""
+
+    def collate(rows):
+        return {"labels": torch.tensor([row["labels"] for row in rows], dtype=dtype)}
+
+    rows = [{"labels": 1, EXAMPLE_ID: 4}, {"labels": 2, EXAMPLE_ID: 7}]
+    batch = ExampleCollator(collate, ())(rows)
+    assert batch["labels"].dtype == torch.int64 and batch["labels"].tolist() == [1, 2]
+    assert ExampleCollator(collate, ())([{"labels": 1}])["labels"].dtype == torch.int64

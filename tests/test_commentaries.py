@@ -12,7 +12,13 @@ import pytest
 import torch
 from conftest import VOCABULARY, tiny_bert, toy_arguments, toy_rows
 from hub import client_environment, running_hub
-from transformers import DistilBertConfig, DistilBertForSequenceClassification, TrainerCallback, set_seed
+from transformers import (
+    AutoConfig,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    TrainerCallback,
+    set_seed,
+)
 
 from amal_hf import (
     AMALTrainer,
@@ -212,6 +218,29 @@ def test_other_rows_are_warned_of(tmp_path, caplog):
         assert not caplog.records
         read.method_for(tiny_bert(), toy_rows(ROWS, seed=5))
     assert "learned on other training rows" in caplog.text
+
+
+def test_rows_that_were_no_dataset_are_not_compared(tmp_path, caplog):
+    """There is nothing that they could be known by."""
+    rows = [toy_rows(ROWS)[row] for row in range(ROWS)]
+    trainer = new_trainer(tmp_path, commentaries(LabelBlend(3)), train=rows)
+    trainer.train()
+    with caplog.at_level(logging.WARNING, logger="amal_hf"):
+        Commentary.learned_by(trainer).method_for(tiny_bert(), toy_rows(ROWS))
+    assert "other training rows" not in caplog.text
+
+
+@pytest.mark.parametrize("family", ["gpt2", "modernbert", "deberta-v2"])
+def test_a_mask_does_not_take_the_place_of_one_that_hides_words(tmp_path, family):
+    """Later words from a student that reads forward, distant ones from one with windows; and not every student takes a
+    mask for pairs of tokens. Masks on embeddings suit all that read both ways.
+    """
+    student = tiny_bert()
+    student.config.__class__ = type(AutoConfig.for_model(family))
+    student.config.layer_types = ["full_attention", "sliding_attention"] if family == "modernbert" else None
+    vectors = torch.randn(VOCABULARY, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="AttentionMask takes the place of the mask.*Use TokenMask"):
+        new_trainer(tmp_path, commentaries(AttentionMask(vectors, [0])), student)
 
 
 @pytest.mark.parametrize(

@@ -403,3 +403,40 @@ def test_what_cannot_be_completed_is_refused():
     for data in (DatasetDict(test=words), DatasetDict(train=words)):
         with pytest.raises(ValueError, match="takes a split 'train' with one label a row"):
             complete_splits(data, 1, seed=0)
+
+
+def test_a_blank_far_down_a_wide_table(tmp_path):
+    """pandas itself reads in pieces of a number of cells, and the wider a table the sooner comes the second."""
+    wide = ",".join(["0"] * 40)
+    rows = "".join(f"t{i},{wide},{i % 3}\n" for i in range(17_000))
+    head = ",".join(["text", *(f"n{i}" for i in range(40)), "label"])
+    (tmp_path / "a.csv").write_text(f"{head}\n{rows}last,{wide},\n")
+    train = read_dataset(tmp_path / "a.csv")["train"]
+    assert train.features["label"].names == ["0", "1", "2"] and train["label"][-1] == -1
+    assert train.features["text"] == Value("string")
+
+
+def test_numbers_that_are_written_alike_have_one_order(tmp_path):
+    """Sets have another order in each run of Python: what is the same number is sorted by its letters."""
+    (tmp_path / "a.csv").write_text("text,label\na,1\nb,01\nc,+1\nd,\ne,2\n", encoding="utf-8")
+    (tmp_path / "train.tsv").write_text("text\tlabel\na\t--1\nb\t2\n", encoding="utf-8")
+    assert read_dataset(tmp_path / "a.csv")["train"].features["label"].names == ["+1", "01", "1", "2"]
+    assert read_dataset(tmp_path)["train"].features["label"].names == ["--1", "2"]
+
+
+def test_names_of_classes_that_look_like_numbers(tmp_path):
+    """What `label.json` names is a class, whatever else it might be: "none" is no missing number."""
+    (tmp_path / "label.json").write_text(json.dumps(dict(enumerate(["1.5", "2.5", "none"]))))
+    (tmp_path / "train.csv").write_text("text,label\na,1.5\nb,none\nc,2.5\n")
+    train = read_dataset(tmp_path)["train"]
+    assert train["label"][:] == [0, 2, 1]
+
+
+@pytest.mark.parametrize("label", [{}, {"label": None}, {"label": -1}], ids=["absent", "null", "minus one"])
+def test_wrench_tokens_of_a_split_without_labels(tmp_path, label):
+    """Texts that are lists have labels of tokens, of which the rows that only rules have seen have none."""
+    (tmp_path / "label.json").write_text(json.dumps({"0": "O", "1": "B"}))
+    row = {**label, "data": {"text": ["a", "b"]}, "weak_labels": [[-1], [1]]}
+    (tmp_path / "train.json").write_text(json.dumps({"0": row}))
+    train = read_dataset(tmp_path)["train"]
+    assert train["tokens"][:] == [["a", "b"]] and train["labels"][:] == [[-1, -1]]

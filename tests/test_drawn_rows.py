@@ -2,7 +2,6 @@
 
 from itertools import pairwise
 
-import datasets
 import pytest
 import torch
 from conftest import tiny_bert, toy_arguments, toy_rows
@@ -19,6 +18,7 @@ from amal_hf import (
     MeanOne,
     Method,
     RuleLosses,
+    StateNetwork,
 )
 from amal_hf.drawn_rows import DrawnRows, drawn
 from amal_hf.policies.policy import Observation, Sizes
@@ -229,13 +229,11 @@ def test_votes_share_what_a_drawn_row_counts(tmp_path):
 )
 def test_what_cannot_be_drawn_from_is_refused_before_training(tmp_path, rows, options, message):
     """With what to do instead."""
-    given = rows()
-    assert isinstance(given, datasets.Dataset | datasets.IterableDataset)
     with pytest.raises(ValueError, match=message):
         AMALTrainer(
             model=tiny_bert(),
             args=toy_arguments(tmp_path, **options),
-            train_dataset=given,
+            train_dataset=rows(),
             meta_dataset=toy_rows(10, 4),
             method=late(draw=True),
         )
@@ -260,3 +258,44 @@ def test_other_policies_want_each_row_once(tmp_path):
     assert FixedWeights().rates(0.9) is None and not FixedWeights().draws
     trainer = new_trainer(tmp_path, late(draw=False))
     assert not isinstance(trainer.get_train_dataloader().batch_sampler.sampler, DrawnRows)
+
+
+def test_a_network_is_asked_about_all_rows_as_each_drawn_pass_begins(tmp_path):
+    """Its weights are then those that it gives the student as it stands; a table has nothing new to say of a row. What
+    was learned last is asked: no further than it has learned, and without a change of the student or its dropout.
+    """
+    policy = Delayed(LossNetwork(learning_rate=0.05, normalisation=MeanOne()), 0.5, draw=True)
+    trainer = new_trainer(tmp_path, Method("late", policy, interval=2))
+    noted, note = [], trainer.method.policy.note_rows
+
+    def watched(observation):
+        before = trainer.method.policy.store.table.clone()
+        note(observation)
+        noted.append((observation.progress, observation.ids.tolist()))
+        rows = trainer.method.policy.store.table[observation.ids]
+        asked = trainer.method.policy.policy.weights(observation._replace(progress=0.5)).detach()
+        torch.testing.assert_close(rows, asked.to(rows))
+        assert not rows.equal(before[observation.ids])
+
+    trainer.method.policy.note_rows = watched
+    trainer.train()
+    assert {progress for progress, _ in noted} == {0.5, 0.75}
+    assert [row for progress, ids in noted if progress == 0.5 for row in ids] == [*range(22)]
+    table = new_trainer(tmp_path, late(draw=True))
+    table.method.policy.note_rows = None
+    table.train()
+
+
+def test_asking_moves_nothing_else(tmp_path):
+    """Bit for bit the student of the first drawn pass is that of a run whose weights are asked of nobody, where the
+    answers are the same: a network that has learned nothing gives all rows alike.
+    """
+    students = []
+    for asks in (True, False):
+        policy = Delayed(StateNetwork((), learning_rate=1e-12, normalisation=MeanOne()), 0.5, draw=True)
+        trainer = new_trainer(tmp_path, Method("late", policy, interval=2), max_steps=18)
+        if not asks:
+            trainer.method.policy.wants_rows_at = lambda progress: False
+        trainer.train()
+        students.append(trainer)
+    assert alike(*students)

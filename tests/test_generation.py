@@ -7,11 +7,19 @@ from generation import CAUSAL, FAMILIES, collator, generator_arguments, pairs, t
 from transformers import (
     AutoConfig,
     BartForCausalLM,
+    CLIPVisionConfig,
     GPT2LMHeadModel,
+    JetMoeConfig,
+    JetMoeForCausalLM,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     MarianForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     Seq2SeqTrainer,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
     TrainerCallback,
     set_seed,
 )
@@ -28,7 +36,8 @@ from amal_hf import (
     MeanOne,
     amal,
 )
-from amal_hf.generators import predicts_next
+from amal_hf.generators import answers_by_token, is_encoder_decoder, predicts_next
+from amal_hf.router_loss import router_loss
 from amal_hf.task import Task
 
 
@@ -213,6 +222,12 @@ def test_students_that_shift_their_labels_themselves(tmp_path):
         losses.append(trainer.state.log_history[0]["loss"])
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
     model.config.decoder_start_token_id = None
+
+    def complete(rows):
+        batch = collator(tiny_generator("m2m_100"))(rows)
+        return {**batch, "decoder_input_ids": batch["labels"].clamp(min=0)}
+
+    AMALSeq2SeqTrainer(model, arguments, train_dataset=rows, data_collator=complete, losses=[CrossEntropy()])
     with pytest.raises(ValueError, match="decoder_start_token_id=None and pad_token_id=0"):
         AMALSeq2SeqTrainer(
             model, arguments, train_dataset=rows, data_collator=collator(model), losses=[CrossEntropy()]
@@ -261,6 +276,36 @@ def test_experts_of_a_student_are_balanced(tmp_path):
     assert logged[1] - logged[0] == pytest.approx(3 * balance.item(), abs=1e-3)
 
 
+SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_key_value_heads": 2}
+EXPERTS = {
+    "JetMoe": lambda: JetMoeForCausalLM(
+        JetMoeConfig(**SMALL, kv_channels=8, intermediate_size=32, num_local_experts=4, num_experts_per_tok=2)
+    ),
+    "Mixtral": lambda: MixtralForCausalLM(
+        MixtralConfig(**SMALL, num_attention_heads=2, intermediate_size=32, num_local_experts=4)
+    ),
+    "Switch": lambda: SwitchTransformersForConditionalGeneration(
+        SwitchTransformersConfig(
+            **{"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2},
+            **{"num_decoder_layers": 2, "num_experts": 4, "num_sparse_encoder_layers": 1},
+            **{"num_sparse_decoder_layers": 1, "decoder_start_token_id": 0},
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("new", EXPERTS.values(), ids=EXPERTS.keys())
+def test_the_routers_losses_are_those_that_the_student_adds(new):
+    """Whatever their coefficients are called, and wherever they stand."""
+    set_seed(0)
+    student, ids = new().eval(), torch.arange(5, 21).view(2, 8)
+    given = {"input_ids": ids, **({"decoder_input_ids": ids} if student.config.is_encoder_decoder else {})}
+    losses = [student(**given, labels=ids, output_router_logits=on).loss for on in (True, False)]
+    ours = router_loss(student(**given, output_router_logits=True), student)
+    torch.testing.assert_close(ours, losses[0] - losses[1], atol=1e-6, rtol=1e-4)
+    assert ours > 0 and router_loss(student(**given), student) is None
+
+
 BAD = {
     "empty target": ({"family": "t5", "train": emptied("t5", 4)}, "no target token in 1 of 6 rows: 4"),
     "nothing but a prompt": ({"family": "gpt2", "train": emptied("gpt2", 2)}, "no target token in 1 of 6 rows: 2"),
@@ -298,3 +343,21 @@ def test_weights_tell_shuffled_targets_apart(tmp_path):
     weights = torch.tensor(trainer.example_weights()["labels"][:])
     assert weights.isfinite().any()
     assert weights[weights.isfinite()].std() > 0
+
+
+def test_students_that_see_continue_a_text():
+    """LLaVA is in no mapping of language models, and its own loss is of the next token all the same."""
+    words = LlamaConfig(**SMALL, num_attention_heads=2, intermediate_size=32)
+    eyes = CLIPVisionConfig(
+        **{"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
+        **{"image_size": 16, "patch_size": 8},
+    )
+    set_seed(0)
+    student = LlavaForConditionalGeneration(LlavaConfig(eyes, words, image_token_id=VOCABULARY - 1)).double()
+    ids = torch.arange(5, 25).view(2, 10)
+    outputs = student(input_ids=ids, labels=ids)
+    assert answers_by_token(student) and predicts_next(student) and not is_encoder_decoder(student)
+    loss = CrossEntropy()
+    loss.bind(Task(None, 0.0, predicts_next(student)))
+    values = loss(outputs, {"labels": ids, "input_ids": ids})
+    torch.testing.assert_close(values.mean(), outputs.loss, check_dtype=False)

@@ -396,6 +396,7 @@ def test_jensen_shannon_is_symmetric_bounded_and_finite_where_probabilities_unde
     assert (values <= math.log(2) + 1e-6).all()
     if gap:
         torch.testing.assert_close(values[1], torch.tensor(math.log(2)))
+    assert jensen_shannon(student.half(), teacher.half(), 1.0).isfinite().all()
 
 
 @pytest.mark.parametrize("divergence", [forward_kl, jensen_shannon])

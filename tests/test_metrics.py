@@ -133,20 +133,6 @@ def test_scores_carry_intervals(metric):
     assert list(found) == [metric.key, f"{metric.key}_low", f"{metric.key}_high"]
 
 
-def test_differences_are_paired():
-    """On the same rows a small gain is told from none, where two intervals side by side overlap."""
-    rng = np.random.default_rng(0)
-    wanted = rng.integers(0, 3, 400)
-    theirs = np.where(np.arange(400) < 300, wanted, (wanted + 1) % 3)
-    ours = np.where(np.arange(400) < 316, wanted, (wanted + 1) % 3)
-    gain = MacroF1().difference(ours, theirs, wanted, samples=300)
-    assert 0 < gain.low < gain.value < gain.high
-    apart = [MacroF1(resamples=300).compute(predictions=some, references=wanted) for some in (theirs, ours)]
-    assert apart[0]["macro_f1_high"] > apart[1]["macro_f1_low"]
-    with pytest.raises(ValueError, match="columns of one length"):
-        MacroF1().difference(ours, theirs[:-1], wanted)
-
-
 def test_against_a_teacher():
     """A trainer's metrics take intervals and a teacher's logits, and refuse those of other rows."""
     prediction = EvalPrediction(one_hot([0, 1, 1, 2]), np.array([0, 0, 1, 1]))

@@ -265,7 +265,7 @@ def test_no_global_random_number_is_drawn(make, monkeypatch):
 
 @every_policy
 def test_it_says_what_it_is(make):
-    """In a line, without the address of anything; its figures are finite numbers."""
+    """In a line, without the address of anything; figures, of the few that have any, are finite numbers."""
     policy = taught(begun(make))
     said = policy.describe()
     assert said and "\n" not in said and "0x" not in said

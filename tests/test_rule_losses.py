@@ -262,3 +262,12 @@ def test_votes_are_checked_before_training(tmp_path, votes, message):
     train = toy_rows(24) if votes is None else toy_rows(24).add_column("weak_labels", votes)
     with pytest.raises(ValueError, match=message):
         new_trainer(tmp_path, Method("m", FixedWeights()), train=train)
+
+
+def test_votes_that_a_function_makes_are_read_as_they_come(tmp_path):
+    """Rows under `with_transform` need not have the column."""
+    train = toy_rows(24).with_transform(lambda rows: {**rows, "weak_labels": [[0, 1, -1]] * len(rows["labels"])})
+    trainer = new_trainer(tmp_path, amal(), train=train, max_steps=2)
+    trainer.train()
+    seen = np.isfinite(trainer.example_weights()["labels"])
+    assert seen.any() and (np.array(trainer.example_weights()["rules/zero"])[seen] > 0).all()

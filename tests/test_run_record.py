@@ -162,6 +162,11 @@ def test_changes_of_batches_are_recorded(tmp_path):
     blended = record_of(trained(tmp_path, losses=[CrossEntropy()], method=commentaries(LabelBlend(3))))
     assert blended.shares.shape == (3, 3)
     assert np.isnan(blended.losses["labels"]).all()
+    unlisted = [rows_with_all()[row] for row in range(24)]
+    of_a_list = record_of(
+        trained(tmp_path, losses=[CrossEntropy()], method=commentaries(LabelBlend(3)), train=unlisted)
+    )
+    assert of_a_list.classes == blended.classes and len(blended.classes) == 3
     mask = TokenMask(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)), [0])
     trainer = trained(tmp_path, losses=[CrossEntropy()], method=commentaries(mask))
     trainer.processing_class = Words()

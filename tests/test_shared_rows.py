@@ -3,9 +3,9 @@
 import datasets
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Value
 
-from amal_hf.shared_rows import count_shared
+from amal_hf.shared_rows import _tells_rows_apart, count_shared
 
 
 def slowly(rows, others, columns):
@@ -51,3 +51,9 @@ def test_nothing_is_shared_with_nothing():
     """An empty set has no rows."""
     rows, others = sets(0, width=5)
     assert count_shared(rows.select([]), others, ["text"]) == 0 == count_shared(rows, others.select([]), ["text"])
+
+
+def test_texts_of_long_columns_are_texts():
+    """pandas 3 makes such of its words."""
+    rows = Dataset.from_dict({"text": ["a", "b"]}).cast_column("text", Value("large_string"))
+    assert _tells_rows_apart(rows, "text")

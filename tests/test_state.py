@@ -63,6 +63,13 @@ def test_the_state_of_another_run_is_refused(path, key, written, present):
         load_state(str(path), {**STATE, key: present})
 
 
+def test_a_checkpoint_from_before_policies_were_named_is_read(path):
+    """What it does not say is not held against it."""
+    old = {key: value for key, value in STATE.items() if key != "policy"}
+    save_state(old, str(path))
+    assert load_state(str(path), STATE)["learner"] == {"steps_taken": 7}
+
+
 def test_a_missing_file_says_what_to_do(tmp_path):
     """A checkpoint of plain `Trainer` has none; fresh weights in silence would pass for a resumed run."""
     with pytest.raises(FileNotFoundError, match=r"amal\.pt is missing.*save_only_model.*start anew"):

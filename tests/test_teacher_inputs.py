@@ -46,7 +46,7 @@ def test_student_encoding_is_the_collators() -> None:
 
 def test_a_cache_shows_the_collator_what_training_shows_it() -> None:
     """Rows in the format of the training set: tensors to a collator of tensors. One that needs the labels is told so,
-    and rows that a function makes cannot be looked up.
+    and so is a training set in which a function makes others of the columns that the teacher reads.
     """
     stacked = TeacherInputs(
         ROWS.with_format("torch"), lambda rows: {"input_ids": torch.stack([row["input_ids"] for row in rows])}
@@ -56,9 +56,13 @@ def test_a_cache_shows_the_collator_what_training_shows_it() -> None:
     greedy = replace(stacked, columns=["input_ids"], collator=lambda rows: [row["label"] for row in rows])
     with pytest.raises(ValueError, match=r"the student's inputs alone, \['input_ids'\].*KeyError: 'label'"):
         student_encoding(greedy)([0])
-    changed = replace(greedy, dataset=ROWS.with_transform(lambda rows: rows))
+    plain = replace(
+        inputs(ROWS, columns=["input_ids"]), dataset=ROWS.with_transform(lambda rows: {**rows, "label": rows["text"]})
+    )
+    assert student_encoding(plain)([2, 0])["input_ids"].tolist() == [[2, 2], [2, 3]]
+    changed = ROWS.with_transform(lambda rows: {"input_ids": [ids[::-1] for ids in rows["input_ids"]]})
     with pytest.raises(ValueError, match="with_transform"):
-        student_encoding(changed)
+        student_encoding(replace(plain, dataset=changed))
 
 
 @pytest.mark.parametrize(

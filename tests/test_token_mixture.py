@@ -1,9 +1,11 @@
 """Weights of tokens: the same loss where all are alike, and a weight for every token where they are not."""
 
 import dataclasses
+import math
 from types import SimpleNamespace
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from conftest import VOCABULARY, tiny_bert, toy_arguments, toy_rows
@@ -21,6 +23,7 @@ from amal_hf import (
     MeanOne,
     Method,
     PerLossNetwork,
+    RuleLosses,
     StateNetwork,
     Trajectory,
     amal,
@@ -197,3 +200,29 @@ def test_bad_input(tmp_path, build, message):
     """At construction, with what to use."""
     with pytest.raises(ValueError, match=message):
         build(tmp_path)
+
+
+def test_an_example_is_noted_by_the_tokens_that_have_a_loss(tmp_path):
+    """Of rules that vote on one token in two, mean loss and mean weight are of those; a row without any has none."""
+    rows = tagged_rows(8).remove_columns("flipped")
+    votes = [
+        [[label, -1] if place % 2 and number else [-1, -1] for place, label in enumerate(row["labels"])]
+        for number, row in enumerate(rows)
+    ]
+    trainer = AMALTrainer(
+        model=tagger(),
+        args=toy_arguments(tmp_path, max_steps=2, per_device_train_batch_size=4),
+        train_dataset=rows.add_column("weak_labels", votes),
+        losses=[CrossEntropy(), RuleLosses(["a", "b"])],
+        method=of_tokens(Method("fixed", FixedWeights())),
+    )
+    trainer.train()
+    noted = trainer.mixture.notes.of(torch.arange(8))
+    assert np.isnan(noted["loss/rules"][0]) and np.isfinite(noted["loss/rules"][1:]).all()
+    # An untrained student gives every class much the same.
+    np.testing.assert_allclose(noted["loss/rules"][1:], math.log(3), atol=0.5)
+    np.testing.assert_allclose(noted["loss/labels"], math.log(3), atol=0.5)
+    weights = trainer.example_weights()
+    # A token with a label and one vote shares between these two; one with a label alone gives all to it.
+    assert weights["rules/a"][0] == 0 and weights["rules/a"][1:] == pytest.approx([0.5] * 7, abs=0.2)
+    assert weights["labels"][0] == pytest.approx(1.0)

@@ -244,6 +244,7 @@ def test_what_cannot_be_walked_back_is_refused():
             for other in ({"nesterov": True}, {"dampening": 0.1})
         ),
         (torch.optim.LBFGS(student.parameters()), Trajectory(), "LBFGS cannot be differentiated"),
+        (torch.optim.AdamW(student.parameters(), maximize=True), Trajectory(), "maximize=True"),
     ]
     for optimizer, trajectory, message in cases:
         with pytest.raises(ValueError, match=message):

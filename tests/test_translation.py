@@ -97,5 +97,3 @@ def test_bleu_carries_an_interval():
     written = [*wanted[:10], *(text.replace("den", "dem").replace("heute", "nicht") for text in wanted[10:])]
     found = Bleu(resamples=50).compute(predictions=written, references=wanted)
     assert found["bleu_low"] <= found["bleu"] <= found["bleu_high"] <= 100.001
-    gain = Bleu().difference(wanted, written, wanted, samples=50)
-    assert gain.value == pytest.approx(100 - found["bleu"])

@@ -5,7 +5,7 @@ import logging
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 
-from amal_hf.shapes import TRUE_LABEL
+from amal_hf.shapes import TRUE_LABEL, VOTES
 from amal_hf.weak_splits import weak_splits
 
 
@@ -132,6 +132,7 @@ def test_rows_without_labels_are_not_drawn():
     splits = weak_splits(some, labelled=6)
     for name in ("labelled", "meta", "validation"):
         assert min(splits[name]["label"]) >= 0
+    assert len(splits["unlabelled"]) and all(any(vote >= 0 for vote in row) for row in splits["unlabelled"][VOTES])
     with pytest.raises(ValueError, match="no row of 'train' has a label"):
         weak_splits(none, labelled=6)
 

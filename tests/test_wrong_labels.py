@@ -261,8 +261,8 @@ def test_nothing_is_logged_where_it_cannot_be_told(tmp_path):
 
 
 def test_it_is_estimated_beside_a_teacher_as_well(tmp_path, monkeypatch):
-    """Only the strength of weights is a matter of labels alone."""
+    """Only the strength of weights is a matter of labels alone, and it is not changed here."""
     monkeypatch.setattr("amal_hf.wrong_labels.LEAST_DIFFERENCE", -1.0)
     teacher = tiny_bert(seed=1)
     trainer = run(tmp_path, losses=[CrossEntropy(), Distillation(teacher)])
-    assert 0 <= trainer.method.policy.wrong_labels.share <= 1
+    assert 0 <= trainer.method.policy.wrong_labels.share <= 1 and not trainer.method.policy.labels_alone

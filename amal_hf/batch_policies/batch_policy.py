@@ -43,6 +43,7 @@ class BatchPolicy(nn.Module, ABC):
 
     Attributes:
         learns: whether it wants gradients; `freeze` ends that.
+        replaces_attention: whether the student gets a mask for every pair of tokens in the place of its own.
 
     Raises:
         ValueError: a learning rate that is not positive and finite.
@@ -50,6 +51,7 @@ class BatchPolicy(nn.Module, ABC):
 
     optimizer: torch.optim.Adam
     learns: bool = True
+    replaces_attention: bool = False
 
     def __init__(self, learning_rate: float) -> None:
         super().__init__()

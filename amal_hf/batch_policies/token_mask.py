@@ -167,8 +167,10 @@ class AttentionMask(TokenMask):
     words. Arguments and errors are those of `TokenMask`.
     """
 
+    replaces_attention = True
+
     def apply_mask(self, embeddings: Tensor, attention_mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings as they are, and a mask for every pair of tokens; as low as can be for padding."""
-        logs = keep.clamp(min=torch.finfo(keep.dtype).tiny).log()
+        logs = keep.clamp(min=torch.finfo(keep.dtype).tiny).log().to(embeddings)
         scores = torch.where(attention_mask.bool(), logs, torch.finfo(embeddings.dtype).min)
-        return embeddings, scores[:, None, None, :].expand(-1, 1, keep.shape[1], -1).to(embeddings)
+        return embeddings, scores[:, None, None, :].expand(-1, 1, keep.shape[1], -1)

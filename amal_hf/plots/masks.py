@@ -47,7 +47,7 @@ def plot_masks(
 def _draw_line(axes: Axes, line: list[tuple[str, float]], row: float) -> None:
     column = 1
     for token, kept in line:
-        box = {"facecolor": OKABE_ITO[5], "alpha": float(kept), "edgecolor": "none", "pad": 1.5}
+        box = {"facecolor": OKABE_ITO[5], "alpha": min(float(kept), 1.0), "edgecolor": "none", "pad": 1.5}
         axes.text(column, row, token, family="monospace", fontsize=8, va="center", bbox=box)
         column += len(token) + 1
 

@@ -1,1 +1,1 @@
-"""Where the weights come from, one file a policy."""
+"""Where the weights come from, one file a policy; fixed ones and rules of thumb share two."""

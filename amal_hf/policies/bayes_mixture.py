@@ -70,12 +70,9 @@ class BayesMixture(Policy):
                 "can be drawn by number, which those of a stream or of a data loader of your own cannot. Use amal(), "
                 "which does without."
             )
-        share = self.bayes.share(observation).where(observation.features[:, -1] >= 0, 0.0)
+        share = self.bayes.share(observation).nan_to_num(0.5).where(observation.features[:, -1] >= 0, 0.0)
         columns = {self.bayes.columns.label: share, self.bayes.columns.teacher: 1 - share}
         return torch.stack([columns[0], columns[1]], 1)
-
-    def update(self, observation: Observation, slopes: LossTable) -> None:
-        """Nothing to learn."""
 
     def figures(self) -> dict[str, float]:
         """`wrong_labels_by_teacher`: the share of training labels that are wrong."""

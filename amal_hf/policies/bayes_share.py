@@ -93,19 +93,19 @@ class BayesShare(nn.Module):
         return logits if logits.shape == shape else signals.losses.new_zeros(shape)
 
     def share(self, observation: Observation) -> PerExample:
-        """The label's share, `(B,)`; a half where nothing is known."""
+        """The label's share, `(B,)`; NaN where nothing is known."""
         logits, labels = observation.features[:, : self.classes], observation.features[:, -1]
         self.to(logits.device)
         beliefs = (logits / self.temperature).softmax(1)
         share = label_share(beliefs, self.confusions.to(beliefs), labels.clamp(min=0).long())
-        return torch.where(labels >= 0, share, 0.5).nan_to_num(0.5)
+        return torch.where(labels >= 0, share, torch.nan)
 
     def moved(self, scores: Tensor, share: PerExample) -> Tensor:
         """Log shares, `(B, K)` or more columns: what label and teacher have together is divided by Bayes' rule,
-        however it was divided at the start.
+        however it was divided at the start. That stays where nothing is known.
         """
         both = torch.stack([share, 1 - share]).clamp(min=SMALLEST_SHARE)
-        label, teacher = _log_shares(both) - self.started.to(both)[:, None]
+        label, teacher = (_log_shares(both) - self.started.to(both)[:, None]).nan_to_num(0.0)
         moves = torch.zeros_like(scores)
         moves[:, self.columns.label], moves[:, self.columns.teacher] = label, teacher
         return scores + moves

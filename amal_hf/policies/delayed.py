@@ -17,15 +17,15 @@ class Delayed(Policy):
 
     A student that trains on everything shows what each example does to it. Once weights act, examples that have lost
     theirs are not learned any more, so their slopes say less and less. After the first part nothing is learned, and
-    training costs what it does with a fixed mixture.
+    training costs what it does with a fixed mixture; a little more where rows are drawn.
 
     Args:
         policy: learns from the end of the meta warm-up.
         until: share of training, in (0, 1).
         draw: from the first pass that begins then, draw rows as often as their weights say, in the place of weighing
-            them: on average the same loss, but no step is spent on examples without weight. For a training set whose
-            rows are known, drawn at random. Not by default: clearly better in translation where half of the pairs were
-            wrong, not where 30 % were (`benchmarks/LOG.md`).
+            them: on average the same loss, but no step is spent on examples without weight. As each such pass begins,
+            the policy is asked anew about all rows, which costs a forward pass over them: a student that trains on
+            fewer wrong examples tells them better. For a training set whose rows are known, drawn at random.
 
     Raises:
         ValueError: a share out of its range, or weights that hold for one step or are not learned.
@@ -33,6 +33,7 @@ class Delayed(Policy):
 
     needs_ids = True
     mixture: Tensor
+    asked: Tensor
     store: RowStore
 
     def __init__(self, policy: Policy, until: float, draw: bool = False) -> None:
@@ -67,6 +68,7 @@ class Delayed(Policy):
         """
         self.drawn = False
         self.register_buffer("mixture", initial.clone())
+        self.register_buffer("asked", torch.zeros((), dtype=torch.float64))
         self.store = RowStore(sizes.examples, initial, sizes.folder)
         self.policy.learning_rate = self.learning_rate
         self.policy.reset(sizes._replace(folder=None), initial)
@@ -119,6 +121,9 @@ class Delayed(Policy):
         """As the policy does; the examples get its weights as they are then."""
         with torch.enable_grad():
             self.policy.update(observation, slopes)
+        self._keep(observation)
+
+    def _keep(self, observation: Observation) -> None:
         weights = rows_of_all(weights_of(self.policy, observation))
         if self.policy.sums_to_one:  # and the mixture of examples that were not judged may not
             weights = weights * self.mixture.sum().to(weights)
@@ -136,6 +141,16 @@ class Delayed(Policy):
         """The sums of the rows, `(N,)`, once weights are used, if rows are to be drawn; this pass is weighed so."""
         self.drawn = self.draws and progress >= self.until
         return torch.cat([rows.sum(1).cpu() for _, rows in self.store.blocks()]) if self.drawn else None
+
+    def wants_rows_at(self, progress: float) -> bool:
+        """Once a pass from which rows are drawn; what a policy keeps by example has not changed."""
+        return self.draws and self.policy.rows() is None and self.until <= progress != self.asked.item()
+
+    @torch.no_grad()
+    def note_rows(self, observation: Observation) -> None:
+        """The examples get the weights that the policy gives them now, as at the last progress it has learned at."""
+        self.asked.fill_(observation.progress)
+        self._keep(observation._replace(progress=self.until))
 
     def restorer(self, ids: ExampleIds) -> Callable[[], None]:
         """What the policy knows, and the examples' rows."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from amal_hf.policies.policy import Observation, Policy, Sizes, among_present, as_mixture
+from amal_hf.policies.policy import Observation, Policy, Sizes, among_present, as_mixture, sharing
 from amal_hf.random_numbers import generator_of
 from amal_hf.shapes import LossTable
 
@@ -22,9 +22,6 @@ class FixedWeights(Policy):
     def weights(self, observation: Observation) -> LossTable:
         """The mixture, once for each example, `(B, K)`; what is missing leaves its share to what is there."""
         return among_present(self.mixture, observation)
-
-    def update(self, observation: Observation, slopes: LossTable) -> None:
-        """Nothing to learn."""
 
 
 class AnnealedWeights(FixedWeights):
@@ -91,11 +88,7 @@ class RandomWeights(Policy):
         drawn = torch.stack(rows).to(observation.features.device)
         if observation.present is None:
             return drawn
-        held = drawn * observation.present
-        return held / held.sum(1, keepdim=True).clamp(min=torch.finfo(held.dtype).tiny)
-
-    def update(self, observation: Observation, slopes: LossTable) -> None:
-        """Nothing to learn."""
+        return sharing(drawn * observation.present, drawn)
 
     def _draw(self, example: int) -> Tensor:
         shares = -torch.rand(self.losses, generator=generator_of(self.seed, example)).clamp(min=1e-9).log()

@@ -109,9 +109,6 @@ class Frozen(Policy):
         """As the policy gives them."""
         return self.policy.weights(observation)
 
-    def update(self, observation: Observation, slopes: LossTable) -> None:
-        """Nothing to learn any more."""
-
 
 def _check_reusable(policy: Policy) -> None:
     if policy.reads_clean_states:

@@ -39,9 +39,6 @@ class Heuristic(Policy):
         importance = self.importance(observation)
         return importance[:, None] * among_present(self.mixture, observation).to(importance.device)
 
-    def update(self, observation: Observation, slopes: LossTable) -> None:
-        """Nothing to learn."""
-
 
 class RandomRectified(Heuristic):
     """`max(z, 0)` of a Gaussian `z`, drawn anew for every example at every step, scaled to mean one.

@@ -142,7 +142,7 @@ class LossNetwork(NetworkPolicy):
         seen, classes = observation.features[:, : -2 if self.reads_clean_states else -1], observation.features[:, -1:]
         read = [seen, self.class_counts.commonness(classes)]
         if self.bayes is not None:
-            read = [self.bayes.share(observation)[:, None], seen[:, self.bayes.classes :], read[1]]
+            read = [self.bayes.share(observation).nan_to_num(0.5)[:, None], seen[:, self.bayes.classes :], read[1]]
         return super().inputs(observation._replace(features=torch.cat(read, 1)))
 
     def scores(self, observation: Observation) -> Tensor:

@@ -164,15 +164,15 @@ class Policy(nn.Module, ABC):
         They carry a graph to the policy's own parameters, if it has any.
         """
 
-    @abstractmethod
     def update(self, observation: Observation, slopes: LossTable) -> None:
-        """Move the weights towards the losses with positive slope.
+        """Move the weights towards the losses with positive slope. Nothing by default, where nothing is learned.
 
         Args:
             observation: this process's examples of the whole optimizer step. All processes must come to the same
                 policy, though each sees only its own (`processes.py`).
             slopes: `(B, K)`, scaled to mean magnitude one; 0 for examples that are to be left alone.
         """
+        del observation, slopes
 
     def note_clean(self, rows: CleanRows) -> None:
         """Take note of what the student makes of clean rows, before each update and once for all. Nothing by default.
@@ -228,6 +228,15 @@ class Policy(nn.Module, ABC):
         """
         del progress
         return None
+
+    def wants_rows_at(self, progress: float) -> bool:
+        """Whether `note_rows` is to be told of all training rows before `rates` is asked at this progress."""
+        del progress
+        return False
+
+    def note_rows(self, observation: Observation) -> None:
+        """Take note of training rows as they look now, this process's part of a batch. Nothing by default."""
+        del observation
 
     def restorer(self, ids: ExampleIds) -> Callable[[], None]:
         """A function that puts back what the policy knows now, should an update for the examples `ids` not count."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, among_present
+from amal_hf.policies.policy import Observation, Policy, Signals, Sizes, among_present, sharing
 from amal_hf.shapes import Features, LossTable
 from amal_hf.top_logits import TopLogits
 
@@ -76,12 +76,7 @@ class TeacherBelief(Policy):
         mixture, costs = among_present(self.mixture, observation), observation.features * self.doubted
         # Against the least: where a teacher finds everything next to impossible, nothing would be left to compare.
         least = costs.masked_fill(mixture == 0, torch.inf).amin(1, keepdim=True).nan_to_num(posinf=0.0)
-        shares = mixture * (least - costs).exp().clamp(max=1)
-        total = shares.sum(1, keepdim=True)
-        return shares * torch.where(total > 0, self.mixture.sum() / total, 0.0)
-
-    def update(self, observation: Observation, slopes: LossTable) -> None:
-        """Nothing to learn."""
+        return sharing(mixture * (least - costs).exp().clamp(max=1), mixture)
 
     def describe(self) -> str:
         """And what is trusted."""
