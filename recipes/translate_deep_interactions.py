@@ -63,10 +63,10 @@ from amal_hf.publishing import reach_hub
 from amal_hf.translation import exact_match
 
 
-def of_long_runs(draw: bool = False) -> Method:
+def of_long_runs(draw: bool = True) -> Method:
     """For real sentences: one gradient over many clean pairs judges the pairs of 10 steps, a network that reads no
     states learns from it what a target's gain from its source is worth, and its weights are used after a quarter of
-    training: pairs are weighed by them, or drawn.
+    training: pairs are drawn by them, for which it is asked anew in each pass, or weighed, which was behind.
     """
     options = {"likelihoods": True, "labels": False, "source_gain": True}
     network = StateNetwork((), learning_rate=5e-4, normalisation=AboveAverage(), **options)
@@ -78,8 +78,8 @@ RUNS: dict[str, Callable[[float], Method | None]] = {
     "small-loss selection": lambda wrong: Method("small_loss", SmallLoss(wrong)),
     "source-gain selection": lambda wrong: Method("source_gain", SourceGain(wrong)),
     "deep_interactions": lambda wrong: deep_interactions(StateNetwork(normalisation=MeanOne())),
-    "long_runs": lambda wrong: of_long_runs(),
-    "long_runs_drawn": lambda wrong: of_long_runs(draw=True),
+    "long_runs": lambda wrong: of_long_runs(draw=False),
+    "long_runs_drawn": lambda wrong: of_long_runs(),
     "loss_network": lambda wrong: amal(LossNetwork(normalisation=MeanOne())),
 }
 """By the share of wrong pairs, which the two selections are told and no other run is."""

@@ -66,6 +66,9 @@ METHODS = {
         Delayed(StateNetwork((), learning_rate=0.05, normalisation=AboveAverage(), memory=True), 0.5), window=2
     ),
     "drawn": lambda: amal(Delayed(ExampleTable(), 0.5, draw=True)),
+    "drawn anew": lambda: amal(
+        Delayed(StateNetwork((), learning_rate=0.05, normalisation=AboveAverage()), 0.5, draw=True)
+    ),
     "selection": lambda: Method("small_loss", SmallLoss(0.4, 0.3, among=12)),
     "tokens": lambda: replace(amal(LossNetwork(learning_rate=0.05)), per_token=True),
 }

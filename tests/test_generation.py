@@ -353,7 +353,9 @@ def test_students_that_see_continue_a_text():
         **{"image_size": 16, "patch_size": 8},
     )
     set_seed(0)
-    student = LlavaForConditionalGeneration(LlavaConfig(eyes, words, image_token_id=VOCABULARY - 1)).double()
+    student = LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=eyes, text_config=words, image_token_id=VOCABULARY - 1)
+    ).double()
     ids = torch.arange(5, 25).view(2, 10)
     outputs = student(input_ids=ids, labels=ids)
     assert answers_by_token(student) and predicts_next(student) and not is_encoder_decoder(student)

@@ -48,6 +48,7 @@ SHUFFLED = {
     "random": {"method": "table", "rows": 22, "train_sampling_strategy": "random", "num_train_epochs": 2},
     # two passes of three steps to learn in, then two that are drawn
     "drawn": {"method": "drawn", "rows": 22, "train_sampling_strategy": "random", "num_train_epochs": 4},
+    "drawn anew": {"method": "drawn anew", "rows": 22, "train_sampling_strategy": "random", "num_train_epochs": 4},
     "dispatched": {"method": "table", "rows": 22, "accelerator_config": {"dispatch_batches": True}},
     "split": {"method": "table", "rows": 22, "accelerator_config": {"split_batches": True}},
     "fewer rows than processes": {"method": "network", "rows": 3},
@@ -66,6 +67,13 @@ RESUMED = {
     },
     "resumed, in a file": {"method": "table", "rows": 22, "in_file": True},
     "resumed, drawn": {"method": "drawn", "rows": 22, "train_sampling_strategy": "random", "num_train_epochs": 3},
+    "resumed, drawn anew": {
+        "method": "drawn anew",
+        "rows": 22,
+        "train_sampling_strategy": "random",
+        "num_train_epochs": 4,
+        "sharded": "FULL_STATE_DICT",
+    },
     "resumed, full": {"method": "network", "rows": 22, "sharded": "FULL_STATE_DICT"},
     "resumed, sharded": {"method": "table", "rows": 22, "sharded": "SHARDED_STATE_DICT"},
 }

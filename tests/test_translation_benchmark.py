@@ -206,17 +206,17 @@ def test_settings_of_the_recipe_are_those_of_the_benchmark(script, monkeypatch):
     what, args = script.recipe.parse([str(file), "--dataset", "pairs"])
     steps = int(args.num_train_epochs) * (what.rows - 3 * what.held_out) // args.per_device_train_batch_size
     corpus = SimpleNamespace(seed=args.seed, what=what, sets=DatasetDict(train=range(10_000)), tokenizer=None)
-    run = script.RUNS["deep_interactions(), source gain, generalised cross-entropy"]
+    run = script.RUNS["deep_interactions(), source gain, drawn, generalised cross-entropy"]
     script.fitted(None, corpus, range(10_000), steps, run, **script.RATES[script.LATE](steps))
     own = {"output_dir", "max_steps", "num_train_epochs", "report_to", "disable_tqdm", "write_figures"}
     theirs, ours = (
         {name: value for name, value in one.to_dict().items() if name not in own} for one in (seen[0][2], args)
     )
     assert theirs == ours and seen[0][2].max_steps == steps
-    assert (what.loss_q, what.runs[-1]) == (0.3, "long_runs")
-    ours, theirs = script.recipe.RUNS["long_runs"](what.shuffled), run.method(script.WRONG)
-    found = [(one.name, one.window, one.policy.until, one.policy.policy.describe()) for one in (ours, theirs)]
-    assert found[0] == found[1]
+    assert (what.loss_q, what.runs[-1]) == (0.3, "long_runs_drawn")
+    ours, theirs = script.recipe.RUNS["long_runs_drawn"](what.shuffled), run.method(script.WRONG)
+    found = [(one.name, one.window, one.policy.describe()) for one in (ours, theirs)]
+    assert found[0] == found[1] and ours.policy.draws
     assert (what.rows, what.held_out, what.shuffled) == (script.ROWS, script.HELD_OUT, script.WRONG)
 
 
