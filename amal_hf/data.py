@@ -137,12 +137,11 @@ def _read_tables(path: Path) -> DatasetDict | None:
 def _read_table(file: Path) -> Dataset:
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {file} (looked in {Path.cwd()}).")
-    options = _TABLE_OPTIONS[file.suffix]
     if file.suffix.startswith(".json"):
-        return load_dataset("json", data_files=str(file), split="train", **options)
+        return load_dataset("json", data_files=str(file), split="train")
     # A text may be "NA" or "null", which is no missing value. Not by `load_dataset`, which reads in pieces: a column
     # would have the type of the first, and a blank further down, which makes text of numbers, be an error.
-    table = pd.read_csv(file, keep_default_na=False, low_memory=False, **options)
+    table = pd.read_csv(file, keep_default_na=False, low_memory=False, **_TABLE_OPTIONS[file.suffix])
     read = Dataset.from_pandas(table, preserve_index=False)
     # Words of pandas 3 are of another type, which does not go with other datasets.
     words = {name: Value("string") for name, feature in read.features.items() if feature == Value("large_string")}

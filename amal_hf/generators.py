@@ -45,7 +45,9 @@ def is_causal(model: Any) -> bool:
     if is_one_of(model, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         return True
     # What `transformers` calls the loss of a model decides for those that see, and for code that came with a model.
-    one_sided = not is_encoder_decoder(model) and not getattr(model.config, "is_encoder_decoder", False)
+    one_sided = not is_encoder_decoder(model) and not getattr(
+        getattr(model, "config", None), "is_encoder_decoder", False
+    )
     return one_sided and getattr(without_adapters(model), "loss_type", None) in _NEXT_WORD
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from amal_hf.card_check import is_repository
 from amal_hf.card_facts import CardDetails, RunFacts
+from amal_hf.cards import EXAMPLES
 from amal_hf.generators import without_adapters
 from amal_hf.last_scores import last_scores
 from amal_hf.latency import hardware_name
@@ -115,7 +116,7 @@ def _loads_with(model: Any) -> str:
 def _example(tokenizer: Any, task: str) -> str:
     """An input for the snippet, where what to write depends on the tokenizer."""
     mask = getattr(tokenizer, "mask_token", None)
-    return f"The text with a {mask} in it" if mask and task == "fill-mask" else ""
+    return EXAMPLES[task].replace("[MASK]", mask) if mask and task == "fill-mask" else ""
 
 
 def _mixing(trainer: Any, details: CardDetails) -> dict[str, Any]:

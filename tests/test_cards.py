@@ -192,7 +192,7 @@ def test_a_student_of_pictures_is_shown_in_its_pipeline(tmp_path):
     assert "BertForMultipleChoice.from_pretrained" in card_of(tmp_path)
 
 
-def test_snippets_run_for_students_of_ones_own(tmp_path):
+def test_snippets_name_what_transformers_and_the_tokenizer_have(tmp_path):
     """A class that `transformers` lacks is loaded as the one that it is derived from, or by `AutoModel`; a text to
     fill in has the mask of the tokenizer.
     """

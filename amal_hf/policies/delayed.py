@@ -17,7 +17,7 @@ class Delayed(Policy):
 
     A student that trains on everything shows what each example does to it. Once weights act, examples that have lost
     theirs are not learned any more, so their slopes say less and less. After the first part nothing is learned, and
-    training costs what it does with a fixed mixture; a little more where rows are drawn.
+    training costs what it does with a fixed mixture.
 
     Args:
         policy: learns from the end of the meta warm-up.
