@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from amal_hf.sharded import cut_again
 
 
-_CACHES = ("past_key_values", "past_key_value", "layer_past", "cache_params")
+_CACHES = ("cache", "past_key_values", "past_key_value", "layer_past", "cache_params")
 """Arguments of layers by which they remember other tokens."""
 
 
