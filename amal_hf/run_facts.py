@@ -20,7 +20,6 @@ from amal_hf.latency import hardware_name
 from amal_hf.losses import Loss
 from amal_hf.method import Method
 from amal_hf.model_labels import class_count, label_column, label_names
-from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.run_record import present_weights, texts_of
 from amal_hf.shapes import EXAMPLE_ID, IGNORED
 
@@ -133,7 +132,7 @@ def _mixing(trainer: Any, details: CardDetails) -> dict[str, Any]:
         "losses": [{"name": loss.name, "what": loss.describe()} for loss in mixture.losses],
         "method": _parts(method),
         "learned": method.learns,
-        "weighed": not isinstance(method.policy, FixedWeights),
+        "weighed": not method.policy.keeps_mixture,
         "weights": [_summary(name, column) for name, column in weights.items()],
         "lowest": lowest,
         "highest": highest,

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from amal_hf.loggers import logger_of
-from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.report import write_report
 from amal_hf.run_facts import FIGURES
 from amal_hf.run_figures import write_figures
@@ -38,7 +37,7 @@ def _write_figures(trainer: Any, folder: Path) -> None:
     """Those of this run alone; weights that are fixed make no picture."""
     for picture in folder.rglob("*.png"):
         picture.unlink()
-    weighs = type(trainer.method.policy) is not FixedWeights
+    weighs = not trainer.method.policy.keeps_mixture
     if weighs or trainer.method.batch_policy is not None:
         write_figures(record_of(trainer), folder, weighs)
 

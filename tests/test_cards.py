@@ -20,12 +20,14 @@ from transformers import (
 
 from amal_hf import (
     AMALTrainer,
+    AnnealedWeights,
     Cage,
     CardDetails,
     Comparison,
     Contender,
     CrossEntropy,
     Distillation,
+    Method,
     RuleLosses,
     Spear,
     amal,
@@ -170,14 +172,19 @@ def test_rules_that_abstained_have_no_weight(tmp_path):
 def test_weights_that_were_not_learned_are_no_fixed_mixture(tmp_path):
     """A card says by what examples were weighed; of a fixed mixture that it was one."""
     said = {}
-    for name, method in (("fixed", None), ("random", random_weights()), ("learned", amal())):
+    methods = {
+        "fixed": None,
+        "random": random_weights(),
+        "annealed": Method("annealed", AnnealedWeights([1.0, 0.0])),
+        "learned": amal(),
+    }
+    for name, method in methods.items():
         trained(tmp_path / name, method=method, args=toy_arguments(tmp_path / name)).create_model_card()
         said[name] = card_of(tmp_path / name)
     assert "on 2 losses in a fixed mixture." in said["fixed"] and "Nothing: the weights" in said["fixed"]
-    assert (
-        "on 2 losses, weighed by RandomWeights" in said["random"] and "## How examples were weighed" in said["random"]
-    )
-    assert "that have them, by RandomWeights" in said["random"] and "fixed" not in said["random"]
+    for name, policy in (("random", "RandomWeights"), ("annealed", "AnnealedWeights")):
+        assert f"on 2 losses, weighed by {policy}" in said[name] and "## How examples were weighed" in said[name]
+        assert f"that have them, by {policy}" in said[name] and "fixed" not in said[name]
     assert "learned these weights on a small clean set" in said["learned"] and "## What was learned" in said["learned"]
 
 

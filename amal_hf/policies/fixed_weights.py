@@ -12,6 +12,7 @@ class FixedWeights(Policy):
     """Every example has the run's initial mixture as its weights, for good. Needs no meta set."""
 
     learns = False
+    keeps_mixture = True
     mixture: Tensor
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
@@ -40,6 +41,7 @@ class AnnealedWeights(FixedWeights):
         Teacher annealing (Clark et al. 2019, "BAM! Born-Again Multi-Task Networks", arXiv:1907.04829).
     """
 
+    keeps_mixture = False
     end: Tensor
 
     def __init__(self, final: list[float]) -> None:

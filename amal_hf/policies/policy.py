@@ -118,6 +118,7 @@ class Policy(nn.Module, ABC):
 
     Attributes:
         learns: whether the policy wants slopes; one that does not needs no meta set.
+        keeps_mixture: whether the weights are the run's initial mixture all along, so that there is nothing to show.
         needs_ids: whether weights belong to examples by id, so that a stream has to bring a column of ids.
         needs_hidden_states: whether `observe` reads the student's hidden states.
         needs_source_gain: whether `observe` reads what the targets cost a student that sees no source.
@@ -133,6 +134,7 @@ class Policy(nn.Module, ABC):
     """
 
     learns: bool = True
+    keeps_mixture: bool = False
     needs_ids: bool = False
     needs_hidden_states: bool = False
     needs_source_gain: bool = False
