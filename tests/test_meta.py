@@ -82,6 +82,42 @@ def test_lookahead_measures_the_meta_gradient_one_step_ahead():
     assert signs == [1.0, -1.0]
 
 
+def test_the_step_ahead_is_one_of_the_optimizer_with_the_present_weights():
+    """Each group at its own rate, each example at its weight: where SGD would take the same student."""
+
+    def student_and_optimizer():
+        student = nn.Linear(2, 1).double()
+        with torch.no_grad():
+            student.weight.copy_(torch.tensor([[0.5, -1.0]]))
+            student.bias.fill_(0.2)
+        groups = [{"params": [student.weight], "lr": 0.3}, {"params": [student.bias], "lr": 0.03}]
+        return student, torch.optim.SGD(groups)
+
+    def losses(student):
+        return student(torch.tensor([[1.0, 2.0], [-1.0, 0.5]], dtype=torch.float64)).square()
+
+    method, weights, seen = table(lookahead=True), torch.tensor([[1.5], [0.25]]), {}
+    method.policy.store.write(torch.tensor([0, 1]), weights)
+    student, optimizer = student_and_optimizer()
+
+    def meta_loss():
+        seen.update({name: p.detach().clone() for name, p in student.named_parameters()})
+        return student.weight.sum()
+
+    problem = linear_problem(
+        module=student,
+        optimizer=optimizer,
+        learning_rate=0.3,
+        evaluate=lambda: Evaluation(losses(student), torch.zeros(2, 3)),
+    )
+    meta_step(method, problem, meta_loss)
+    twin, of_twin = student_and_optimizer()
+    (weights * losses(twin)).mean().backward()
+    of_twin.step()
+    for name, parameter in twin.named_parameters():
+        torch.testing.assert_close(seen[name], parameter.detach())
+
+
 def test_examples_with_slopes_that_are_not_finite_are_left_alone_and_counted():
     """One overflowing example must neither stop the run nor poison the weights of the others."""
     student = nn.Linear(2, 1, bias=False).double()
