@@ -26,7 +26,14 @@ HessianProduct: TypeAlias = Callable[[Params], Params]
 
 
 class Direction(ABC):
-    """Meta gradient in, direction out; both shaped like the parameters."""
+    """Meta gradient in, direction out; both shaped like the parameters.
+
+    Attributes:
+        needs_product: whether it asks for Hessian products of the weighed loss, for which weights must be known before
+            there are any slopes.
+    """
+
+    needs_product: bool = False
 
     @abstractmethod
     def __call__(self, gradient: Params, params: Params, optimizer: Optimizer, product: HessianProduct) -> Params:
@@ -36,7 +43,8 @@ class Direction(ABC):
             gradient: `∇V(θ)`, by parameter name.
             params: the parameters themselves, by the same names (they are the keys of the optimizer's state).
             optimizer: the student's optimizer; it is only read.
-            product: Hessian-vector products; two backward passes a call, nothing if it is not called.
+            product: Hessian-vector products, for directions with `needs_product`; two backward passes a call, nothing
+                if it is not called.
         """
 
 
@@ -91,6 +99,8 @@ class NeumannDirection(Direction):
         Teaching with Commentaries, arXiv:2011.03037, algorithm 2; the series is that of Lorraine et al. 2020,
         arXiv:1911.02590.
     """
+
+    needs_product = True
 
     def __init__(self, terms: int = 1, scale: float | None = None) -> None:
         if terms < 0:

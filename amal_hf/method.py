@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from amal_hf.batch_policies.batch_policy import BatchPolicy
 from amal_hf.cross_entropy import CrossEntropy
-from amal_hf.directions import AdamDirection, Direction, NeumannDirection
+from amal_hf.directions import AdamDirection, Direction
 from amal_hf.policies.policy import Policy
 from amal_hf.tangents import FiniteDifference, Tangent
 from amal_hf.trajectories import Trajectory
@@ -108,11 +108,12 @@ def _check_window(method: Method) -> None:
 
 
 def _check_policy(method: Method) -> None:
-    if method.policy.holds_for_one_step and (method.lookahead or isinstance(method.direction, NeumannDirection)):
+    if method.policy.holds_for_one_step and (method.lookahead or method.direction.needs_product):
+        needy = "lookahead" if method.lookahead else f"{type(method.direction).__name__}()"
         raise ValueError(
             f"Method '{method.name}': the weights of {type(method.policy).__name__} are those of one step and are not "
-            f"known before its slopes, which lookahead and NeumannDirection() need. Use AdamDirection() or "
-            f"SGDDirection() without lookahead."
+            f"known before its slopes, and {needy} needs them before. Use AdamDirection() or SGDDirection() without "
+            f"lookahead."
         )
 
 

@@ -7,6 +7,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_EVALUATE_OFFLINE"] = "1"
 
+import inspect
+
 import datasets
 import pytest
 import torch
@@ -19,6 +21,7 @@ from transformers import (
     set_seed,
 )
 
+import amal_hf
 from amal_hf import AMALArguments
 
 
@@ -79,6 +82,16 @@ def toy_arguments(folder, **options) -> AMALArguments:
         "write_figures": False,  # seconds a run
     }
     return AMALArguments(output_dir=str(folder), **{**defaults, **options})
+
+
+def exported(kind: type) -> set[str]:
+    """The classes of a family that the package offers: each has to be in the table by which the family is tested."""
+    found = {name: getattr(amal_hf, name) for name in amal_hf.__all__}
+    return {
+        name
+        for name, one in found.items()
+        if inspect.isclass(one) and issubclass(one, kind) and not inspect.isabstract(one)
+    }
 
 
 @pytest.fixture(autouse=True)

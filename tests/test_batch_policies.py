@@ -5,10 +5,10 @@ import itertools
 
 import pytest
 import torch
-from conftest import tiny_bert, toy_rows
+from conftest import exported, tiny_bert, toy_rows
 from torch.func import functional_call
 
-from amal_hf.batch_policies.batch_policy import batch_gradient
+from amal_hf.batch_policies.batch_policy import BatchPolicy, batch_gradient
 from amal_hf.batch_policies.label_blend import LabelBlend
 from amal_hf.batch_policies.token_mask import AttentionMask, TokenMask, within_budget
 
@@ -21,6 +21,11 @@ POLICIES = {
 }
 """Everything that changes batches."""
 all_policies = pytest.mark.parametrize("new_policy", POLICIES.values(), ids=POLICIES.keys())
+
+
+def test_none_is_left_out():
+    """A new one has to be put into the table above."""
+    assert exported(BatchPolicy) == {type(new()).__name__ for new in POLICIES.values()}
 
 
 def stirred(policy):

@@ -7,10 +7,10 @@ import logging
 
 import pytest
 import torch
-from conftest import tiny_bert, toy_rows
+from conftest import exported, tiny_bert, toy_rows
 from transformers.optimization import Adafactor
 
-from amal_hf import AdamDirection, FixedWeights, NeumannDirection, SGDDirection
+from amal_hf import AdamDirection, Direction, FixedWeights, NeumannDirection, SGDDirection
 from amal_hf.directions import adam_denominators
 from amal_hf.meta import Problem, hessian_product
 from amal_hf.policies.policy import Sizes
@@ -52,16 +52,30 @@ def test_neumann_tends_to_the_inverse(quadratic):
     assert errors[2] < 1e-12
 
 
-@pytest.mark.parametrize("direction", [SGDDirection(), AdamDirection(), NeumannDirection(terms=0)])
-def test_directions_without_curvature_ask_for_no_product(quadratic, direction):
-    """A product costs two backward passes, which nobody else must pay."""
-    parameter = torch.zeros(5, requires_grad=True)
+DIRECTIONS = [SGDDirection(), AdamDirection(), NeumannDirection()]
+
+
+def test_none_is_left_out():
+    """A new direction has to be put into the table above."""
+    assert exported(Direction) == {type(direction).__name__ for direction in DIRECTIONS}
+
+
+@pytest.mark.parametrize("direction", [*DIRECTIONS, NeumannDirection(terms=0)], ids=lambda d: type(d).__name__)
+def test_a_direction_says_whether_it_asks_for_products(quadratic, direction):
+    """A product costs two backward passes, which nobody else must pay; and where it is asked for, weights are needed
+    that some policies only have afterwards.
+    """
+    gradient, hessian = quadratic
+    parameter, asked = torch.zeros(5, requires_grad=True), []
     optimizer = torch.optim.SGD([parameter], lr=1.0)
 
     def product(vector):
-        raise RuntimeError("not to be called")
+        asked.append(vector)
+        return {"x": hessian @ vector["x"]}
 
-    assert torch.equal(direction({"x": quadratic[0]}, {"x": parameter}, optimizer, product)["x"], quadratic[0])
+    found = direction({"x": gradient}, {"x": parameter}, optimizer, product)["x"]
+    assert len(asked) == getattr(direction, "terms", 0) and (direction.needs_product or not asked)
+    assert asked or torch.equal(found, gradient)
 
 
 class AdamW8bit(torch.optim.Optimizer):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import tiny_bert, toy_rows
+from conftest import exported, tiny_bert, toy_rows
 from reference import slopes_by_unrolling
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from amal_hf import AdamDirection, DoubleBackward, FiniteDifference, ForwardMode, LastLayer, SGDDirection
+from amal_hf import AdamDirection, DoubleBackward, FiniteDifference, ForwardMode, LastLayer, SGDDirection, Tangent
 from amal_hf.central_differences import movable
 from amal_hf.directions import adam_denominators
 from amal_hf.last_layer import frozen_body, output_layer
@@ -32,6 +32,11 @@ def setting():
         optimizer.step()
     optimizer.zero_grad()
     return model.eval(), batch, meta, teacher, optimizer
+
+
+def test_none_is_left_out():
+    """A new way of measuring slopes has to be compared with the unrolled step too."""
+    assert exported(Tangent) == {type(tangent).__name__ for tangent in TANGENTS}
 
 
 def no_product(vector):

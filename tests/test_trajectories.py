@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import exported
 from reference import trajectory_slopes_by_unrolling
 from torch import nn
 from torch.func import functional_call
@@ -9,10 +10,10 @@ from torch.func import functional_call
 from amal_hf.adjoints import step_adjoint
 from amal_hf.meta import meta_gradient
 from amal_hf.policies.policy import Observation
-from amal_hf.rewinds import Reversal, Snapshots
+from amal_hf.rewinds import Reversal, Rewind, Snapshots
 from amal_hf.shapes import Evaluation
 from amal_hf.steps import Step, joined, put, snapshot
-from amal_hf.trajectories import ExactProduct, FiniteProduct, Trajectory, check_optimizer, walk_back
+from amal_hf.trajectories import ExactProduct, FiniteProduct, Product, Trajectory, check_optimizer, walk_back
 
 
 EXAMPLES, RATE = 4, 0.05
@@ -183,12 +184,22 @@ def test_ways_back_agree(every, clip):
     assert error(reversed_, copied) < 1e-6
 
 
-@pytest.mark.parametrize("rewind", [Snapshots(), Snapshots(2), Reversal()])
-def test_the_student_does_not_notice(rewind):
+REWINDS, PRODUCTS = [Snapshots(), Snapshots(2), Reversal()], [FiniteProduct(), ExactProduct()]
+
+
+def test_none_is_left_out():
+    """A new way back, or a new product, has to be put into the tables above."""
+    assert exported(Rewind) == {type(rewind).__name__ for rewind in REWINDS}
+    assert exported(Product) == {type(product).__name__ for product in PRODUCTS}
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("rewind", REWINDS)
+def test_the_student_does_not_notice(rewind, product):
     """Parameters, optimizer states, learning rates and gradients are as before, bit for bit."""
     setting = Setting(5)
     optimizer = SGD(setting.student.parameters(), lr=RATE, momentum=0.9)
-    trajectory = Trajectory(5, FiniteProduct(), rewind)
+    trajectory = Trajectory(5, product, rewind)
     setting.train(optimizer, trajectory)
     before = snapshot(optimizer)
     steps = [step._replace(learning_rates=[0.01]) for step in setting.steps()]

@@ -37,6 +37,7 @@ from amal_hf import (
     Method,
     NeumannDirection,
     RectifiedSlopes,
+    SGDDirection,
     TokenMask,
     Trajectory,
     amal,
@@ -677,10 +678,24 @@ def test_what_is_wrong_is_named_at_construction(tmp_path, changes, message):
         new_trainer(tmp_path, **changes)
 
 
-def test_weights_of_one_step_cannot_be_looked_ahead_with():
-    """They are not known before the slopes that the step ahead would need."""
-    with pytest.raises(ValueError, match="are those of one step"):
-        Method("ahead", RectifiedSlopes(), direction=NeumannDirection())
+class Curved(SGDDirection):
+    """A user's own direction, which asks for the curvature of the weighed loss."""
+
+    needs_product = True
+
+
+@pytest.mark.parametrize(
+    ("options", "needy"),
+    [
+        ({"direction": NeumannDirection()}, "NeumannDirection"),
+        ({"direction": Curved()}, "Curved"),
+        ({"lookahead": True}, "lookahead"),
+    ],
+)
+def test_weights_of_one_step_cannot_be_looked_ahead_with(options, needy):
+    """They are not known before the slopes that the step ahead, or its curvature, would need."""
+    with pytest.raises(ValueError, match=f"are those of one step .* {needy}.* needs them before"):
+        Method("ahead", RectifiedSlopes(), **options)
 
 
 def test_there_may_be_no_training_set(tmp_path):

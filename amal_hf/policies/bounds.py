@@ -52,9 +52,13 @@ class Normalisation(nn.Module, ABC):
 
     Attributes:
         sums_to_one: whether the weights of an example do, on average at least, whatever the mixture sums to.
+        is_mixture: whether an example's losses share out what it counts for among them.
+        scores_example: whether one of the scores is of the example as a whole.
     """
 
-    sums_to_one = True
+    sums_to_one: bool = True
+    is_mixture: bool = False
+    scores_example: bool = False
 
     @abstractmethod
     def start(self, initial: Tensor) -> Tensor:
@@ -90,6 +94,8 @@ class Convex(Normalisation):
     (`inward_softmax.py`).
     """
 
+    is_mixture = True
+
     def start(self, initial: Tensor) -> Tensor:
         """Log shares; a mixture that does not sum to one is scaled to it."""
         return _log(initial / initial.sum())
@@ -112,6 +118,8 @@ class ConvexOrNone(Normalisation):
     Raises:
         ValueError: a share outside it.
     """
+
+    is_mixture = True
 
     def __init__(self, share: float = 0.1) -> None:
         super().__init__()
@@ -140,6 +148,8 @@ class GatedConvex(Convex):
     rows that help less than the average, as `MeanOne` does. At the start all gates are one. What gates have in common
     is a learning rate in disguise, of at most twice: Adam divides it out but for clipped gradients, SGD does not.
     """
+
+    scores_example = True
 
     def start(self, initial: Tensor) -> Tensor:
         """Log shares and, for the gate, a zero."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from amal_hf.class_counts import MOST_CLASSES, ClassCounts, class_of
 from amal_hf.clean_probe import CleanProbe, CleanRows
 from amal_hf.policies.bayes_share import BayesShare
-from amal_hf.policies.bounds import Convex, ConvexOrNone, GatedConvex, MeanOne, Normalisation
+from amal_hf.policies.bounds import GatedConvex, MeanOne, Normalisation
 from amal_hf.policies.network_policy import NetworkPolicy
 from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.policies.surface import fit_and_entropy, surface, surface_width
@@ -93,7 +93,7 @@ class LossNetwork(NetworkPolicy):
             self.probe = CleanProbe(sizes.classes)
             self.wrong_labels = WrongLabels()
         self.labels_alone = sizes.labels_alone
-        mixes = self.takes_usual or isinstance(self.normalisation, Convex | ConvexOrNone)
+        mixes = self.takes_usual or self.normalisation.is_mixture
         self.bayes = BayesShare(sizes, initial) if mixes and BayesShare.fits(sizes) else None
         self.citation = "" if self.bayes is None else self.bayes.citation
         super().reset(sizes, initial)

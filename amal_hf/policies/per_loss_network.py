@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amal_hf.policies.bounds import Convex, GatedConvex, MeanOne, Normalisation
+from amal_hf.policies.bounds import Convex, MeanOne, Normalisation
 from amal_hf.policies.network_policy import NetworkPolicy
 from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.policies.surface import fit_and_entropy
@@ -39,10 +39,11 @@ class PerLossNetwork(NetworkPolicy):
         self, hidden: int = 32, learning_rate: float = 3e-3, normalisation: Normalisation | None = None, seed: int = 0
     ) -> None:
         super().__init__(hidden, learning_rate, normalisation, seed)
-        if isinstance(normalisation, GatedConvex):
+        if self.normalisation.scores_example:
+            kind = type(normalisation).__name__
             raise ValueError(
-                "PerLossNetwork: GatedConvex needs a score for the whole example, and this network reads one loss at "
-                "a time. Use Convex(), ConvexOrNone() or MeanOne(), or LossNetwork(normalisation=GatedConvex())."
+                f"PerLossNetwork: {kind} needs a score for the whole example, and this network reads one loss at a "
+                f"time. Use Convex(), ConvexOrNone() or MeanOne(), or LossNetwork(normalisation={kind}())."
             )
 
     def usual_normalisation(self, sizes: Sizes) -> Normalisation:
