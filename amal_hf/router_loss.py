@@ -14,8 +14,8 @@ _PARTS = {
 """Losses of routers among a student's outputs, and what their coefficient is called."""
 
 
-def router_loss(outputs: Any, model: Any) -> Tensor | None:
-    """The losses of a student's routers times their coefficients; `None` for a student without.
+def router_loss(outputs: Any, model: Any) -> Tensor | float:
+    """The losses of a student's routers times their coefficients; 0 for a student without.
 
     Students of `transformers` add them where they see labels, which they do not here.
 
@@ -23,12 +23,12 @@ def router_loss(outputs: Any, model: Any) -> Tensor | None:
         outputs: of the student; with `output_router_logits` of its configuration they have such losses.
         model: the student, which knows the coefficients, or its configuration does.
     """
-    added = None
+    student = without_adapters(model)
+    added: Tensor | float = 0.0
     for names, coefficients in _PARTS.items():
         for balance in (getattr(outputs, name, None) for name in names):
             if isinstance(balance, Tensor):
-                weighed = balance * _first(without_adapters(model), coefficients)
-                added = weighed if added is None else added + weighed
+                added = added + balance * _first(student, coefficients)
     return added
 
 

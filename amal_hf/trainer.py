@@ -50,6 +50,7 @@ from amal_hf.processes import total_count
 from amal_hf.publishing import PublishingTrainer
 from amal_hf.ragged import fills_up, own_part
 from amal_hf.random_numbers import own_random_numbers, randomness
+from amal_hf.recorder import Recorder
 from amal_hf.resumable import ResumableTrainer
 from amal_hf.router_loss import router_loss
 from amal_hf.run_outputs import write_outputs, write_page
@@ -72,10 +73,18 @@ logger = logger_of(__name__)
 
 @dataclass
 class _Window:
-    """The micro-batches of one optimizer step."""
+    """The micro-batches of one optimizer step.
+
+    Attributes:
+        batches: as they came from the loader.
+        examples: how many they have, over all processes.
+        position: which of them is trained on.
+        weighed: of how many a loss was taken.
+        prepared: the batches as a meta step has made them ready, if it was time for one.
+    """
 
     batches: list[Batch]
-    examples: Tensor | int = 0
+    examples: Tensor | int
     position: int = 0
     weighed: int = 0
     prepared: list[Batch] = field(default_factory=list)
@@ -151,7 +160,8 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         self.mixture = (TokenMixture if self.method.per_token else Mixture)(losses, self.method.policy, task)
         for loss in self.mixture.losses:
             loss.check(self.train_dataset, class_count(self.model))
-        self.meta_dataset, given = meta_dataset, self.train_dataset
+        self.meta_dataset = meta_dataset
+        given = self.train_dataset  # teachers look rows up in the set as it was
         self._number_rows()
         self._take_over_steps()
         self._reset()
@@ -228,18 +238,17 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         window.weighed += 1
         batch = window.prepared[window.position] if window.prepared else self._prepare_batch(inputs)
         self._warn_of_anonymous_rows(batch)
-        recorder = self._learner and self._learner.recorder
-        before = randomness() if recorder and recorder.steps else []
+        recorder = self._recorder
+        before = [] if recorder is None else randomness()
         student_inputs, targets = self._inputs.trained(batch, self.state.global_step)
         outputs = with_logits(model(**student_inputs))
         weighed = self.mixture.weigh(outputs, batch, self._progress(), targets)
-        if before and recorder:
+        if recorder is not None:
             recorder.add(batch, before, weighed)
-        if self.args.logging_strategy != IntervalStrategy.NO:
+        if self._is_logged:
             self._statistics.add(weighed)
+        total = weighed.total + router_loss(outputs, self.model) * len(ids_of(batch))
         # Gradients are averaged over processes, while the examples are those of all of them.
-        balance = router_loss(outputs, self.model)
-        total = weighed.total if balance is None else weighed.total + balance * len(ids_of(batch))
         loss = total * (self.accelerator.num_processes / window.examples)
         return (loss, outputs) if return_outputs else loss
 
@@ -360,8 +369,19 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         return {**prepared, WITHOUT_SOURCE: cost_without_source(self._student(), prepared, self.mixture.task)}
 
     def _count(self, report: MetaReport) -> None:
-        if self.args.logging_strategy != IntervalStrategy.NO:
+        if self._is_logged:
             self._statistics.add_meta(*report)
+
+    @property
+    def _is_logged(self) -> bool:
+        """Whether statistics are ever asked for: others would only pile up."""
+        return self.args.logging_strategy != IntervalStrategy.NO
+
+    @property
+    def _recorder(self) -> Recorder | None:
+        """What records this optimizer step for a trajectory, if it is one of its steps."""
+        recorder = self._learner.recorder if self._learner else None
+        return recorder if recorder and recorder.steps else None
 
     def _student(self) -> Student:
         if self._forward is None:
@@ -391,6 +411,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         return output
 
     def _reset(self) -> None:
+        """Start a run, all that can be learned at its beginning."""
         policy, changes = self.method.policy, self.method.batch_policy
         self._check_replaced()
         say_problem_type(self.model, self.mixture.task.problem_type)
@@ -399,15 +420,15 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
             if changes is not None:
                 changes.learning_rate = self.args.meta_learning_rate
         self.mixture.reset(
-            len(self.train_dataset) if self._has_rows else None,
-            self.mixture.initial(self.args.loss_weights),
-            class_count(self.model),
-            state_widths(self.model.config) if policy.needs_hidden_states else (),
-            self.args.weights_dir,
+            examples=len(self.train_dataset) if self._has_rows else None,
+            initial=self.mixture.initial(self.args.loss_weights),
+            classes=class_count(self.model),
+            states=state_widths(self.model.config) if policy.needs_hidden_states else (),
+            folder=self.args.weights_dir,
         )
-        self._statistics = MixtureStatistics(self.mixture.groups)
         if changes is not None:
             changes.reset(class_count(self.model))
+        self._statistics = MixtureStatistics(self.mixture.groups)
         self._set_signature_columns_if_needed()
         probes = policy.reads_clean_states and self.method.learns and shows_states(self.model)
         states = policy.needs_hidden_states or probes
