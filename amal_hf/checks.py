@@ -237,10 +237,12 @@ def _check_meta_step(trainer: Any) -> None:
 
 def _check_attention(trainer: Any) -> None:
     attention = getattr(trainer.model.config, "_attn_implementation", None) or "eager"
-    if trainer.method.tangent.needs_eager_attention and attention != "eager":
+    tangent, trajectory = trainer.method.tangent, trainer.method.trajectory
+    used, other = (tangent, "FiniteDifference") if trajectory is None else (trajectory.product, "FiniteProduct")
+    if used.needs_eager_attention and attention != "eager":
         raise ValueError(
-            f"AMALTrainer: {type(trainer.method.tangent).__name__}() differentiates attention in a way that "
-            f"'{attention}' cannot be. Load the student with attn_implementation='eager', or use FiniteDifference()."
+            f"AMALTrainer: {type(used).__name__}() differentiates attention in a way that '{attention}' cannot be. "
+            f"Load the student with attn_implementation='eager', or use {other}()."
         )
 
 

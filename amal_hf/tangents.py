@@ -91,7 +91,8 @@ class FiniteDifference(Tangent):
 class ForwardMode(Tangent):
     """Exact slopes by forward-mode differentiation, one pass with dual numbers.
 
-    Fused attention has no forward-mode rule: load the student with `attn_implementation="eager"`.
+    Fused attention has no forward-mode rule: load the student with `attn_implementation="eager"`; another is
+    refused.
     """
 
     needs_eager_attention = True

@@ -38,7 +38,13 @@ from amal_hf.steps import Step, clip_share, gradients_of, joined, put, raw, snap
 
 
 class Product(ABC):
-    """Slopes and Hessian product of one step, along one vector."""
+    """Slopes and Hessian product of one step, along one vector.
+
+    Attributes:
+        needs_eager_attention: whether it differentiates attention in a way that fused attention cannot be.
+    """
+
+    needs_eager_attention: bool = False
 
     @abstractmethod
     def __call__(self, step: Step, params: Params, vector: Params, dtype: torch.dtype) -> tuple[LossTable, Params]:
@@ -82,7 +88,9 @@ class FiniteProduct(Product):
 
 
 class ExactProduct(Product):
-    """By differentiating the gradient; needs eager attention."""
+    """By differentiating the gradient: load the student with `attn_implementation="eager"`; another is refused."""
+
+    needs_eager_attention = True
 
     def __call__(self, step: Step, params: Params, vector: Params, dtype: torch.dtype) -> tuple[LossTable, Params]:
         """One forward and three backward passes."""

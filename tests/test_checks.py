@@ -27,12 +27,14 @@ from amal_hf import (
     CrossEntropy,
     CustomLoss,
     Distillation,
+    ExactProduct,
     ExampleTable,
     ForwardMode,
     Frozen,
     LastLayer,
     Method,
     TokenMask,
+    Trajectory,
     amal,
     amal_as_published,
     commentaries,
@@ -176,6 +178,10 @@ BAD = {
     "fused attention, differentiated forwards": (
         {"method": amal(tangent=ForwardMode())},
         r"ForwardMode\(\) differentiates .*'sdpa'.*attn_implementation='eager'",
+    ),
+    "fused attention, differentiated twice on the way back": (
+        {"method": deep_interactions(trajectory=Trajectory(2, product=ExactProduct()))},
+        r"ExactProduct\(\) differentiates .*'sdpa'.*attn_implementation='eager', or use FiniteProduct",
     ),
     "a frozen student": ({"model": tiny_bert().requires_grad_(False)}, "all parameters of the student are frozen"),
     "a frozen output layer": (
