@@ -31,6 +31,9 @@ class Cage(nn.Module):
 
     Raises:
         ValueError: a class outside the range, or a quality outside (0, 1).
+
+    References:
+        Chatterjee et al. 2020, arXiv:1911.09860.
     """
 
     rule_classes: Tensor
@@ -108,6 +111,9 @@ class Cage(nn.Module):
 
 def split_rules(votes: Tensor) -> tuple[Tensor, list[int], list[int]]:
     """Rules that vote for several classes as one rule for each.
+
+    Args:
+        votes: `(n, m)`, class numbers, -1 for abstaining.
 
     Returns:
         Votes `(n, m')`, which rule each column was, and which class it votes for.

@@ -193,6 +193,6 @@ def _check_unique(ids: list[Any]) -> None:
     twice = Counter(ids).most_common(1)[0][0]
     raise ValueError(
         f"Column '{EXAMPLE_ID}' of the training set must hold a different id for every row, but {twice!r} stands "
-        f"there more than once "
-        f"({len(ids) - len(set(ids))} surplus rows). Remove the duplicates, or the column: rows are then numbered."
+        f"there more than once ({len(ids) - len(set(ids))} surplus rows). Remove the duplicates, or the column: rows "
+        f"are then numbered."
     )

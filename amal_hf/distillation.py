@@ -162,8 +162,7 @@ class Distillation(Loss):
         if student.shape != teacher.shape:
             raise ValueError(
                 f"Distillation '{self.name}': the student's logits have shape {tuple(student.shape)}, the teacher's "
-                f"{tuple(teacher.shape)}; "
-                "both must classify the same tokens or sentences into the same classes."
+                f"{tuple(teacher.shape)}; both must classify the same tokens or sentences into the same classes."
             )
         labels = batch.get("labels")
         if student.ndim == 3 and not self.task.is_multi_label(student, labels):

@@ -61,8 +61,7 @@ def output_layer(model: nn.Module) -> nn.Linear:
     if not layers:
         raise ValueError(
             f"LastLayer: {type(model).__name__} has no nn.Linear with {labels} outputs, so its output layer cannot be "
-            f"found. "
-            "Use FiniteDifference(), which works with any student."
+            f"found. Use FiniteDifference(), which works with any student."
         )
     if not layers[-1].weight.requires_grad:
         raise ValueError(
@@ -88,8 +87,8 @@ def frozen_body(model: nn.Module, head: nn.Module, inputs: dict[str, Tensor]) ->
         handle.remove()
     if len(calls) != 1 or not torch.equal(calls[0][1].float(), outputs.logits.float()):
         raise ValueError(
-            f"LastLayer: the logits of {type(model).__name__} are not the output of its last linear layer. "
-            "Use FiniteDifference(), which works with any student."
+            f"LastLayer: the logits of {type(model).__name__} are not the output of its last linear layer. Use "
+            f"FiniteDifference(), which works with any student."
         )
     # The output layer is called outside the student's autocast, so its input comes in the layer's own precision.
     hidden = calls[0][0].to(next(head.parameters()).dtype)

@@ -155,7 +155,6 @@ class CustomLoss(Loss):
             came = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
                 f"Loss '{self.name}' must return one value for each of the {examples} examples, a tensor of shape "
-                f"({examples},); it returned {came}. "
-                "Do not average over the batch."
+                f"({examples},); it returned {came}. Do not average over the batch."
             )
         return values

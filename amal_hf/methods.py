@@ -100,7 +100,7 @@ def amal(
 def amal_as_published(
     teachers: int = 1, teacher_weight: float = 0.9, phase_epochs: int = 10, repeats: int = 5
 ) -> Method:
-    """AMAL in the form of its official code: a free table, the last layer, learned in phases between epochs.
+    """AMAL (arXiv:2202.03250) as its official code has it: a free table, the last layer, phases between epochs.
 
     Args:
         teachers: how many `Distillation` losses follow `CrossEntropy`; the code uses temperature 4 for them.

@@ -132,8 +132,7 @@ class PublishingTrainer(MixingTrainer):
         """Publish student, tokenizer, card and figures; and the checkpoints that earlier pushes did not bring.
 
         With `hub_include_weights=True` also what the method has learned (`weights/policy.safetensors`, for `Frozen`,
-        unless it reads clean rows)
-        and the weight of every example (a dataset `<repository>-weights`).
+        unless it reads clean rows) and the weight of every example (a dataset `<repository>-weights`).
 
         Args:
             commit_message: of the commit.

@@ -95,7 +95,14 @@ class Snapshots(Rewind):
 
 
 class Reversal(Rewind):
-    """SGD with momentum run backwards exactly: no copies at all, but at most 50 steps, in fp32 or wider."""
+    """SGD with momentum run backwards exactly: no copies at all, but at most 50 steps, in fp32 or wider.
+
+    Raises:
+        ValueError: before the first step of a run, another optimizer, more steps, or parameters in half precision.
+
+    References:
+        Learning to Reweight with Deep Interactions, arXiv:2007.04649, algorithm 1.
+    """
 
     def check(self, optimizer: Optimizer, steps: int) -> None:
         """SGD with plain momentum, few steps, full precision."""

@@ -52,6 +52,9 @@ class Spear(JointLoss):
 
     Raises:
         ValueError: a learning rate that is not positive and finite.
+
+    References:
+        Maheshwari et al. 2021, arXiv:2008.09887.
     """
 
     citation = CITATION

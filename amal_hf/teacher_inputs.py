@@ -186,10 +186,10 @@ def own_tokenizer(
     # What reads no words, as pictures, has none to mistake.
     if theirs != ours and theirs is not None and ours is not None:
         raise ValueError(
-            f"The teacher knows {theirs} tokens and the student {ours}, so the "
-            "student's input ids would mean other words to it. Give both tokenizers, the teacher's as "
-            "Distillation(teacher, tokenizer=...) and the student's as the trainer's `processing_class`, and keep the "
-            "column of raw text among the training rows (`text_columns`)."
+            f"The teacher knows {theirs} tokens and the student {ours}, so the student's input ids would mean other "
+            "words to it. Give both tokenizers, the teacher's as Distillation(teacher, tokenizer=...) and the "
+            "student's as the trainer's `processing_class`, and keep the column of raw text among the training rows "
+            "(`text_columns`)."
         )
     return None
 

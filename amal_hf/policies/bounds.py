@@ -29,12 +29,12 @@ _SMALLEST_MEAN = 1e-12  # its square is still above zero in fp32
 
 
 def clamp(weights: LossTable) -> LossTable:
-    """Every weight on its own in [0, 2], as in the AMAL code."""
+    """Every weight on its own in [0, 2], as in the AMAL code; `(B, K) -> (B, K)`."""
     return weights.clamp(0, 2)
 
 
 def convex(weights: LossTable) -> LossTable:
-    """Euclidean projection of every row onto the simplex.
+    """Euclidean projection of every row onto the simplex, `(B, K) -> (B, K)`.
 
     No weight negative, their sum one (the form of the AMAL paper's first version).
     """
