@@ -89,6 +89,15 @@ class AdamW8bit(torch.optim.Optimizer):
             self.state[parameter] = {"step": 1, "state2": torch.zeros(parameter.shape, dtype=torch.uint8)}
 
 
+class AdamWOfBytes(AdamW8bit):
+    """Keeps them under torch's own name: as large as the parameter, and no numbers to divide by."""
+
+    def step(self):
+        for parameter in self.param_groups[0]["params"]:
+            moment = torch.full(parameter.shape, 100, dtype=torch.uint8)
+            self.state[parameter] = {"step": 1, "exp_avg_sq": moment}
+
+
 class AdamWScheduleFree(AdamW8bit):
     """Keeps a second moment for each parameter, and counts its steps in the group."""
 
@@ -115,7 +124,7 @@ def directions_of(make):
         optimizer.step()
 
 
-@pytest.mark.parametrize("make", [AdamW8bit, adafactor])
+@pytest.mark.parametrize("make", [AdamW8bit, AdamWOfBytes, adafactor])
 def test_without_a_readable_second_moment_the_gradient_is_used_and_that_is_said_once(caplog, make):
     """8-bit and factored moments must neither fail nor leave parameters out in silence; SGD, where the gradient is
     right, and a run that has not begun are told nothing.
@@ -179,11 +188,12 @@ def test_hessian_product_is_that_of_double_backward(attention):
 
 @pytest.mark.parametrize("direction", [SGDDirection(), AdamDirection()])
 def test_groups_move_at_their_own_rates(direction):
-    """A head at ten times the rate of the body decides ten times as much, and a group at rate 0 nothing: the direction
-    is what a step of the optimizer does. Of one rate, or none at all, nothing changes.
+    """A head at ten times the rate of the body decides ten times as much; a group at rate 0, and what is in no group,
+    nothing: the direction is what a step of the optimizer does. Of one rate, or none at all, nothing changes.
     """
     params = {name: torch.ones(2, requires_grad=True) for name in ("head", "body", "still")}
-    ones = {name: torch.ones(2) for name in params}
+    ones = {name: torch.ones(2) for name in (*params, "apart")}
+    apart = {"apart": torch.ones(2, requires_grad=True)}
 
     def along(*rates):
         groups = [{"params": [p], "lr": rate} for p, rate in zip(params.values(), rates, strict=True)]
@@ -194,9 +204,10 @@ def test_groups_move_at_their_own_rates(direction):
         before = [p.detach().clone() for p in params.values()]
         optimizer.step()
         moved = [(old - p.detach()) / p.grad for old, p in zip(before, params.values(), strict=True)]
-        return direction(ones, params, optimizer, None), dict(zip(params, moved, strict=True))
+        return direction(ones, {**params, **apart}, optimizer, None), dict(zip(params, moved, strict=True))
 
     found, moved = along(0.1, 0.01, 0.0)
+    assert not found["apart"].any()
     for name in params:
         torch.testing.assert_close(found[name] * 0.1, moved[name], rtol=1e-3, atol=1e-6)
     same, none = along(0.1, 0.1, 0.1)[0], along(0.0, 0.0, 0.0)[0]
