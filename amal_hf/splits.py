@@ -40,7 +40,7 @@ def split_dataset(
         ValueError: if a size is neither a positive int nor a share, if there are too few different texts, or if no
             text is found.
     """
-    keys = _text_keys(dataset, text_columns or find_text_columns(dataset.column_names))
+    keys = text_keys(dataset, text_columns or find_text_columns(dataset.column_names))
     first = {key: row for row, key in reversed(list(enumerate(keys)))}
     order = _stratified_order(dataset, np.array(sorted(first.values()), dtype=np.int64), seed)
     counts = _row_counts(sizes, len(dataset))
@@ -86,11 +86,16 @@ def complete_splits(data: DatasetDict, meta_rows: int, seed: int) -> DatasetDict
 
 def overlap(a: Dataset, b: Dataset, columns: Sequence[str]) -> list[int]:
     """The rows of `a` whose text in `columns`, after `normalise_text`, also stands in `b`."""
-    known = set(_text_keys(b, columns))
-    return [row for row, key in enumerate(_text_keys(a, columns)) if key in known]
+    known = set(text_keys(b, columns))
+    return [row for row, key in enumerate(text_keys(a, columns)) if key in known]
 
 
-def _text_keys(dataset: Dataset, columns: Sequence[str]) -> list[tuple[str, ...]]:
+def text_keys(dataset: Dataset, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    """By what texts of rows are compared: after `normalise_text`, a part for each column.
+
+    Raises:
+        ValueError: a column that is not there.
+    """
     require_columns(dataset.column_names, columns)
     plain = dataset.with_format(None)
     texts = ([normalise_text(text) for text in plain[column]] for column in columns)

@@ -18,7 +18,7 @@ from amal_hf.columns import find_text_columns, replace_column
 from amal_hf.label_column import label_feature, with_unlabelled
 from amal_hf.loggers import logger_of
 from amal_hf.shapes import ABSTAIN, IGNORED, TRUE_LABEL, VOTES
-from amal_hf.splits import normalise_text, split_dataset
+from amal_hf.splits import overlap, split_dataset, text_keys
 
 
 logger = logger_of(__name__)
@@ -63,7 +63,7 @@ def weak_splits(
     validation, clean = _clean_rows(
         _with_labels(data["validation"], "validation"), meta, seed, columns, meta_is_validation
     )
-    splits, seen = {"test": data["test"]}, _texts(data["test"], columns)
+    splits, seen = {"test": data["test"]}, set(text_keys(data["test"], columns))
     for name, rows in (
         ("validation", validation),
         ("meta", clean),
@@ -72,7 +72,7 @@ def weak_splits(
     ):
         same = name == "meta" and meta_is_validation
         splits[name] = rows if same else _without(rows, seen, columns, name)
-        seen |= _texts(splits[name], columns)
+        seen |= set(text_keys(splits[name], columns))
     splits["train"] = _training(splits["labelled"], splits["unlabelled"])
     order = ("train", "labelled", "unlabelled", "meta", "validation", "test")
     return DatasetDict({name: splits[name] for name in order})
@@ -113,8 +113,7 @@ def _with_labels(rows: Dataset, name: str) -> Dataset:
 
 
 def _report_overlap(known: Dataset, test: Dataset, columns: tuple[str, ...], refuse: bool) -> None:
-    tested = _texts(test, columns)
-    shared = [row for row, text in enumerate(_listed(known, columns)) if text in tested]
+    shared = overlap(known, test, columns)
     if shared and refuse:
         raise ValueError(
             f"weak_splits: {len(shared)} of {len(known)} labelled rows are in the test set too (first: row "
@@ -124,8 +123,8 @@ def _report_overlap(known: Dataset, test: Dataset, columns: tuple[str, ...], ref
         logger.warning("%d of %d labelled rows are in the test set too and were dropped.", len(shared), len(known))
 
 
-def _without(rows: Dataset, seen: set[str], columns: tuple[str, ...], name: str) -> Dataset:
-    kept = [row for row, text in enumerate(_listed(rows, columns)) if text not in seen]
+def _without(rows: Dataset, seen: set[tuple[str, ...]], columns: tuple[str, ...], name: str) -> Dataset:
+    kept = [row for row, text in enumerate(text_keys(rows, columns)) if text not in seen]
     if len(kept) < len(rows):
         logger.info("%d rows of '%s' are in another split as well and were dropped.", len(rows) - len(kept), name)
     if not kept:
@@ -161,11 +160,3 @@ def _truth(rows: Dataset, column: str) -> list[Any]:
     """Labels, and -1 where none is known."""
     given = rows[column][:] if column in rows.column_names else [None] * len(rows)
     return with_unlabelled(given, rows, column == "labels")
-
-
-def _texts(rows: Dataset, columns: tuple[str, ...]) -> set[str]:
-    return set(_listed(rows, columns))
-
-
-def _listed(rows: Dataset, columns: tuple[str, ...]) -> list[str]:
-    return ["\n".join(map(normalise_text, row)) for row in zip(*(rows[name][:] for name in columns), strict=True)]
