@@ -43,6 +43,9 @@ TEACHER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 CORPUS_ROWS: Mapping[str, int] = MappingProxyType({"train": 2500, "meta": 300, "validation": 300, "test": 1000})
 """The rows of each split of `docstring_corpus`."""
 
+FEW_ROWS: Mapping[str, int] = MappingProxyType({"train": 400, "meta": 100, "validation": 100, "test": 200})
+"""Those of a run that only shows that everything works."""
+
 DEMO_DETAILS = CardDetails(
     language=("en",),
     license="apache-2.0",

@@ -55,7 +55,7 @@ from amal_hf.aggregation import add_aggregated, label_by_votes, label_model, maj
 from amal_hf.columns import dataset_fingerprint, find_text_columns
 from amal_hf.command_line import parse_arguments
 from amal_hf.data import read_dataset
-from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
+from amal_hf.demo import FEW_ROWS, TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
 from amal_hf.demo_rules import docstring_rules
 from amal_hf.intervals import bootstrap_interval
 from amal_hf.metrics import classification_metrics
@@ -285,8 +285,7 @@ def load(recipe: RecipeArguments, args: DenoiseArguments) -> Bench:
 
 def with_rules(recipe: RecipeArguments, seed: int) -> DatasetDict:
     """The docstring corpus, with the votes of its hand-written rules."""
-    rows = {"train": 400, "meta": 100, "validation": 100, "test": 200}
-    corpus = docstring_corpus(rows=rows, seed=seed) if recipe.smoke else docstring_corpus(seed=seed)
+    corpus = docstring_corpus(rows=FEW_ROWS, seed=seed) if recipe.smoke else docstring_corpus(seed=seed)
     rules = docstring_rules(corpus["train"].features["label"].names)
     voted = {name: apply_rules(split, rules) for name, split in corpus.items()}
     validation = concatenate_datasets([voted["validation"], voted["meta"]])

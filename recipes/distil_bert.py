@@ -54,7 +54,7 @@ from amal_hf import (
 from amal_hf.columns import dataset_fingerprint, find_text_columns
 from amal_hf.command_line import parse_arguments
 from amal_hf.data import read_dataset
-from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
+from amal_hf.demo import FEW_ROWS, TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
 from amal_hf.intervals import bootstrap_interval
 from amal_hf.label_order import label_order
 from amal_hf.latency import hardware_name, measure_latency
@@ -235,8 +235,7 @@ def load_data(recipe: RecipeArguments, seed: int) -> DatasetDict:
     Labels of the training set made wrong if asked for.
     """
     if recipe.dataset is None:
-        few = {"train": 400, "meta": 100, "validation": 100, "test": 200}
-        data = docstring_corpus(max_classes=4, rows=few, seed=seed) if recipe.smoke else docstring_corpus(seed=seed)
+        data = docstring_corpus(4, FEW_ROWS, seed) if recipe.smoke else docstring_corpus(seed=seed)
     else:
         data = complete_splits(read_dataset(recipe.dataset, config=recipe.dataset_config), recipe.meta_rows, seed)
     if recipe.label_noise:

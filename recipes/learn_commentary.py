@@ -48,7 +48,7 @@ from amal_hf import (
 from amal_hf.columns import dataset_fingerprint, find_text_columns
 from amal_hf.command_line import parse_arguments
 from amal_hf.data import read_dataset
-from amal_hf.demo import TEACHER_ID, demo_teacher_path, docstring_corpus
+from amal_hf.demo import FEW_ROWS, TEACHER_ID, demo_teacher_path, docstring_corpus
 from amal_hf.metrics import auc, classification_metrics
 from amal_hf.noise import flip_labels
 from amal_hf.plots import plot_blends, plot_clean_against_flipped, plot_masks
@@ -156,8 +156,7 @@ def parse(command_line: list[str]) -> tuple[RecipeArguments, CommentaryArguments
 def load_data(recipe: RecipeArguments, seed: int, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
     """Splits train (spoilt), meta, validation and test, with token ids."""
     if recipe.dataset is None:
-        few = {"train": 400, "meta": 100, "validation": 100, "test": 200}
-        data = docstring_corpus(max_classes=4, rows=few, seed=seed) if recipe.smoke else docstring_corpus(seed=seed)
+        data = docstring_corpus(4, FEW_ROWS, seed) if recipe.smoke else docstring_corpus(seed=seed)
     else:
         data = complete_splits(read_dataset(recipe.dataset), recipe.meta_rows, seed)
     if recipe.label_noise:

@@ -50,7 +50,7 @@ from amal_hf import (
 from amal_hf.columns import dataset_fingerprint, find_text_columns
 from amal_hf.command_line import parse_arguments
 from amal_hf.data import read_dataset
-from amal_hf.demo import TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
+from amal_hf.demo import FEW_ROWS, TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
 from amal_hf.intervals import bootstrap_interval
 from amal_hf.metrics import auc, classification_metrics
 from amal_hf.noise import flip_by_instance, flip_labels, flip_to_background, make_imbalanced
@@ -169,8 +169,7 @@ def parse(command_line: list[str]) -> tuple[RecipeArguments, ReweightArguments]:
 def load_data(recipe: RecipeArguments, seed: int, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
     """Splits train (spoilt), meta, validation and test, with token ids."""
     if recipe.dataset is None:
-        few = {"train": 400, "meta": 100, "validation": 100, "test": 200}
-        data = docstring_corpus(max_classes=4, rows=few, seed=seed) if recipe.smoke else docstring_corpus(seed=seed)
+        data = docstring_corpus(4, FEW_ROWS, seed) if recipe.smoke else docstring_corpus(seed=seed)
     else:
         data = complete_splits(read_dataset(recipe.dataset), recipe.meta_rows, seed)
     if recipe.rate:
@@ -240,7 +239,7 @@ def new_trainer(
         model=student,
         args=args,
         train_dataset=train,
-        meta_dataset=bench.data["meta"] if method is not None and method.policy.learns else None,
+        meta_dataset=bench.data["meta"] if method is not None and method.learns else None,
         processing_class=bench.tokenizer,
         compute_metrics=classification_metrics,
         losses=[CrossEntropy()],
