@@ -5,6 +5,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from numpy.typing import NDArray
 
 from amal_hf.collator import is_stream
 from amal_hf.columns import is_transformed
@@ -64,21 +65,29 @@ def _check_label_block(block: list[Any], start: int, where: str, num_labels: int
         )
     flat = np.concatenate([np.atleast_1d(np.asarray(value)).ravel() for value in block])
     if np.issubdtype(flat.dtype, np.floating):
-        if np.isnan(flat).any():
-            rows = [start + i for i, value in enumerate(block) if np.isnan(np.asarray(value)).any()]
-            raise ValueError(
-                f"AMALTrainer: {where} is NaN in {len(rows)} of {len(block)} rows from {start}, first in row "
-                f"{rows[0]}. Remove or fix these rows."
-            )
-        if num_labels > 1 and np.ndim(block[0]) == 0:
-            raise ValueError(
-                f"AMALTrainer: {where} holds {block[0]!r}, a number with a fraction, and the student has {num_labels} "
-                f"classes. Cast the column to whole numbers; for numbers to be hit load the student with num_labels=1."
-            )
+        _check_fractions(flat, block, start, where, num_labels)
     elif num_labels > 1 and np.issubdtype(flat.dtype, np.integer):
-        wrong = flat[(flat != IGNORED) & ((flat < 0) | (flat >= num_labels))]
-        if len(wrong):
-            raise ValueError(
-                f"AMALTrainer: {where} holds the label {wrong[0]}; the student has classes 0 to {num_labels - 1} "
-                f"({IGNORED} for no label, where `read_dataset` has -1). Set num_labels when loading the student."
-            )
+        _check_classes(flat, where, num_labels)
+
+
+def _check_fractions(labels: NDArray[Any], block: list[Any], start: int, where: str, num_labels: int) -> None:
+    if np.isnan(labels).any():
+        rows = [start + i for i, value in enumerate(block) if np.isnan(np.asarray(value)).any()]
+        raise ValueError(
+            f"AMALTrainer: {where} is NaN in {len(rows)} of {len(block)} rows from {start}, first in row {rows[0]}. "
+            f"Remove or fix these rows."
+        )
+    if num_labels > 1 and np.ndim(block[0]) == 0:
+        raise ValueError(
+            f"AMALTrainer: {where} holds {block[0]!r}, a number with a fraction, and the student has {num_labels} "
+            f"classes. Cast the column to whole numbers; for numbers to be hit load the student with num_labels=1."
+        )
+
+
+def _check_classes(labels: NDArray[Any], where: str, num_labels: int) -> None:
+    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= num_labels))]
+    if len(wrong):
+        raise ValueError(
+            f"AMALTrainer: {where} holds the label {wrong[0]}; the student has classes 0 to {num_labels - 1} "
+            f"({IGNORED} for no label, where `read_dataset` has -1). Set num_labels when loading the student."
+        )

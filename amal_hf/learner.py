@@ -112,13 +112,11 @@ class WeightLearner:
     def _never_learns(self, warmup: int, max_steps: int, epochs: float) -> str | None:
         """Why a run is over before anything is learned; `None` if it is not."""
         phase = self.method.phase_epochs
-        if phase:
-            return f"its first phase comes after {phase} epochs, and there are {epochs:g}" if epochs <= phase else None
-        return (
-            f"the meta warm-up of {warmup} steps is as long as the run, {max_steps} steps"
-            if warmup >= max_steps
-            else None
-        )
+        if phase and epochs <= phase:
+            return f"its first phase comes after {phase} epochs, and there are {epochs:g}"
+        if not phase and warmup >= max_steps:
+            return f"the meta warm-up of {warmup} steps is as long as the run, {max_steps} steps"
+        return None
 
     def is_due(self, step: int) -> bool:
         """Whether the weights learn before optimizer step `step`, counted from the end of the warm-up."""

@@ -292,11 +292,8 @@ class PublishingTrainer(MixingTrainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         written = {file.name for file in folder.iterdir() if file.suffix not in SAVED}
-        self._student_files = frozenset(written - {STATE_NAME, TRAINER_STATE_NAME, *map(_name, folder.glob(SEGMENTS))})
-
-
-def _name(file: Path) -> str:
-    return file.name
+        of_run = {STATE_NAME, TRAINER_STATE_NAME, *(file.name for file in folder.glob(SEGMENTS))}
+        self._student_files = frozenset(written - of_run)
 
 
 def _link(source: str, target: str) -> None:

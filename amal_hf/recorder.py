@@ -147,15 +147,9 @@ def _replayed(step: RecordedStep, mixture: Mixture, run: Callable[[Batch], Any],
         return Evaluation.joined(parts)
 
     weights = torch.cat([weighed.weights for weighed in step.weighed]).to(device)
-    seen = [weighed.observation for weighed in step.weighed]
-    moved = [
-        Observation(
-            o.ids.to(device), o.features.to(device), o.progress, None if o.present is None else o.present.to(device)
-        )
-        for o in seen
-    ]
+    seen = [Observation(*(_moved(part, device) for part in weighed.observation)) for weighed in step.weighed]
     examples = total_count(sum(len(ids_of(batch)) for batch in batches), device)
-    return Step(evaluate, weights, joined(moved), step.learning_rates, examples)
+    return Step(evaluate, weights, joined(seen), step.learning_rates, examples)
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -111,12 +111,12 @@ def apply_rules(
     names = [entry.name for entry in named]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"apply_rules: needs rules, each with a name of its own; got {names}.")
-    class_names = _class_names(dataset, classes)
+    known = _class_names(dataset, classes)
     if not len(dataset):
         return replace_column(dataset, VOTES, [], List(Value("int16")))
     voted = dataset.map(
         _votes_of_row,
-        fn_kwargs={"rules": named, "classes": class_names},
+        fn_kwargs={"rules": named, "classes": known},
         num_proc=num_proc,
         features=Features({**dataset.features, VOTES: List(Value("int16")), _FAILED: List(Value("int32"))}),
         load_from_cache_file=False,
@@ -124,7 +124,7 @@ def apply_rules(
     )
     _warn_of_failures(voted, named)
     votes = np.asarray(voted.with_format(None)[VOTES][:], dtype=np.int64)
-    return add_votes(voted.remove_columns([VOTES, _FAILED]), votes, classes=len(class_names))
+    return add_votes(voted.remove_columns([VOTES, _FAILED]), votes, classes=len(known))
 
 
 def add_votes(dataset: Dataset, votes: NDArray[Any] | str | Path, classes: int | None = None) -> Dataset:

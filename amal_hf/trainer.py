@@ -194,20 +194,21 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The micro-batches of the next optimizer step; a meta step looks at all of them."""
-        if self.mixes and fills_up(self.args):
+        if not self.mixes:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        if fills_up(self.args):
             epoch_iterator = map(self._without_repeats, epoch_iterator)
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.mixes:
-            if len(batches) < num_batches:
-                # A stream has ended within a step. `Trainer` takes none then, and carries the gradient of these rows
-                # into the next step, whose examples it is not divided by: they wait for the next pass.
-                batches = []
-            examples = sum(len(ids_of(batch)) for batch in batches)
-            self._window = _Window(batches, total_count(examples, self.args.device))
-            # Not in the training step, where Accelerate may have put off sums over processes to the last micro-batch.
-            if batches:
-                with memory_advice():
-                    self._before_step()
+        if len(batches) < num_batches:
+            # A stream has ended within a step. `Trainer` takes none then, and carries the gradient of these rows into
+            # the next step, whose examples it is not divided by: they wait for the next pass.
+            batches = []
+        examples = sum(len(ids_of(batch)) for batch in batches)
+        self._window = _Window(batches, total_count(examples, self.args.device))
+        # Not in the training step, where Accelerate may have put off sums over processes to the last micro-batch.
+        if batches:
+            with memory_advice():
+                self._before_step()
         return batches, items
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
