@@ -5,7 +5,7 @@ import torch
 from conftest import tiny_bert
 from torch import nn
 
-from amal_hf import ExampleTable, LossNetwork, Method, SGDDirection
+from amal_hf import ExampleTable, FixedWeights, LabelBlend, LossNetwork, Method, SGDDirection
 from amal_hf.meta import Problem, meta_gradient, meta_step, scaled
 from amal_hf.policies.policy import Sizes
 from amal_hf.shapes import Evaluation
@@ -135,6 +135,21 @@ def test_examples_with_slopes_that_are_not_finite_are_left_alone_and_counted():
         assert all(torch.isfinite(value).all() for value in network.parameters())
         if method.policy is not network:
             assert method.policy.store.table[1] == 1.0 != method.policy.store.table[0]
+
+
+def test_what_changes_batches_is_not_lost_to_losses_that_are_no_numbers():
+    """Adam would carry one NaN through all later steps: such an entry stays, the others learn."""
+    student, blend, weights = nn.Linear(2, 1, bias=False).double(), LabelBlend(2), FixedWeights()
+    blend.reset(2)
+    weights.reset(Sizes(losses=1, teachers=(), examples=2), torch.tensor([1.0]))
+
+    def evaluate():
+        values = student(torch.ones(2, 2, dtype=torch.float64)) * blend.shares().double()[:1].T
+        return Evaluation(values * torch.tensor([[1.0], [float("nan")]]), torch.zeros(2, 0))
+
+    method = Method("test", weights, direction=SGDDirection(), batch_policy=blend)
+    meta_step(method, linear_problem(module=student, evaluate=evaluate), lambda: student.weight.sum())
+    assert blend.matrix[0, 0] != blend.initial and blend.matrix[0, 1] == blend.initial
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
