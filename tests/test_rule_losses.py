@@ -165,14 +165,16 @@ def test_shares_of_losses_with_columns(tmp_path):
 
 
 def test_shared_weights_move_along_the_mean_slope():
-    """A rule whose slopes are positive on average gains, for all examples; one that never fired stays."""
+    """Of the examples on which it fired: a rule whose slopes are positive on average gains, for all examples; one that
+    fired on few moves by no less, one that never fired stays.
+    """
     policy = SharedWeights(learning_rate=0.1)
     policy.reset(Sizes(3, (), 4), torch.tensor([0.5, 0.25, 0.25]))
     seen = Observation(
-        torch.arange(2), torch.zeros(2, 0), 0.0, torch.tensor([[True, True, False], [True, True, False]])
+        torch.arange(2), torch.zeros(2, 0), 0.0, torch.tensor([[True, True, False], [True, False, False]])
     )
-    policy.update(seen, torch.tensor([[1.0, -3.0, 0.0], [1.0, -1.0, 0.0]]))
-    torch.testing.assert_close(policy.factors, torch.tensor([1 + 0.1 / 1.5, 1 - 0.2 / 1.5, 1.0]))
+    policy.update(seen, torch.tensor([[2.0, -3.0, 0.0], [0.5, 0.0, 0.0]]))
+    torch.testing.assert_close(policy.factors, torch.tensor([1 + 0.125 / 2.125, 1 - 0.3 / 2.125, 1.0]))
 
 
 def test_bad_rules_lose_their_weight(tmp_path):
