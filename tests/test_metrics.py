@@ -173,3 +173,9 @@ def test_auc_refuses_what_has_no_answer(scores, positives, message):
     """One group alone, a missing score or unequal lengths have no AUC; a number would be made up."""
     with pytest.raises(ValueError, match=message):
         auc(np.array(scores), np.array(positives))
+
+
+def test_bins_of_confidence_begin_at_multiples_of_their_width():
+    """0.61 and 0.66 are both between 9/15 and 10/15: one gap over both rows, of which one is right."""
+    rows = np.array([[0.61, 0.39], [0.66, 0.34]])
+    assert CalibrationError().score(rows, np.array([0, 1])) == pytest.approx(abs(0.61 + 0.66 - 1) / 2)
