@@ -183,6 +183,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
     def _take_over_steps(self) -> None:
         """Tell `Trainer` what it must not do to a loss over whole optimizer steps, and be told of those it skips."""
         use_one_gpu(self.args)
+        self._train_batch_size = self.args.train_batch_size  # `Trainer` has multiplied it by the GPUs that it saw
         self._skipped_steps = SkippedSteps()
         self.add_callback(self._skipped_steps)
         # The loss is divided by the examples of the whole optimizer step here, so `Trainer` must neither divide by the

@@ -391,12 +391,15 @@ def test_a_warm_up_ends_where_a_short_run_does(tmp_path):
 
 
 def test_one_of_several_gpus_is_used_rather_than_data_parallel(tmp_path, caplog):
-    """`python script.py` with several GPUs must not become nn.DataParallel, which parts a batch from its weights."""
-    args = toy_arguments(tmp_path)
+    """`python script.py` with several GPUs must not become nn.DataParallel, which parts a batch from its weights. A
+    batch is then what was asked of one GPU, and not all that several would have shared.
+    """
+    args = toy_arguments(tmp_path, per_device_train_batch_size=2)
     args._n_gpu = 4
     with caplog.at_level(logging.WARNING, logger="amal_hf"):
         trainer = make(tmp_path, args=args)
     assert trainer.args.n_gpu == 1
+    assert len(next(iter(trainer.get_train_dataloader()))["labels"]) == 2
     assert "accelerate launch" in caplog.text
 
 
