@@ -189,5 +189,5 @@ def _one_step_ahead(policy: Policy, params: Params, problem: Problem) -> Iterato
         mean = (weights * evaluation.losses).sum() / problem.examples
         gradient = at_their_rates(problem.differentiate(mean, params), params, problem.optimizer)
     with movable(params, gradient) as move:
-        move(-torch.tensor(problem.learning_rate, device=mean.device))
+        move(-torch.full((), problem.learning_rate, device=mean.device))
         yield

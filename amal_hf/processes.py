@@ -46,7 +46,7 @@ class _Sum(torch.autograd.Function):
 
 def total_count(number: int, device: torch.device) -> Tensor | int:
     """The same for a whole number: a scalar on the device, so that nobody has to wait for it."""
-    return total(torch.tensor(number, device=device)) if process_count() > 1 else number
+    return total(torch.full((), number, device=device)) if process_count() > 1 else number
 
 
 def totals(values: Sequence[Tensor]) -> list[Tensor]:

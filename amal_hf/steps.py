@@ -121,9 +121,7 @@ def trained_parameters(optimizer: Optimizer) -> list[Tensor]:
 
 def joined(observations: Sequence[Observation]) -> Observation:
     """Several observations as one, each with its own progress."""
-    progress = [
-        torch.as_tensor(o.progress, device=o.ids.device, dtype=torch.float32).expand(len(o.ids)) for o in observations
-    ]
+    progress = [o.progress_of(o.ids.new_empty(0, dtype=torch.float32))[:, 0] for o in observations]
     masks = [o.present for o in observations if o.present is not None]
     return Observation(
         torch.cat([o.ids for o in observations]),

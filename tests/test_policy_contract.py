@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import exported
+from elsewhere import PLACE, Computer
 
 from amal_hf import (
     AboveAverage,
@@ -141,36 +142,38 @@ def started(policy):
     return policy
 
 
-def told(policy):
-    policy.note_labels(TEACHER, LABELS)
+def told(policy, place="cpu"):
+    policy.note_labels(TEACHER.to(place), LABELS.to(place))
     assert not policy.rows_wanted
 
 
 def ask(logits):
     """As both losses would: the label's, and none of the teacher."""
-    return torch.stack([-logits.log_softmax(-1)[:, 0], torch.zeros(B)], 1)
+    return torch.stack([-logits.log_softmax(-1)[:, 0], logits.new_zeros(B)], 1)
 
 
-def seen(policy, progress=0.6):
+def seen(policy, progress=0.6, place="cpu"):
     """What a policy makes of the batch."""
-    states = tuple(drawn(B, WIDTH, seed=seed) for seed in (2, 3))
-    losses = drawn(B, 2, seed=4).abs() * PRESENT
-    logits = drawn(B, C, seed=5).requires_grad_()
-    signals = Signals(losses, logits, (TEACHER,), BATCH, Task(), states, ask)
-    return Observation(torch.arange(B), policy.observe(signals), progress, PRESENT)
+    states = tuple(drawn(B, WIDTH, seed=seed).to(place) for seed in (2, 3))
+    losses = (drawn(B, 2, seed=4).abs() * PRESENT).to(place)
+    logits = drawn(B, C, seed=5).to(place).requires_grad_()
+    batch = {name: value.to(place) for name, value in BATCH.items()}
+    signals = Signals(losses, logits, (TEACHER.to(place),), batch, Task(), states, ask)
+    return Observation(torch.arange(B, device=place), policy.observe(signals), progress, PRESENT.to(place))
 
 
 SLOPES = drawn(B, 2, seed=6) * PRESENT
 
 
-def taught(policy, steps=3):
+def taught(policy, steps=3, place="cpu"):
     """Shown clean rows before every update, as by a trainer."""
     for step in range(steps):
         if policy.reads_clean_states:
-            policy.note_clean(CleanRows(torch.arange(6), drawn(6, WIDTH, seed=step), torch.arange(6) % C))
+            rows = torch.arange(6), drawn(6, WIDTH, seed=step), torch.arange(6) % C
+            policy.note_clean(CleanRows(*(part.to(place) for part in rows)))
         if policy.rows_wanted:
-            told(policy)
-        policy.update(seen(policy, 0.3), SLOPES)
+            told(policy, place)
+        policy.update(seen(policy, 0.3, place), SLOPES.to(place))
     return policy
 
 
@@ -250,6 +253,20 @@ def test_an_update_that_did_not_count_is_taken_back(make):
     restore()
     if not policy.holds_for_one_step:
         assert weights_at(policy, 0.6).equal(before)
+
+
+@every_policy
+def test_on_a_gpu_it_is_the_same_and_waited_for_by_nobody(make):
+    """Also on one without float64. What a policy has is there from its first weights on; what is drawn by example is
+    drawn on the CPU.
+    """
+    here, policy = weights_at(taught(begun(make)), 0.6), begun(make)
+    with Computer() as computer:
+        taught(policy, place=PLACE)
+        assert torch.equal(weights_of(policy, seen(policy, place=PLACE)).cpu(), here)
+        computer.waits.clear()
+        weights_of(policy, seen(policy, place=PLACE))
+        assert computer.waits.keys() <= {"", "fixed_weights.weights", "heuristics.importance"}
 
 
 @every_policy

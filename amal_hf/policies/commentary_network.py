@@ -147,7 +147,8 @@ class _Reader(nn.Module):
 
 def fourier(progress: Tensor, frequencies: int) -> Tensor:
     """`(B,) -> (B, 2 · frequencies)`: sines and cosines of half waves, after clipping to [0, 1]."""
-    angles = math.pi * progress.clamp(0, 1)[:, None] * torch.arange(1, frequencies + 1).to(progress)
+    numbers = torch.arange(1, frequencies + 1, dtype=progress.dtype, device=progress.device)
+    angles = math.pi * progress.clamp(0, 1)[:, None] * numbers
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 

@@ -108,6 +108,7 @@ class Delayed(Policy):
 
     def weights(self, observation: Observation) -> LossTable:
         """The initial mixture, `(B, K)`, or the examples' rows; of one that was never judged the mixture all along."""
+        self.mixture = self.mixture.to(observation.features.device)  # once: a GPU would be waited for at every step
         initial = among_present(self.mixture, observation)
         if not isinstance(observation.progress, Tensor) and observation.progress < self.until:
             return initial

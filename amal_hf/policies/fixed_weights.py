@@ -22,6 +22,7 @@ class FixedWeights(Policy):
 
     def weights(self, observation: Observation) -> LossTable:
         """The mixture, once for each example, `(B, K)`; what is missing leaves its share to what is there."""
+        self.to(observation.features.device)  # once: a GPU would be waited for at every step
         return among_present(self.mixture, observation)
 
 
@@ -59,6 +60,7 @@ class AnnealedWeights(FixedWeights):
 
     def weights(self, observation: Observation) -> LossTable:
         """The mixture of the moment, once for each example, `(B, K)`."""
+        self.to(observation.features.device)
         return among_present(self.mixture.lerp(self.end, float(observation.progress)), observation)
 
 

@@ -36,8 +36,8 @@ class Heuristic(Policy):
 
     def weights(self, observation: Observation) -> LossTable:
         """`(B, K)`: importance times mixture."""
-        importance = self.importance(observation)
-        return importance[:, None] * among_present(self.mixture, observation).to(importance.device)
+        self.to(observation.features.device)  # once: a GPU would be waited for at every step
+        return self.importance(observation)[:, None] * among_present(self.mixture, observation)
 
 
 class RandomRectified(Heuristic):

@@ -130,7 +130,8 @@ class LossNetwork(NetworkPolicy):
     def _probed(self, signals: Signals, classes: PerExample) -> Tensor:
         """`(B, 3)`: fit, entropy and belief of the probe; of a coin where it has not been shown anything."""
         if not self.probe.knows:
-            return signals.losses.new_tensor([0.5, 1.0, 0.5]).expand(len(signals.losses), 3)
+            fit_or_belief, entropy = (signals.losses.new_full((len(signals.losses), 1), x) for x in (0.5, 1.0))
+            return torch.cat([fit_or_belief, entropy, fit_or_belief], 1)
         states = signals.hidden_states[-1]
         logits = self.probe.logits(states)
         beliefs = self.probe.beliefs(logits, states, classes.clamp(min=0).long())

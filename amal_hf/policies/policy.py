@@ -107,8 +107,9 @@ class Observation(NamedTuple):
 
     def progress_of(self, like: Tensor) -> Tensor:
         """`(B, 1)`: the progress of every example, of the type and on the device of `like`."""
-        progress = torch.as_tensor(self.progress, dtype=like.dtype, device=like.device)
-        return progress.expand(len(self.ids))[:, None]
+        if isinstance(self.progress, Tensor):
+            return self.progress.to(like).expand(len(self.ids))[:, None]
+        return like.new_full((len(self.ids), 1), self.progress)  # a number that is sent there would be waited for
 
 
 class Policy(nn.Module, ABC):

@@ -42,8 +42,8 @@ class SharedWeights(Policy):
 
     def weights(self, observation: Observation) -> LossTable:
         """`(B, K)`; what is missing leaves its share of the mixture to what is there."""
-        mixture = among_present(self.mixture, observation)
-        return mixture * self.factors.to(mixture.device)
+        self.to(observation.features.device)  # once: a GPU would be waited for at every step
+        return among_present(self.mixture, observation) * self.factors
 
     @torch.no_grad()
     def update(self, observation: Observation, slopes: LossTable) -> None:

@@ -93,7 +93,8 @@ class StateNetwork(NetworkPolicy):
         self.widths = self._chosen(sizes.states)
         self.label_count = min(sizes.classes, MOST_LABELS) if self.labels else 0
         self.register_buffer("running_losses", torch.zeros(sizes.losses))
-        self.exponents = torch.tensor(sizes.exponents or [0.0] * sizes.losses)
+        exponents = torch.tensor(sizes.exponents or [0.0] * sizes.losses)
+        self.register_buffer("exponents", exponents, persistent=False)
         if self.memory:
             self.slopes = SlopeMemory(sizes.examples, sizes.losses)
         super().reset(sizes, initial)
