@@ -107,7 +107,8 @@ def _dithered(values: Tensor) -> Tensor:
     if values.dtype not in (torch.bfloat16, torch.float16):
         return values
     wide = values.float()
-    spacing = torch.ldexp(torch.full_like(wide, torch.finfo(values.dtype).eps), torch.frexp(wide).exponent - 1)
+    # The largest power of two that is in a number, by its bits: Apple's GPUs have no `torch.frexp`.
+    spacing = torch.finfo(values.dtype).eps * (wide.view(torch.int32) & 0x7F800000).view(torch.float32)
     generator = torch.Generator(values.device).manual_seed(3250)  # the global one is not to be drawn from
     places = torch.rand(values.shape, generator=generator, device=values.device) - 0.5
     return wide + torch.where(wide == 0, 0.0, places * spacing)  # around zero there is no such range
