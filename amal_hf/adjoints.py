@@ -42,16 +42,30 @@ def step_adjoint(
         for group, rate in zip(optimizer.param_groups, rates, strict=True)
         for p in group["params"]
     }
+    known = _with_counters_here(optimizer, params)
     before, before_states, of_gradient = {}, {}, {}
     for name, p in params.items():
         group, rate = places[id(p)]
         options = {**group, "lr": rate}
         rule = _frozen_adam if frozen_second_moment and isinstance(optimizer, (Adam, AdamW)) else _replayed
-        state = optimizer.state.get(p, {})
         before[name], before_states[name], of_gradient[name] = rule(
-            optimizer, p, gradients[name], state, options, adjoint[name], states.get(name, {})
+            optimizer, p, gradients[name], known[name], options, adjoint[name], states.get(name, {})
         )
     return before, before_states, of_gradient
+
+
+def _with_counters_here(optimizer: Optimizer, params: Params) -> dict[str, dict[str, Any]]:
+    """The states of parameters, by name, with counters of steps on the CPU.
+
+    A fused optimizer has them on its GPU, which is waited for once and not for each; and Apple's have no float64.
+    """
+    states = {name: optimizer.state.get(p, {}) for name, p in params.items()}
+    counters = {name: state["step"] for name, state in states.items() if isinstance(state.get("step"), Tensor)}
+    far = [name for name, counter in counters.items() if counter.device.type != "cpu"]
+    if far:
+        here = torch.stack([counters[name] for name in far]).cpu()
+        states |= {name: {**states[name], "step": counter} for name, counter in zip(far, here, strict=True)}
+    return states
 
 
 def _frozen_adam(
@@ -135,7 +149,7 @@ def _stepped(
     """Parameter and state after a step of a new optimizer of this kind, with a graph to what they were before."""
     moved = start.clone()
     moved.grad = gradient
-    own = {**group, "params": [moved], "differentiable": True, "foreach": False, "fused": None}
+    own = {**group, "params": [moved], "differentiable": True, "foreach": False, "fused": None, "capturable": False}
     replica = type(optimizer)([own], lr=group["lr"], differentiable=True)  # type: ignore[call-arg]
     replica.state[moved] = state
     replica.step()
