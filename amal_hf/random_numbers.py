@@ -41,13 +41,24 @@ def generator_of(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(hash(key) % 2**63)
 
 
-def randomness() -> list[Tensor]:
-    """The state of all generators that dropout draws from: the CPU's, then those of all GPUs."""
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+def randomness(device: torch.device) -> list[Tensor]:
+    """The state of all generators that dropout on a device draws from: the CPU's and, of a GPU, its own."""
+    own = [] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state(device)]
+    return [torch.get_rng_state(), *own]
 
 
-def set_randomness(states: list[Tensor]) -> None:
+def set_randomness(states: list[Tensor], device: torch.device) -> None:
     """Restore `randomness`."""
     torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state_all(states[1:])
+    if device.type != "cpu" and len(states) > 1:  # a trajectory that began on a CPU has no more
+        torch.get_device_module(device).set_rng_state(states[1], device)
+
+
+@contextmanager
+def put_back_on(device: torch.device) -> Iterator[None]:
+    """Within the block dropout on a device may draw; then its generators are as before. No other GPU is touched."""
+    before = randomness(device)
+    try:
+        yield
+    finally:
+        set_randomness(before, device)

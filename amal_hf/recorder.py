@@ -13,7 +13,7 @@ from amal_hf.loggers import logger_of
 from amal_hf.mixture import Mixture, Weighed
 from amal_hf.policies.policy import Observation
 from amal_hf.processes import process_count, process_rank, total_count, values_of_all
-from amal_hf.random_numbers import set_randomness
+from amal_hf.random_numbers import put_back_on, set_randomness
 from amal_hf.shapes import Batch, Evaluation
 from amal_hf.steps import Snapshot, Step, joined, put, raw, snapshot
 from amal_hf.top_logits import TopLogits
@@ -141,8 +141,8 @@ def _replayed(step: RecordedStep, mixture: Mixture, run: Callable[[Batch], Any],
     def evaluate() -> Evaluation:
         parts = []
         for batch, randomness in zip(batches, step.randomness, strict=True):
-            with torch.random.fork_rng():
-                set_randomness(randomness)
+            with put_back_on(device):
+                set_randomness(randomness, device)
                 parts.append(mixture.evaluate(run(batch), batch))
         return Evaluation.joined(parts)
 

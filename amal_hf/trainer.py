@@ -241,7 +241,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         batch = window.prepared[window.position] if window.prepared else self._prepare_batch(inputs)
         self._warn_of_anonymous_rows(batch)
         recorder = self._recorder
-        before = [] if recorder is None else randomness()
+        before = [] if recorder is None else randomness(self.args.device)
         student_inputs, targets = self._inputs.trained(batch, self.state.global_step)
         outputs = with_logits(model(**student_inputs))
         weighed = self.mixture.weigh(outputs, batch, self._progress(), targets)

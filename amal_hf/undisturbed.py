@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from amal_hf.random_numbers import put_back_on
 from amal_hf.sharded import cut_again
 
 
@@ -22,7 +23,7 @@ _CACHES = ("cache", "past_key_values", "past_key_value", "layer_past", "cache_pa
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Within the block the student runs without dropout; afterwards modes and random generators are as before."""
     modes = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng(), _checkpointed_in_evaluation(model):
+    with put_back_on(next(model.parameters()).device), _checkpointed_in_evaluation(model):
         cut_again(model)
         model.eval()
         try:

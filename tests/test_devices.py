@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from conftest import tiny_bert, toy_arguments, toy_rows
-from elsewhere import Computer
+from elsewhere import PLACE, Computer
 
 from amal_hf import (
     AMALTrainer,
@@ -17,6 +17,8 @@ from amal_hf import (
     amal,
     deep_interactions,
 )
+from amal_hf.random_numbers import put_back_on, randomness, set_randomness
+from amal_hf.undisturbed import undisturbed
 
 
 METHODS = {
@@ -78,3 +80,25 @@ def test_a_student_in_half_precision(tmp_path, computer, monkeypatch):
     """Its parameters are moved from points between what they can be, which takes their exponents."""
     monkeypatch.setattr(torch, "Generator", lambda device="cpu", make=torch.Generator: make())
     trained_there(computer, new_trainer(tmp_path, amal(), torch.bfloat16))
+
+
+def test_dropout_of_a_gpu_is_put_back_and_drawn_again(monkeypatch):
+    """By the generator of the student's own device, whatever its kind; those of other GPUs are left alone."""
+    own = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda device: own.get_state())
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state, device: own.set_state(state))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # asked for a state they would be looked for
+
+    def masks():
+        return [*torch.rand(2).tolist(), *torch.rand(2, generator=own).tolist()]
+
+    before = randomness(PLACE)
+    first = masks()
+    with put_back_on(PLACE):
+        set_randomness(before, PLACE)
+        assert masks() == first
+    then = masks()
+    set_randomness(before, PLACE)
+    assert masks() == first and masks() == then
+    with undisturbed(tiny_bert(num_hidden_layers=1)):
+        pass
