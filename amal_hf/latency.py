@@ -52,6 +52,8 @@ def hardware_name(device: torch.device | str = "cpu") -> str:
     """What a measurement was made on, for tables and cards."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
+    if torch.device(device).type == "mps":
+        return f"{platform.machine()} GPU"
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 

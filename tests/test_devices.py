@@ -17,6 +17,7 @@ from amal_hf import (
     amal,
     deep_interactions,
 )
+from amal_hf.latency import hardware_name
 from amal_hf.random_numbers import put_back_on, randomness, set_randomness
 from amal_hf.undisturbed import undisturbed
 
@@ -102,3 +103,8 @@ def test_dropout_of_a_gpu_is_put_back_and_drawn_again(monkeypatch):
     assert masks() == first and masks() == then
     with undisturbed(tiny_bert(num_hidden_layers=1)):
         pass
+
+
+def test_a_measurement_says_that_it_was_made_there():
+    """And not on the CPU beside it."""
+    assert hardware_name(PLACE).endswith("GPU")
