@@ -5,10 +5,11 @@ A class derived from one of `transformers` is taken for it.
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -90,26 +91,32 @@ def with_decoder_inputs(collate: Callable[[list[Any]], Any], model: Any) -> Call
 
     The new one raises a `ValueError` if it is not known what the decoder's inputs begin with, or are filled up with.
     """
-    if not is_encoder_decoder(model):
-        return collate
-    own = getattr(without_adapters(model), "prepare_decoder_input_ids_from_labels", None)
-    return DecoderInputs(collate, own or _shift_by_one(model))
+    return DecoderInputs(collate, _shift_of(without_adapters(model))) if is_encoder_decoder(model) else collate
 
 
-def _shift_by_one(model: Any) -> Callable[..., Tensor]:
-    """For a model that makes its decoder's inputs in its forward pass alone (M2M100, NLLB, Blenderbot)."""
-
-    def shift(labels: Tensor) -> Tensor:
-        start, fill = (getattr(model.config, name, None) for name in ("decoder_start_token_id", "pad_token_id"))
-        if start is None or fill is None:
-            raise ValueError(
-                f"AMALTrainer: the decoder of {type(model).__name__} reads its labels one place later, and its "
-                f"configuration has decoder_start_token_id={start} and pad_token_id={fill}. Set both."
-            )
-        first = labels.new_full((len(labels), 1), start)
-        return torch.cat([first, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, fill)], 1)
-
+def _shift_of(model: Any) -> Callable[..., Tensor]:
+    """The model's own, or one like it, by its configuration alone: a collator is sent to the processes of a data
+    loader, and must not take the student there.
+    """
+    if not hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return partial(_shifted_by_one, type(model).__name__, model.config)
+    bare: Any = object.__new__(type(model))
+    nn.Module.__init__(bare)
+    bare.config = model.config
+    shift: Callable[..., Tensor] = bare.prepare_decoder_input_ids_from_labels
     return shift
+
+
+def _shifted_by_one(name: str, config: Any, labels: Tensor) -> Tensor:
+    """For a model that makes its decoder's inputs in its forward pass alone (M2M100, NLLB, Blenderbot)."""
+    start, fill = (getattr(config, key, None) for key in ("decoder_start_token_id", "pad_token_id"))
+    if start is None or fill is None:
+        raise ValueError(
+            f"AMALTrainer: the decoder of {name} reads its labels one place later, and its configuration has "
+            f"decoder_start_token_id={start} and pad_token_id={fill}. Set both."
+        )
+    first = labels.new_full((len(labels), 1), start)
+    return torch.cat([first, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, fill)], 1)
 
 
 def takes_keywords(model: Any) -> bool:

@@ -1,5 +1,8 @@
 """Students that generate text, family by family."""
 
+import io
+import pickle
+
 import pytest
 import torch
 from conftest import VOCABULARY, tiny_bert, toy_arguments, toy_rows
@@ -206,6 +209,26 @@ def emptied(family, row):
     labels = list(rows["labels"])
     labels[row] = [-100] * len(rows["input_ids"][row]) if family in CAUSAL else []
     return rows.remove_columns("labels").add_column("labels", labels)
+
+
+class ParameterFound(pickle.Pickler):
+    """Refuses a student."""
+
+    def persistent_id(self, value):
+        assert not isinstance(value, torch.nn.Parameter)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart", "m2m_100"])
+def test_worker_processes_are_sent_a_collator_without_the_student(tmp_path, family):
+    """Where they are not forked (macOS, Windows, Python 3.14) it is pickled with all that it holds: the student went
+    along to each of them, or nothing did.
+    """
+    trainer, sent = new_trainer(tmp_path, family), io.BytesIO()
+    ParameterFound(sent).dump(trainer.data_collator)
+    rows = trainer.train_dataset.select(range(3))
+    there, here = pickle.loads(sent.getvalue())(list(rows)), trainer.data_collator(list(rows))
+    assert there.keys() == here.keys() >= {"decoder_input_ids"}
+    assert all(there[name].equal(here[name]) for name in here)
 
 
 def test_students_that_shift_their_labels_themselves(tmp_path):
