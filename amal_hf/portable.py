@@ -50,15 +50,20 @@ def make_portable(folder: Path) -> None:
 def make_resumable(folder: Path) -> None:
     """The way back: files that `Trainer` reads, in place of the portable ones."""
     for file in sorted(folder.glob("*.json")):
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))  # a tokenizer's is among them
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             continue
         beside = file.with_suffix(".safetensors")
-        tensors = load_file(beside) if beside.is_file() else {}
+        state = _state(content["state"], beside)
         with open(folder / Path(content["file"]).name, "wb") as saved:  # given a name, torch.save may hide a full disk
-            torch.save(unpack(content["state"], tensors), saved)
+            torch.save(state, saved)
         file.unlink()
         beside.unlink(missing_ok=True)
+
+
+def _state(packed: Any, beside: Path) -> Any:
+    """With its tensors copied: Windows removes no file as long as tensors are mapped from it."""
+    return unpack(packed, load_file(beside) if beside.is_file() else {})
 
 
 def checkpoint_from_hub(

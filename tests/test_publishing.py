@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from concurrent.futures import Future
+from pathlib import Path
 
 import datasets
 import pytest
@@ -42,6 +43,7 @@ from amal_hf import (
     save_policy,
 )
 from amal_hf.card_check import check_card
+from amal_hf.portable import make_portable, make_resumable
 from amal_hf.publishing import reach_hub
 from amal_hf.run_figures import TRAINING_TEXTS
 
@@ -262,6 +264,30 @@ def test_a_run_goes_on_from_the_hub(hub, tmp_path, method):
     assert resumed.state.global_step == 6
     pairs = zip(whole.model.parameters(), resumed.model.parameters(), strict=True)
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+MAPPED = Path("/proc/self/maps")
+
+
+@pytest.mark.skipif(not MAPPED.is_file(), reason="not told which files are mapped")
+def test_a_run_goes_on_under_windows(tmp_path, monkeypatch):
+    """It removes no file that is mapped, as tensors of safetensors are, and reads text as cp1252 where not told
+    otherwise, in which there is no tokenizer of other alphabets.
+    """
+    torch.save({"state": torch.arange(5000), "step": 3}, tmp_path / "optimizer.pt")
+    make_portable(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"Á": 1}', encoding="utf-8")
+    unlink, read_text = Path.unlink, Path.read_text
+
+    def unlink_there(path, missing_ok=False):
+        assert str(path) not in read_text(MAPPED)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_there)
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding="cp1252": read_text(path, encoding))
+    make_resumable(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["optimizer.pt", "tokenizer.json"]
+    assert torch.load(tmp_path / "optimizer.pt")["state"].equal(torch.arange(5000))
 
 
 def test_without_weights_a_published_checkpoint_is_refused(hub, tmp_path):
