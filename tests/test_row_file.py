@@ -1,6 +1,7 @@
 """A table that is a file holds the same bits as one in memory, and costs only what was touched."""
 
 import gc
+import mmap
 import os
 import resource
 import shutil
@@ -55,6 +56,25 @@ def test_it_reads_the_same_bits_as_memory(tmp_path, small_blocks):
     assert file.size == 100
 
 
+class WindowsMap(mmap.mmap):
+    """A map that takes no advice."""
+
+    @property
+    def madvise(self):
+        raise AttributeError
+
+
+def test_it_is_there_under_windows(tmp_path, monkeypatch):
+    """Where nothing writes to a place in a file, and maps take no advice."""
+    monkeypatch.setattr(mmap, "mmap", WindowsMap)
+    monkeypatch.delattr(mmap, "MADV_RANDOM")
+    monkeypatch.delattr(os, "pwrite")
+    table, rows = RowFile(10, FILL, str(tmp_path)), torch.tensor([7, 2, 3])
+    table[rows] = torch.arange(9.0).view(3, 3)
+    assert table[rows].equal(torch.arange(9.0).view(3, 3))
+    assert bits(table[torch.tensor([4])]).equal(bits(FILL[None]))
+
+
 def test_rows_nobody_has_touched_cost_neither_disk_nor_memory(tmp_path):
     """100 million rows of which 100 are written; the file itself is gone with its table."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -84,18 +104,21 @@ def test_a_disk_without_room_is_refused_before_training(tmp_path):
         RowFile(10**14, FILL, str(tmp_path))
 
 
-def test_a_disk_that_fills_up_is_an_error_and_not_the_end_of_the_process(tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_is_an_error_and_not_the_end_of_the_process(tmp_path):
     """A write stops half-way, then says why; through the map it would be a signal."""
     table = RowFile(10, FILL, str(tmp_path))
-    write, given = os.pwrite, []
+    file, given = table._file, []
 
-    def short(file, content, place):
-        if given:
-            raise OSError(28, "No space left on device")
-        given.append(content)
-        return write(file, content[:5], place)
+    class Short:
+        seek = file.seek
 
-    monkeypatch.setattr(os, "pwrite", short)
+        def write(self, content):
+            if given:
+                raise OSError(28, "No space left on device")
+            given.append(content)
+            return file.write(content[:5])
+
+    table._file = Short()
     with pytest.raises(OSError, match="No space left.*weights_dir"):
         table[torch.tensor([3])] = torch.ones(1, 3)
 

@@ -8,6 +8,7 @@ import mmap
 import os
 import shutil
 import tempfile
+from io import FileIO
 
 import numpy as np
 import torch
@@ -40,10 +41,11 @@ class RowFile:
         size = rows * self.fill.nbytes
         _check_room(folder, size)
         self._folder = folder
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115
         self._file.truncate(size)
         pages = mmap.mmap(self._file.fileno(), size)
-        pages.madvise(mmap.MADV_RANDOM)  # or the pages around each row would be read with it
+        if hasattr(pages, "madvise"):  # not under Windows
+            pages.madvise(mmap.MADV_RANDOM)  # or the pages around each row would be read with it
         self._bits = np.frombuffer(pages, np.int32).reshape(rows, len(self.fill))
 
     def __len__(self) -> int:
@@ -61,7 +63,7 @@ class RowFile:
         starts = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
         try:
             for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
-                _write(self._file.fileno(), bits[start:end].tobytes(), int(numbers[start]) * width)
+                _write(self._file, bits[start:end].tobytes(), int(numbers[start]) * width)
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -90,8 +92,8 @@ def _check_room(folder: str, size: int) -> None:
         )
 
 
-def _write(file: int, content: bytes, place: int) -> None:
-    """`os.pwrite` may stop half-way, and where it can write nothing at all it says why."""
+def _write(file: FileIO, content: bytes, place: int) -> None:
+    """A write may stop half-way, and where it can write nothing at all it says why. `os.pwrite` is not everywhere."""
+    file.seek(place)
     while content:
-        done = os.pwrite(file, content, place)
-        content, place = content[done:], place + done
+        content = content[file.write(content) :]
