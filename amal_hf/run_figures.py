@@ -48,12 +48,15 @@ def write_figures(record: RunRecord, folder: Path, weighs: bool = True) -> list[
     if not can_draw():
         logger.warning("No figures are written: they need matplotlib (pip install 'amal_hf[plots]').")
         return []
-    files = []
+    files: dict[str, Path] = {}
     for picture in pictures(record, weighs):
-        files.append(folder / f"{picture.name}.png")
-        files[-1].parent.mkdir(parents=True, exist_ok=True)
-        picture.figure.savefig(files[-1], dpi=150)
-    return files
+        name = picture.name
+        while name.lower() in files:  # many a disk does not tell A from a
+            name += "_2"
+        file = files[name.lower()] = folder / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture.figure.savefig(file, dpi=150)
+    return list(files.values())
 
 
 def can_draw() -> bool:
@@ -140,4 +143,4 @@ def _share_both(values: NDArray[Any], others: NDArray[Any]) -> bool:
 
 
 def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]", "_", name)
+    return re.sub(r"[^\w.-]", "_", name)[:50]  # a disk takes 255 bytes, and a letter up to four of them

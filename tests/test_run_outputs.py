@@ -121,6 +121,17 @@ def test_all_pictures_of_a_full_record(tmp_path):
     assert len(set(captions)) == 7
 
 
+def test_teachers_of_any_name_have_a_picture_each(tmp_path):
+    """Of names that a file cannot have, that differ in what it leaves out or in capitals alone, or that are long."""
+    record = toy_record(60)
+    teachers = ("a/b", "a_b", "A:b", "\U0001f600" * 300)
+    record.teachers = dict.fromkeys(teachers, record.teachers["teacher"])
+    files = run_figures.write_figures(record, tmp_path)
+    assert len({file.name.lower() for file in files if file.is_file()}) == 8
+    assert all(len(file.name.encode()) < 256 for file in files)
+    assert [file.name for file in files[2:5]] == [f"weight_against_{n}.png" for n in ("a_b", "a_b_2", "A_b_2_2")]
+
+
 def test_pictures_leave_out_what_was_never_seen():
     """A loss without any weight, and a teacher without logits, must not stop the other pictures."""
     record = toy_record()
