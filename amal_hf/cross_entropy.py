@@ -10,7 +10,7 @@ from torch import Tensor
 from amal_hf.losses import Loss
 from amal_hf.shapes import IGNORED, Batch, Logits, PerExample
 from amal_hf.task import Task, at_least_fp32
-from amal_hf.tokens import token_means
+from amal_hf.tokens import OfRows, row_values, token_means
 
 
 class CrossEntropy(Loss):
@@ -74,28 +74,34 @@ class CrossEntropy(Loss):
         """The same for any logits, `(B, C)` or `(B, T, C)`: also tells how well a *teacher* fits the labels."""
         if logits.ndim == 3 and not labels.is_floating_point():
             return _token_cross_entropy(logits, self.task.targets(labels), self.task.label_smoothing)
-        logits = at_least_fp32(logits)
         if self.task.is_regression(logits):
+            logits = at_least_fp32(logits)
             return squared_error(logits, labels.to(logits)) * (labels.view_as(logits) != IGNORED).all(1)
         if self.task.is_multi_label(logits, labels):
-            return _binary_cross_entropy(logits, labels)
+            return _binary_cross_entropy(at_least_fp32(logits), labels)
         return _class_cross_entropy(logits, labels, self.task.label_smoothing)
 
 
 def _token_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> PerExample:
-    flat = targets.long().flatten()
+    return token_means(_of_rows(targets.long().flatten(), smoothing), logits, targets != IGNORED)
 
-    def of_rows(picked: Tensor, places: Tensor) -> Tensor:
-        return F.cross_entropy(at_least_fp32(picked), flat[places], reduction="none", label_smoothing=smoothing)
 
-    return token_means(of_rows, logits, targets != IGNORED)
+def _of_rows(targets: Tensor, smoothing: float) -> OfRows:
+    """Cross-entropy of some of the rows that the targets are for."""
+
+    def of_rows(picked: Tensor, places: Tensor | slice) -> Tensor:
+        return F.cross_entropy(at_least_fp32(picked), targets[places], reduction="none", label_smoothing=smoothing)
+
+    return of_rows
 
 
 def _class_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> PerExample:
     soft = labels.is_floating_point()
     known = (labels >= 0).all(-1) if soft else labels != IGNORED
-    targets = labels.flatten(0, -2).to(logits).clamp(min=0) if soft else labels.long().flatten()
-    values = F.cross_entropy(logits.flatten(0, -2), targets, reduction="none", label_smoothing=smoothing)
+    rows = logits.flatten(0, -2)
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    targets = labels.flatten(0, -2).to(rows.device, wide).clamp(min=0) if soft else labels.long().flatten()
+    values = row_values(_of_rows(targets, smoothing), rows)
     values = torch.where(known, values.view(known.shape), 0.0)
     return values if values.ndim == 1 else masked_mean(values, known)
 

@@ -12,7 +12,7 @@ from amal_hf.divergences import Divergence, forward_kl, logit_mse
 from amal_hf.losses import Loss
 from amal_hf.shapes import Batch, Logits, PerExample, Teacher
 from amal_hf.task import Task, as_two_classes, at_least_fp32, distilled_tokens
-from amal_hf.tokens import token_means
+from amal_hf.tokens import OfRows, row_values, token_means
 from amal_hf.top_logits import TopK, TopLogits, merged
 
 
@@ -166,23 +166,21 @@ class Distillation(Loss):
             )
         labels = batch.get("labels")
         if student.ndim == 3 and not self.task.is_multi_label(student, labels):
-            return self._of_tokens(student, teacher, batch)
-        student, teacher = at_least_fp32(student), at_least_fp32(teacher)
+            return token_means(self._of_rows(teacher.flatten(0, 1)), student, distilled_tokens(batch, self.task))
         if self.task.is_regression(student):
-            return squared_error(student, teacher)
+            return squared_error(at_least_fp32(student), at_least_fp32(teacher))
         if self.task.is_multi_label(student, labels):
-            return (
-                self.divergence(as_two_classes(student), as_two_classes(teacher), self.temperature).flatten(1).mean(1)
-            )
-        return self.divergence(student, teacher, self.temperature)
+            pair = (as_two_classes(at_least_fp32(logits)) for logits in (student, teacher))
+            return self.divergence(*pair, self.temperature).flatten(1).mean(1)
+        return row_values(self._of_rows(teacher), student)
 
-    def _of_tokens(self, student: Logits, teacher: Logits, batch: Batch) -> PerExample:
-        rows = teacher.flatten(0, 1)
+    def _of_rows(self, teacher: Tensor) -> OfRows:
+        """The divergence of some of the rows from those of the teacher, `(n, C)`."""
 
-        def of_rows(picked: Tensor, places: Tensor) -> Tensor:
-            return self.divergence(at_least_fp32(picked), at_least_fp32(rows[places]), self.temperature)
+        def of_rows(picked: Tensor, places: Tensor | slice) -> Tensor:
+            return self.divergence(at_least_fp32(picked), at_least_fp32(teacher[places]), self.temperature)
 
-        return token_means(of_rows, student, distilled_tokens(batch, self.task))
+        return of_rows
 
     def _of_top_logits(self, student: Logits, teacher: TopLogits, batch: Batch) -> PerExample:
         if student.shape[:2] != teacher.logits.shape[:2]:
@@ -192,7 +190,7 @@ class Distillation(Loss):
             )
         logits, classes = teacher.logits.flatten(0, 1), teacher.classes.flatten(0, 1)
 
-        def of_rows(picked: Tensor, places: Tensor) -> Tensor:
+        def of_rows(picked: Tensor, places: Tensor | slice) -> Tensor:
             same = merged(at_least_fp32(picked), classes[places], self.temperature)
             return self.divergence(same, logits[places].to(same), self.temperature)
 

@@ -35,6 +35,7 @@ from amal_hf.shapes import (
 )
 from amal_hf.student_states import hidden_states
 from amal_hf.task import Task, one_class_each
+from amal_hf.tokens import with_one_gradient
 from amal_hf.top_logits import TopLogits
 
 
@@ -244,7 +245,8 @@ class Mixture:
         return torch.cat(columns, 1).detach()
 
     def _table(self, outputs: Any, batch: Batch) -> LossTable:
-        return torch.cat([loss(outputs, batch).reshape(-1, len(loss.names)) for loss in self.losses], 1)
+        seen = with_one_gradient(outputs) if len(self.losses) > 1 else outputs
+        return torch.cat([loss(seen, batch).reshape(-1, len(loss.names)) for loss in self.losses], 1)
 
     def _shared_table(self, outputs: Any, targets: Targets) -> LossTable:
         return torch.stack([share[:, None] * self._table(outputs, batch) for batch, share in targets]).sum(0)

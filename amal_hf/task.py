@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amal_hf.shapes import IGNORED, Batch, Logits, PerExample
-from amal_hf.tokens import token_means
+from amal_hf.tokens import row_values, token_means
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def entropy(logits: Logits, task: Task, batch: Batch) -> PerExample:
         return _entropy_share(as_two_classes(logits)).mean(1)
     if logits.ndim == 3:
         return token_means(lambda picked, _: _entropy_share(picked), logits, distilled_tokens(batch, task))
-    return _entropy_share(logits)
+    return row_values(lambda picked, _: _entropy_share(picked), logits)
 
 
 def _entropy_share(logits: Logits) -> Tensor:

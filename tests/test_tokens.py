@@ -10,6 +10,9 @@ from transformers.trainer_pt_utils import LabelSmoother
 from amal_hf.cross_entropy import CrossEntropy, masked_mean
 from amal_hf.distillation import Distillation
 from amal_hf.divergences import forward_kl, jensen_shannon, logit_mse, reverse_kl
+from amal_hf.losses import CustomLoss
+from amal_hf.mixture import Mixture
+from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.policy import Signals
 from amal_hf.task import Task, distilled_tokens, entropy
@@ -172,16 +175,77 @@ class _Peak(torch.utils._python_dispatch.TorchDispatchMode):
         return result
 
 
-def test_nothing_as_large_as_the_logits_is_made_but_their_gradient(monkeypatch):
-    """Of size B·T·V there are the logits and their gradient, whatever the loss needs in between."""
+def table(losses, logits, batch):
+    """All losses of a mixture, each with its own teacher."""
+    mixture = Mixture(losses, FixedWeights(), Task(shifted=True))
+    prepared = {**batch, **{key: found for loss in losses for key, found in loss.prepare(batch).items()}}
+    return mixture._table(Seq2SeqLMOutput(logits=logits), prepared)
+
+
+def several_losses():
+    first, second = (distillation(random(seed), Task(), name=f"teacher {seed}") for seed in (2, 3))
+    return [CrossEntropy(), first, second]
+
+
+def test_nothing_as_large_as_the_logits_is_made_but_one_gradient(monkeypatch):
+    """Of size B·T·V there are the logits and their gradient, whatever and how many the losses are."""
     monkeypatch.setattr("amal_hf.tokens.CHUNK", 2 * V)
-    logits, teacher, batch = random(1).requires_grad_(), random(2), batch_with()
-    loss = distillation(teacher, Task())
+    logits, losses, batch = random(1).requires_grad_(), several_losses(), batch_with()
     with _Peak() as peak:
-        value(loss, logits, batch).sum().backward()
+        table(losses, logits, batch).sum().backward()
     whole = [name for size, name in peak.largest if size >= logits.numel()]
     assert all("zeros_like" in name or "index_copy" in name for name in whole), whole
     assert sum("zeros_like" in name for name in whole) == 1
+
+
+@chunks
+def test_losses_that_share_a_gradient_have_that_of_their_sum(monkeypatch, chunk):
+    """To the bit what each has by itself, added up; also a second time, of one loss alone, beside one that is not
+    taken in chunks, and differentiated twice.
+    """
+    monkeypatch.setattr("amal_hf.tokens.CHUNK", chunk)
+    losses, batch, logits = several_losses(), batch_with(), random(1).requires_grad_()
+    losses.append(CustomLoss(lambda outputs, batch: outputs.logits.square().sum((1, 2)), "squares"))
+    values = table(losses, logits, batch)
+    of_one = [torch.autograd.grad(column.sum(), logits, retain_graph=True)[0] for column in values.unbind(1)]
+    alone = [torch.autograd.grad(table([loss], logits, batch).sum(), logits)[0] for loss in losses]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(of_one, alone, strict=True))
+    for again in (False, True):
+        (all_of_them,) = torch.autograd.grad(values.sum(), logits, retain_graph=True, create_graph=again)
+        torch.testing.assert_close(all_of_them, sum(alone), rtol=1e-12, atol=1e-14)
+    (second,) = torch.autograd.grad((all_of_them * random(4)).sum(), logits)
+    assert second.isfinite().all() and second.abs().max() > 1e-3
+
+
+def test_a_second_derivative_takes_as_many_steps_as_there_are_chunks(monkeypatch):
+    """And none of them makes all of the gradient anew: that took ten times as long at 32 chunks."""
+    monkeypatch.setattr("amal_hf.tokens.CHUNK", V)
+    logits, batch = random(1).requires_grad_(), batch_with()
+    loss = distillation(random(2), Task())
+    with _Peak() as peak:
+        (first,) = torch.autograd.grad(value(loss, logits, batch).sum(), logits, create_graph=True)
+        (first * random(3)).sum().backward()
+    whole = [name for size, name in peak.largest if size >= logits.numel()]
+    assert sum("index_put" in name for name in whole) == 2, whole
+
+
+@every_divergence
+def test_rows_of_many_classes_are_taken_in_chunks(monkeypatch, divergence):
+    """As tokens that are weighed one by one are: nothing changes but how much memory it takes."""
+    few, labels = random(1).flatten(0, 1), torch.arange(B * T)
+    found = []
+    for chunk in (10**9, 2 * V):
+        monkeypatch.setattr("amal_hf.tokens.CHUNK", chunk)
+        rows = few.clone().requires_grad_()
+        losses = [CrossEntropy(), distillation(random(2).flatten(0, 1), Task(), divergence=divergence)]
+        with _Peak() as peak:
+            values = table(losses, rows, {"labels": labels})
+            values.sum().backward()
+        whole = [name for size, name in peak.largest if size >= rows.numel()]
+        found.append((values, rows.grad, entropy(few, Task(), {"labels": labels})))
+    assert all("zeros_like" in name or "index_copy" in name for name in whole), whole
+    for at_once, in_chunks in zip(*found, strict=True):
+        torch.testing.assert_close(at_once, in_chunks, rtol=1e-12, atol=1e-14)
 
 
 def test_an_example_without_tokens_is_zero():
