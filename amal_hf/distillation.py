@@ -170,8 +170,8 @@ class Distillation(Loss):
         if self.task.is_regression(student):
             return squared_error(at_least_fp32(student), at_least_fp32(teacher))
         if self.task.is_multi_label(student, labels):
-            pair = (as_two_classes(at_least_fp32(logits)) for logits in (student, teacher))
-            return self.divergence(*pair, self.temperature).flatten(1).mean(1)
+            ours, theirs = (as_two_classes(at_least_fp32(logits)) for logits in (student, teacher))
+            return self.divergence(ours, theirs, self.temperature).flatten(1).mean(1)
         return row_values(self._of_rows(teacher), student)
 
     def _of_rows(self, teacher: Tensor) -> OfRows:

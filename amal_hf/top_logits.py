@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from amal_hf.shapes import Logits
+from amal_hf.tokens import chunks_of
 
 
 class TopLogits(NamedTuple):
@@ -52,8 +53,13 @@ class TopK:
 
     def __call__(self, logits: Logits) -> TopLogits:
         """`(B, T, V)` merged into k + 1 classes, all V where the vocabulary is not larger than k."""
-        classes = logits.topk(min(self.k, logits.shape[-1]), -1).indices
-        return TopLogits(merged(logits, classes, self.temperature), classes)
+        parts = [self._of_rows(rows) for rows in chunks_of(logits.flatten(0, -2))]
+        return TopLogits(*(torch.cat(part).unflatten(0, logits.shape[:-1]) for part in zip(*parts, strict=True)))
+
+    def _of_rows(self, rows: Tensor) -> TopLogits:
+        classes = rows.topk(min(self.k, rows.shape[-1]), -1).indices
+        wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        return TopLogits(merged(wide, classes, self.temperature), classes)
 
     def settings(self) -> dict[str, str]:
         """What decides the numbers, for the key of a cache."""

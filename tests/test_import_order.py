@@ -150,6 +150,7 @@ LEVELS = [
 
 NEIGHBOURS = {
     ("last_layer", "tangents"),
+    ("top_logits", "tokens"),
     ("teachers", "teacher_cache"),
     ("teachers", "teacher_inputs"),
     ("teacher_cache", "teacher_inputs"),

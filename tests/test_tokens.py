@@ -16,7 +16,7 @@ from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.policy import Signals
 from amal_hf.task import Task, distilled_tokens, entropy
-from amal_hf.tokens import token_means
+from amal_hf.tokens import ON_A_GPU, _chunk_size, token_means
 from amal_hf.top_logits import TopK
 
 
@@ -128,6 +128,25 @@ def test_the_merged_class_holds_what_is_left():
     q = (top.logits / 2.0).softmax(-1)
     torch.testing.assert_close(q[..., :4], p.gather(-1, top.classes))
     torch.testing.assert_close(q[..., 4], 1 - q[..., :4].sum(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_largest_logits_are_found_in_chunks(monkeypatch, dtype):
+    """The same ones, and nothing as large as the teacher's logits is made for them."""
+    teacher = random(2).to(dtype)
+    at_once = TopK(4, 2.0)(teacher)
+    monkeypatch.setattr("amal_hf.tokens.CHUNK", 2 * V)
+    with _Peak() as peak:
+        in_chunks = TopK(4, 2.0)(teacher)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(in_chunks, at_once, strict=True))
+    assert max(size for size, _ in peak.largest) < teacher.numel()
+    assert in_chunks.logits.dtype == torch.promote_types(dtype, torch.float32)
+
+
+def test_a_gpu_is_given_more_at_a_time():
+    """Small chunks keep it waiting for the next call."""
+    sizes = [_chunk_size(torch.empty(1, V, device=device)) for device in ("cpu", "meta")]
+    assert sizes[1] // sizes[0] == ON_A_GPU
 
 
 @pytest.mark.parametrize("top_k", [None, 4])
