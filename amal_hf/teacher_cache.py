@@ -274,7 +274,7 @@ def _window_columns(
         for name, column in _kept(teacher(batch), recipe).items():
             rows = columns.setdefault(name, [None] * len(numbers))
             for place, row in zip(together, _unpadded(column, batch), strict=True):
-                rows[place] = row.cpu().numpy()
+                rows[place] = (row.float() if row.is_floating_point() else row).cpu().numpy()
     return columns
 
 

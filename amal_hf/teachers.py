@@ -86,7 +86,7 @@ class LiveTeacher:
         self._accepted = set(inspect.signature(type(plain).forward).parameters) - {"labels"}
 
     def __call__(self, batch: Batch) -> Logits:
-        """`(B, C)` or `(B, T, C)`, float32 on the batch's device.
+        """`(B, C)`, float32, or `(B, T, C)` as the teacher gives them, on the batch's device.
 
         Raises:
             ValueError: text must be looked up, and the batch carries no example ids of the training set.
@@ -118,7 +118,8 @@ def _logits_of(outputs: Any, model: PreTrainedModel) -> Logits:
             f"The teacher, a {type(model).__name__}, returns a {type(outputs).__name__} without `logits`. Load it "
             f"with the head of the student's task, or pass a function (batch) -> logits."
         )
-    found: Logits = logits.float()
+    # Over a vocabulary a copy is the largest tensor of a step, and losses make float32 of a chunk at a time.
+    found: Logits = logits if logits.ndim == 3 else logits.float()
     return found
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import VOCABULARY
+from generation import tiny_generator
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.trainer_pt_utils import LabelSmoother
 
@@ -16,6 +17,7 @@ from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.policy import Signals
 from amal_hf.task import Task, distilled_tokens, entropy
+from amal_hf.teachers import LiveTeacher
 from amal_hf.tokens import ON_A_GPU, _chunk_size, token_means
 from amal_hf.top_logits import TopK
 
@@ -265,6 +267,20 @@ def test_rows_of_many_classes_are_taken_in_chunks(monkeypatch, divergence):
     assert all("zeros_like" in name or "index_copy" in name for name in whole), whole
     for at_once, in_chunks in zip(*found, strict=True):
         torch.testing.assert_close(at_once, in_chunks, rtol=1e-12, atol=1e-14)
+
+
+def test_a_teacher_in_half_precision_is_not_copied(monkeypatch):
+    """Its logits of tokens stay as they are, and cost to the bit what a copy in fp32 does."""
+    monkeypatch.setattr("amal_hf.tokens.CHUNK", 2 * V)
+    batch = {"input_ids": torch.arange(5, 5 + B * T).view(B, T) % V, **batch_with()}
+    teacher = LiveTeacher(tiny_generator("llama").bfloat16())
+    found = teacher(batch)
+    assert found.dtype == torch.bfloat16
+    for top_k in (None, 4):
+        values = [
+            value(distillation(t, Task(), top_k=top_k), random(1).float(), batch) for t in (found, found.float())
+        ]
+        assert torch.equal(*values)
 
 
 def test_an_example_without_tokens_is_zero():
