@@ -1,6 +1,7 @@
 """Options of a run, on top of those of `transformers.TrainingArguments`."""
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -94,6 +95,9 @@ class AMALArguments(TrainingArguments):
         super().__post_init__()
         for name in ("meta_warmup_steps", "meta_learning_rate"):
             setattr(self, name, _number(name, getattr(self, name)))
+        for name in ("teacher_cache_dir", "weights_dir"):
+            folder = getattr(self, name)
+            setattr(self, name, folder and os.path.expanduser(folder))  # as `output_dir` is
         interval, batch = self.meta_interval, self.meta_batch_size
         _require(interval is None or _is_count(interval), "meta_interval", interval, "a whole number from 1")
         _require(_is_count(batch), "meta_batch_size", batch, "a whole number from 1")

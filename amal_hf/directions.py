@@ -73,10 +73,11 @@ class AdamDirection(Direction):
         Zero where the optimizer has never moved a parameter.
         """
         del product
-        scales = adam_denominators(params, optimizer)
+        scales = dict(adam_denominators(params, optimizer))
         if not scales:
             return at_their_rates(gradient, params, optimizer)
-        divided = {name: g / scales[name] if name in scales else torch.zeros_like(g) for name, g in gradient.items()}
+        # All are as large as the student together: each goes as it is used.
+        divided = {n: g / scales.pop(n) if n in scales else torch.zeros_like(g) for n, g in gradient.items()}
         return at_their_rates(divided, params, optimizer)
 
 

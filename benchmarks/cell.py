@@ -115,7 +115,11 @@ def rows_of(bench: Bench, phase: Phase) -> Any:
     if phase.rows == CLEAN or "train" not in phase.rows:
         names = bench.clean if phase.rows == CLEAN else phase.rows
         return concatenate_datasets([read(bench, bench.splits[name]) for name in names])
-    return bench.rows(phase.rows)
+    rows = bench.rows(phase.rows)
+    if phase.kept is None:
+        return rows
+    kept = phase.kept(bench)
+    return rows.select(np.flatnonzero(np.pad(kept, (0, len(rows) - len(kept)), constant_values=True)))
 
 
 def steps_of(bench: Bench, phases: Phases) -> list[int]:

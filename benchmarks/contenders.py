@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 from phases import (
     ALL,
     CLEAN,
+    Kept,
     NewMethod,
     Phase,
     Phases,
@@ -28,13 +29,16 @@ from phases import (
     labels_believed,
     labels_by_bayes,
     labels_by_calibrated_bayes,
+    likely_right,
     mixed,
     robust,
     robust_majority,
     robust_with_teacher,
     rules_and_teacher,
+    surely_right,
     suspects_to_teacher,
     then_clean,
+    unsuspected,
     weighed_by,
     with_any_teacher,
     with_calibrated_teacher,
@@ -100,6 +104,7 @@ CORRECTED = Phase(corrected, rows=ALL)
 CORRECTED_BY_BAYES = Phase(corrected_by_bayes, rows=ALL)
 BELIEVED = Phase(with_clean_teacher, method=weighed_by(BelievedLabels), rows=ALL)
 BELIEVED_CALIBRATED = replace(BELIEVED, method=labels_believed)
+CLEANED = Phase(rows=ALL, smoothing=0.1)
 
 
 def recipe(method: NewMethod | None) -> dict[str, Phases]:
@@ -118,6 +123,12 @@ def believed(phase: Phase) -> dict[str, Phases]:
     """Labels as they stand, smoothed, and with clean rows last."""
     smoothed = replace(phase, smoothing=0.1)
     return {"": (phase,), "smoothed": (smoothed,), "smoothed, then clean rows": then_clean(smoothed, 0.25)}
+
+
+def cleaned(kept: Kept) -> dict[str, Phases]:
+    """Smoothed labels of some rows in as many steps as all would take, and with clean rows last."""
+    phase = replace(CLEANED, kept=kept)
+    return {"": (phase,), "then clean rows": then_clean(phase, 0.25)}
 
 
 def correcting(phase: Phase) -> dict[str, Phases]:
@@ -174,6 +185,8 @@ DISTILLATION: dict[str, Contender] = {
         "rule of thumb",
         {"smoothed": (RIGHT_CALIBRATED,), "smoothed, then clean rows": then_clean(RIGHT_CALIBRATED, 0.25)},
     ),
+    "rows that Bayes has right": Contender("rule of thumb", cleaned(likely_right)),
+    "rows without suspects": Contender("rule of thumb", cleaned(unsuspected)),
     "confidence-weighted": Contender(
         "rule of thumb",
         {
@@ -270,6 +283,7 @@ DISTILLATION: dict[str, Contender] = {
             "teacher for the others": (Phase(with_teacher, method=wrong_labels_to_teacher),),
         },
     ),
+    "rows with right labels": Contender("oracle", cleaned(surely_right)),
 }
 
 # ---- rules ----

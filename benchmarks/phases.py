@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from correction import corruption_matrix
 from datasets import DatasetDict
+from numpy.typing import NDArray
 from rivals import BelievedLabels, GivenWeights, right_votes
 from settings import TRUSTED, Bench
 from suspects import kept_rows
@@ -33,6 +34,7 @@ from amal_hf.aggregation import label_by_votes, majority_vote
 
 Losses: TypeAlias = Callable[[Bench], list[Loss]]
 NewMethod: TypeAlias = Callable[[Bench], Method]
+Kept: TypeAlias = Callable[[Bench], NDArray[np.bool_]]
 
 CLEAN = ("clean",)
 """Stands for all splits with labels known to be right."""
@@ -50,6 +52,8 @@ class Phase:
         shares: their initial mixture; equal by default.
         method: how weights are learned; fixed by default.
         rows: splits to train on.
+        kept: which rows of `train` are; the others are left out, and those that are kept are seen more often. All by
+            default.
         epochs: over these rows; `None` takes what the other phases leave of the budget.
         rate: share of the body's learning rate.
         smoothing: of labels.
@@ -61,6 +65,7 @@ class Phase:
     shares: tuple[float, ...] | None = None
     method: NewMethod | None = None
     rows: tuple[str, ...] = ("train",)
+    kept: Kept | None = None
     epochs: float | None = None
     rate: float = 1.0
     smoothing: float = 0.0
@@ -178,12 +183,31 @@ def weighed_by(make: Callable[[], Policy], name: str = "fixed_rule") -> NewMetho
     return lambda bench: Method(name, make())
 
 
-def labels_by_bayes(bench: Bench, calibrated_at: float | None = None) -> Method:
-    """Labels alone, each as much as Bayes' rule has it that it is right, one on average; clean ones are."""
+def rightness(bench: Bench, calibrated_at: float | None = None) -> torch.Tensor:
+    """`(N,)`: the probability of each training label, by Bayes' rule and the clean teacher."""
     labels = torch.tensor(bench.splits["train"]["label"][:])
     known = label_posterior(clean_teacher_logits(bench)[: len(labels)], labels, calibrated_at)
-    noisy = known.classes.gather(1, labels[:, None])[:, 0]
-    right = torch.cat([noisy, torch.ones(len(bench.splits["meta"]))])
+    return known.classes.gather(1, labels[:, None])[:, 0]
+
+
+def likely_right(bench: Bench) -> NDArray[np.bool_]:
+    """`(N,)`: the labels that are more likely right than wrong, by that rule."""
+    return (rightness(bench) > 0.5).numpy()
+
+
+def unsuspected(bench: Bench) -> NDArray[np.bool_]:
+    """`(N,)`: the labels that confident learning does not suspect."""
+    return kept_rows(bench)
+
+
+def surely_right(bench: Bench) -> NDArray[np.bool_]:
+    """`(N,)`: the labels that are right."""
+    return right_labels(bench).bool().numpy()
+
+
+def labels_by_bayes(bench: Bench, calibrated_at: float | None = None) -> Method:
+    """Labels alone, each as much as Bayes' rule has it that it is right, one on average; clean ones are."""
+    right = torch.cat([rightness(bench, calibrated_at), torch.ones(len(bench.splits["meta"]))])
     return Method("labels_by_bayes", GivenWeights((right / right.mean()).float()[:, None]))
 
 

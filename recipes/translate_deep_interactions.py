@@ -192,17 +192,21 @@ def read_pairs(recipe: RecipeArguments, seed: int) -> Dataset:
     place = Path(recipe.dataset)
     files = [place] if place.is_file() else sorted(place.glob("train*.jsonl"))
     if files:
-        lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines() if line]
+        lines = [json.loads(line) for file in files for line in lines_of(file) if line]
         columns = {name: [row[name] for row in lines] for name in languages}
     else:
         texts = [place / f"train.{name}" for name in languages]
         missing = [str(file) for file in texts if not file.is_file()]
         if missing:
             raise FileNotFoundError(f"No pairs in {place}: neither train*.jsonl nor {' and '.join(missing)}.")
-        columns = {
-            name: file.read_text(encoding="utf-8").splitlines() for name, file in zip(languages, texts, strict=True)
-        }
+        columns = {name: lines_of(file) for name, file in zip(languages, texts, strict=True)}
     return Dataset.from_dict(columns).filter(lambda row: all(row[name].strip() for name in languages))
+
+
+def lines_of(file: Path) -> list[str]:
+    """`str.splitlines` would end a line at what stands within sentences, too, as U+2028."""
+    with file.open(encoding="utf-8") as lines:
+        return [line.rstrip("\n") for line in lines]
 
 
 def shuffle_targets(rows: Dataset, target: str, share: float, seed: int) -> tuple[Dataset, np.ndarray]:

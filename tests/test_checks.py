@@ -427,6 +427,14 @@ def test_arguments_are_parsed_from_flags(tmp_path):
         AMALArguments(str(tmp_path), meta_learning_rate="fast", use_cpu=True)
 
 
+def test_folders_may_begin_at_home(tmp_path, monkeypatch):
+    """As `output_dir` may."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    args = AMALArguments("~/out", weights_dir="~/weights", teacher_cache_dir="~/logits", use_cpu=True)
+    folders = args.output_dir, args.weights_dir, args.teacher_cache_dir
+    assert folders == tuple(str(tmp_path / name) for name in ("out", "weights", "logits"))
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_a_meta_set_that_is_the_evaluation_set_is_warned_of(tmp_path, caplog, several):
     """A score on examples that the weights were learned on says little, and a model chosen by it is chosen by luck."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hub import TOKEN, client_environment, running_hub
@@ -109,6 +110,23 @@ def test_translate(tmp_path, layout):
     assert (tmp_path / "out" / "example_weights.csv").exists()
     card = (tmp_path / "out" / "README.md").read_text()
     assert ("GeneralizedCrossEntropy, q 0.3" in card) == (layout != "built in")
+
+
+@pytest.mark.parametrize("layout", ["JSON lines", "parallel text"])
+def test_a_pair_ends_with_its_line(tmp_path, monkeypatch, layout):
+    """And not at other separators that a sentence may hold."""
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    from translate_deep_interactions import read_pairs
+
+    pairs = [{"en": "One\u2028line.", "de": "Eine\x85Zeile."}, {"en": "Two", "de": "Zwei"}]
+    if layout == "JSON lines":
+        lines = (json.dumps(pair, ensure_ascii=False) for pair in pairs)
+        (tmp_path / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    else:
+        for language in ("en", "de"):
+            (tmp_path / f"train.{language}").write_text("\n".join(p[language] for p in pairs), encoding="utf-8")
+    recipe = SimpleNamespace(dataset=str(tmp_path), source="en", target="de")
+    assert read_pairs(recipe, 0).to_list() == pairs
 
 
 @pytest.mark.slow

@@ -239,7 +239,7 @@ def test_losses_that_share_a_gradient_have_that_of_their_sum(monkeypatch, chunk)
 
 
 def test_a_second_derivative_takes_as_many_steps_as_there_are_chunks(monkeypatch):
-    """And none of them makes all of the gradient anew: that took ten times as long at 32 chunks."""
+    """And none of them makes all of the gradient anew."""
     monkeypatch.setattr("amal_hf.tokens.CHUNK", V)
     logits, batch = random(1).requires_grad_(), batch_with()
     loss = distillation(random(2), Task())
