@@ -40,6 +40,7 @@ from phases import (
     then_clean,
     unsuspected,
     weighed_by,
+    weighed_enough,
     with_any_teacher,
     with_calibrated_teacher,
     with_clean_teacher,
@@ -272,6 +273,7 @@ DISTILLATION: dict[str, Contender] = {
         "ours", {"": (AMAL_ANY_TEACHER,), "then clean rows": then_clean(AMAL_ANY_TEACHER, 0.25)}
     ),
     "bayes_mixture(), clean teacher": Contender("ours", {"": (BAYES,), "then clean rows": then_clean(BAYES, 0.25)}),
+    "rows that amal() keeps over features": Contender("ours", cleaned(weighed_enough)),
     "amal(), no probe": Contender("ours", one(WITHOUT_PROBE)),
     "amal(), no probe, noisy and clean rows": Contender("ours", one(replace(WITHOUT_PROBE, rows=ALL))),
     "amal(), mean one": Contender("ours", one(AMAL_MEAN_ONE)),

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from correction import corruption_matrix
 from datasets import DatasetDict
+from first_weights import kept_by_weights
 from numpy.typing import NDArray
 from rivals import BelievedLabels, GivenWeights, right_votes
 from settings import TRUSTED, Bench
@@ -198,6 +199,11 @@ def likely_right(bench: Bench) -> NDArray[np.bool_]:
 def unsuspected(bench: Bench) -> NDArray[np.bool_]:
     """`(N,)`: the labels that confident learning does not suspect."""
     return kept_rows(bench)
+
+
+def weighed_enough(bench: Bench) -> NDArray[np.bool_]:
+    """`(N,)`: the labels to which `amal()` gives weight over frozen features."""
+    return kept_by_weights(bench)
 
 
 def surely_right(bench: Bench) -> NDArray[np.bool_]:

@@ -19,6 +19,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import cell  # noqa: E402
 import contenders  # noqa: E402
 import correction  # noqa: E402
+import first_weights  # noqa: E402
 import phases  # noqa: E402
 import quality  # noqa: E402
 import teaching  # noqa: E402
@@ -96,7 +97,8 @@ def test_every_run_takes_the_same_number_of_steps_and_can_be_measured(setting, r
     """Whatever its phases: the budget is that of the training rows, and the table's numbers come out."""
     monkeypatch.setattr(phases, "teacher_logits", lambda bench: torch.randn(TRAIN + OTHER, CLASSES))
     monkeypatch.setattr(phases, "clean_teacher_calibration", lambda bench: 2.0)  # it knows nothing of random rows
-    monkeypatch.setattr(phases, "kept_rows", lambda bench: torch.arange(TRAIN).remainder(4).bool().numpy())
+    for chosen in ("kept_rows", "kept_by_weights"):
+        monkeypatch.setattr(phases, chosen, lambda bench: torch.arange(TRAIN).remainder(4).bool().numpy())
     monkeypatch.setattr(teaching, "CACHE", tmp_path)
     bench = tiny_bench(setting, rules=4 if setting == "rules" else 0)
     monkeypatch.setattr(cell, "bench_of", lambda place: bench)
@@ -109,6 +111,21 @@ def test_every_run_takes_the_same_number_of_steps_and_can_be_measured(setting, r
     assert all(0 <= value <= 1 for value in [record["dev"], *record["test"].values(), *record["auc"].values()])
     if run in ("amal()", "meta_weight_net()", "learning_to_reweight()"):
         assert ("vote weight" if setting == "rules" else "label weight") in record["auc"]
+
+
+def test_rows_that_are_left_out_cost_no_steps(monkeypatch):
+    """Those that are kept, and the clean ones, are seen more often instead."""
+    bench = tiny_bench("flipped40")
+    phase = replace(contenders.CLEANED, kept=phases.surely_right)
+    rows = cell.rows_of(bench, phase)
+    assert rows["row"][:] == [*np.flatnonzero(bench.right), *bench.splits["meta"]["row"][:]]
+    assert cell.steps_of(bench, (phase,)) == cell.steps_of(bench, (contenders.CLEANED,))
+
+
+def test_labels_have_a_weight_before_the_student_sees_them():
+    """One for each training row, of the run over features."""
+    weights = first_weights.label_weights(tiny_bench("flipped40"))
+    assert weights.shape == (TRAIN,) and np.isfinite(weights).all() and weights.std() > 0
 
 
 def test_a_clean_teacher_has_seen_the_clean_rows_alone(monkeypatch, tmp_path):
