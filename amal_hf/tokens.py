@@ -27,8 +27,7 @@ CHUNK = 2**20
 """Logits in a chunk: 4 MiB in fp32, 32 tokens of a vocabulary of 32,000. A divergence makes about ten such tensors."""
 
 ON_A_GPU = 8
-"""Times as many there: 8192 tokens of 128,000 words are 1024 chunks otherwise, and starting what two losses do to each
-takes 0.35 s, several times what it takes to do it."""
+"""Times as many there: 8192 tokens of 128,000 words are 1024 chunks otherwise, and each waits for what starts it."""
 
 
 def with_one_gradient(outputs: Any) -> Any:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 from frozen_head import new_head, standardised
+from kept_arrays import kept_array
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
@@ -145,12 +147,12 @@ class LayeredBody(Body):
 def _embedded(name: str, texts: list[str], model: Path) -> Tensor:
     """`(N, d)`, kept in a file."""
     file = CACHE / f"{name}-{len(texts)}-embeddings.npy"
-    if not file.exists():
+
+    def make() -> NDArray[np.float16]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         encoder = AutoModel.from_pretrained(model, dtype=torch.float32).to(device)
         tokenizer = AutoTokenizer.from_pretrained(model, model_max_length=128)
         with torch.no_grad():
-            table = embed_texts(texts, encoder, tokenizer).numpy().astype(np.float16)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, table)
-    return torch.from_numpy(np.load(file)).float()
+            return embed_texts(texts, encoder, tokenizer).numpy().astype(np.float16)
+
+    return torch.from_numpy(kept_array(file, make)).float()

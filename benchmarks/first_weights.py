@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 from bodies import CACHE, FrozenBody
+from kept_arrays import kept_array
 from numpy.typing import NDArray
 from settings import Bench, new_bench
 from training import Looks, train
@@ -20,11 +21,12 @@ def kept_by_weights(bench: Bench) -> NDArray[np.bool_]:
     """`(N,)`: the labels that have weight enough. Weights are kept in a file."""
     place = bench.place
     file = CACHE / "weights" / f"{place.data.name}-{place.setting}-{place.seed}.npy"
-    if not file.exists():
+
+    def make() -> NDArray[np.float32]:
         own = bench if isinstance(bench.body, FrozenBody) else new_bench(replace(place, student=FrozenBody.kind))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, label_weights(own))
-    weights = np.load(file)
+        return label_weights(own)
+
+    weights = kept_array(file, make)
     return np.asarray(weights > LEAST * weights.mean())
 
 

@@ -1,9 +1,11 @@
 """Confident learning: which labels does a classifier doubt that has not seen them? Needs cleanlab and scikit-learn."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
 from bodies import CACHE, FrozenBody
+from kept_arrays import kept_array
 from numpy.typing import NDArray
 from settings import Bench, new_bench
 
@@ -18,25 +20,23 @@ def beliefs(bench: Bench) -> NDArray[np.float64]:
 
     Five folds, kept in a file.
     """
-    from dataclasses import replace
-
     place = bench.place
     file = CACHE / "suspects" / f"{place.data.name}-{place.setting}-{place.seed}.npy"
-    if not file.exists():
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import cross_val_predict
+    return kept_array(file, lambda: _unseen_answers(bench))
 
-        own = bench if isinstance(bench.body, FrozenBody) else new_bench(replace(place, student=FrozenBody.kind))
-        body, rows = own.body, own.splits["train"]
-        if not isinstance(body, FrozenBody):
-            raise TypeError("beliefs are about frozen embeddings")
-        features, labels = body.table[np.array(rows["row"][:])].numpy(), np.array(rows["label"][:])
-        found = cross_val_predict(
-            LogisticRegression(C=0.01, max_iter=300), features, labels, cv=5, method="predict_proba"
-        )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.save(file, found)
-    return np.load(file)
+
+def _unseen_answers(bench: Bench) -> NDArray[np.float64]:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_predict
+
+    frozen = replace(bench.place, student=FrozenBody.kind)
+    own = bench if isinstance(bench.body, FrozenBody) else new_bench(frozen)
+    body, rows = own.body, own.splits["train"]
+    if not isinstance(body, FrozenBody):
+        raise TypeError("beliefs are about frozen embeddings")
+    features, labels = body.table[np.array(rows["row"][:])].numpy(), np.array(rows["label"][:])
+    found = cross_val_predict(LogisticRegression(C=0.01, max_iter=300), features, labels, cv=5, method="predict_proba")
+    return np.asarray(found)
 
 
 def confidence(bench: Bench) -> NDArray[np.float64]:

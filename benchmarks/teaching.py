@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from bodies import CACHE, FrozenBody, LayeredBody
 from datasets import concatenate_datasets
+from kept_arrays import kept_array
 from numpy.typing import NDArray
 from settings import CLEAN_ROWS, OTHER_ROWS, TAUGHT_AS, Bench, Place, new_bench
 from torch import Tensor
@@ -94,10 +95,7 @@ def _file(place: Place, taught_by: str) -> Path:
 
 
 def _make(bench: Bench, file: Path, splits: tuple[str, ...], fewest: int = FEWEST_STEPS) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{np.random.default_rng().integers(10**9)}.npy")
-    np.save(unfinished, _taught(bench, splits, fewest))
-    unfinished.rename(file)  # whole or not at all, whoever else is at it
+    kept_array(file, lambda: _taught(bench, splits, fewest))
 
 
 def _taught(bench: Bench, splits: tuple[str, ...], fewest: int) -> NDArray[np.float32]:

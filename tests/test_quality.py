@@ -25,6 +25,7 @@ import quality  # noqa: E402
 import teaching  # noqa: E402
 from bodies import Body  # noqa: E402
 from frozen_head import new_head, standardised  # noqa: E402
+from kept_arrays import kept_array  # noqa: E402
 from rivals import BelievedLabels  # noqa: E402
 from settings import TRUSTED, Bench, Place, marked  # noqa: E402
 
@@ -120,6 +121,19 @@ def test_rows_that_are_left_out_cost_no_steps(monkeypatch):
     rows = cell.rows_of(bench, phase)
     assert rows["row"][:] == [*np.flatnonzero(bench.right), *bench.splits["meta"]["row"][:]]
     assert cell.steps_of(bench, (phase,)) == cell.steps_of(bench, (contenders.CLEANED,))
+
+
+def test_an_array_is_made_once(tmp_path):
+    """And nothing is left of it but the whole file."""
+    made = []
+
+    def make():
+        made.append(0)
+        return np.arange(3)
+
+    for _ in range(2):
+        assert kept_array(tmp_path / "here" / "numbers.npy", make).tolist() == [0, 1, 2]
+    assert len(made) == len(list((tmp_path / "here").iterdir())) == 1
 
 
 def test_labels_have_a_weight_before_the_student_sees_them():
