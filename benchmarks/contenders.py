@@ -273,7 +273,7 @@ DISTILLATION: dict[str, Contender] = {
         "ours", {"": (AMAL_ANY_TEACHER,), "then clean rows": then_clean(AMAL_ANY_TEACHER, 0.25)}
     ),
     "bayes_mixture(), clean teacher": Contender("ours", {"": (BAYES,), "then clean rows": then_clean(BAYES, 0.25)}),
-    "rows that amal() keeps over features": Contender("ours", cleaned(weighed_enough)),
+    "rows that label_weights() keeps": Contender("ours", one(replace(CLEANED, kept=weighed_enough))),
     "amal(), no probe": Contender("ours", one(WITHOUT_PROBE)),
     "amal(), no probe, noisy and clean rows": Contender("ours", one(replace(WITHOUT_PROBE, rows=ALL))),
     "amal(), mean one": Contender("ours", one(AMAL_MEAN_ONE)),

@@ -7,8 +7,9 @@
     python recipes/reweight_noisy_labels.py settings.yaml
 
 1. Read the data; take a clean meta set out of the training set; spoil the labels of the rest.
-2. Train the same student without weights, with every method, and with every control, on the same budget. Two controls
-   use the clean rows for what they are: training examples.
+2. Train the same student without weights, with every method, and with every control, on the same budget. Three of them
+   use the clean rows for what they are, training examples; one of these without the rows that have little weight over
+   the frozen features of the pretrained model.
 3. Print a table: accuracy, and how well the weights tell wrong labels from right ones; a page to look through the
    examples by weight for every method.
 4. Save the student of the first method with its card; with --push_to_hub also publish it.
@@ -17,6 +18,7 @@
 import copy
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +28,7 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -43,6 +46,8 @@ from amal_hf import (
     Method,
     RandomRectified,
     amal,
+    embed_texts,
+    label_weights,
     learning_to_reweight,
     meta_weight_net,
     student_from_teacher,
@@ -139,6 +144,7 @@ def main() -> None:
         run(bench, "clean rows only", data["meta"]),
         run(bench, "noisy and clean rows", concatenate_datasets([data["train"], data["meta"]])),
         run(bench, "noisy, then clean rows", data["train"], then=data["meta"]),
+        run(bench, "kept and clean rows", concatenate_datasets([kept_rows(bench), data["meta"]])),
         *(run(bench, name, data["train"], METHODS[name]()) for name in recipe.methods),
     ]
     folder = Path(args.output_dir)
@@ -217,6 +223,25 @@ def run(
         "weight_auc": weights_auc,
         "seconds": seconds,
     }
+
+
+def kept_rows(bench: Bench) -> Dataset:
+    """The training rows whose labels have at least 0.3 of the mean weight over features of the pretrained model."""
+    start = time.perf_counter()
+    data, source = bench.data, bench.recipe.model or demo_teacher_path()
+    encoder = AutoModel.from_pretrained(source).to(bench.args.device)
+    columns = find_text_columns(data["train"].column_names)
+    texts = {
+        name: [" ".join(parts) for parts in zip(*(data[name][column] for column in columns), strict=True)]
+        for name in ("train", "meta")
+    }
+    features = {name: embed_texts(part, encoder, bench.tokenizer) for name, part in texts.items()}
+    weights = label_weights(
+        features["train"], data["train"]["label"][:], features["meta"], data["meta"]["label"][:], seed=bench.args.seed
+    )
+    kept = np.flatnonzero(weights.numpy() >= 0.3)
+    print(f"\n{len(kept)} of {len(weights)} rows are kept, found in {time.perf_counter() - start:.0f} s")
+    return data["train"].select(kept)
 
 
 def new_student(bench: Bench) -> PreTrainedModel:

@@ -40,6 +40,7 @@ from amal_hf import (
     amal_as_published,
     bayes_mixture,
     deep_interactions,
+    label_weights,
     learning_to_reweight,
 )
 from amal_hf.cage import Cage
@@ -324,6 +325,20 @@ def train_on_tokens(folder, count):
 def second_loss(outputs, batch):
     """How large the logits are."""
     return outputs.logits.square().flatten(1).mean(1)
+
+
+def weigh_labels(folder, count):
+    """Weights over features, before a run whose arguments were made earlier."""
+    generator = torch.Generator().manual_seed(0)
+    true = torch.arange(300) % 3
+    features = torch.eye(3)[true] + 0.1 * torch.randn(300, 3, generator=generator)
+    wrong = torch.rand(260, generator=generator) < 0.4
+    labels = (true[:260] + wrong) % 3
+    args = toy_arguments(folder, ddp_backend="gloo" if count > 1 else None)
+    weights = label_weights(features[:260], labels, features[260:], true[260:])
+    trainer = AMALTrainer(model=without_dropout(), args=args, train_dataset=rows_of(22), losses=[CrossEntropy()])
+    trainer.train()
+    return {"weights": weights, "wrong": wrong, "parameters": parameters_of(trainer)}
 
 
 def sharded_teacher(folder, count):

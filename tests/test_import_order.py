@@ -144,7 +144,7 @@ LEVELS = [
     {"resumable", "run_outputs", "publishing"},
     {"numbered_rows"},
     {"trainer"},
-    {"seq2seq"},
+    {"seq2seq", "label_weights"},
 ]
 """Lowest first. `__init__` is above all and imported by none."""
 

@@ -126,6 +126,7 @@ def _two(folders):
         **_jobs(process_cases.resume, RESUMED),
         "split": (process_cases.train, {**SHUFFLED["split"], "per_device_train_batch_size": 8}),
         "teacher": (process_cases.sharded_teacher, {}),
+        "label weights": (process_cases.weigh_labels, {}),
         **_jobs(process_cases.train_in_bf16, HALF),
         "saved whole": (process_cases.saved_whole, {}),
     }
@@ -275,6 +276,14 @@ def test_teachers_are_cut_as_well(found):
     """A teacher that fits no single process is the reason to use FSDP2."""
     assert_equal(found[2]["teacher"], found[1]["teacher"][0])
     assert all(ours["teacher_is_cut"] for ours in found[2]["teacher"])
+
+
+def test_labels_are_weighed_alike_in_all_processes(found):
+    """And right and wrong ones are told apart; a run after it is one run still."""
+    ours, theirs = found[2]["label weights"]
+    assert torch.equal(ours["weights"], theirs["weights"])
+    assert torch.equal(ours["parameters"], theirs["parameters"])
+    assert ours["weights"][ours["wrong"]].max() < 0.5 < ours["weights"][~ours["wrong"]].min()
 
 
 def test_a_cut_student_is_published_whole(found):

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import tiny_bert
 from hub import TOKEN, connect, running_hub
@@ -87,12 +88,24 @@ def test_labels_a_teacher_and_a_meta_set(world, monkeypatch, tmp_path):
         assert "0.81" in hub.repositories["models/me/student"]["README.md"].decode()
 
 
-def test_rows_that_are_probably_wrong(world):
-    """Are left out; the others are as they were."""
+def test_rows_with_weight(world):
+    """Are kept as they were, and clean ones come last."""
+    write_rows(Path("stanfordnlp/sst2"), "sentence", train=360, validation=24)
+    run(code_with("split_dataset(data"), world)
+    rows, clean = world["train"].to_list(), world["clean"].to_list()
+    run(code_with("label_weights(features"), world)
+    kept = world["train"].to_list()
+    assert len(clean) < len(kept) <= len(rows) + len(clean)
+    assert kept[-len(clean) :] == clean and all(row in rows for row in kept[: -len(clean)])
+
+
+def test_rows_that_nobody_suspects(world):
+    """The same without clean rows."""
     pytest.importorskip("cleanlab")
     write_rows(Path("stanfordnlp/sst2"), "sentence", train=360, validation=24)
     run(code_with("split_dataset(data"), world)
     rows = world["train"].to_list()
+    world["features"] = torch.randn(len(rows), 4)
     run(code_with("find_label_issues"), world)
     assert 0 < len(world["train"]) <= len(rows)
     assert all(row in rows for row in world["train"].to_list())
