@@ -14,6 +14,7 @@ from amal_hf.cross_entropy import CrossEntropy
 from amal_hf.directions import AdamDirection, Direction, NeumannDirection, SGDDirection
 from amal_hf.distillation import Distillation
 from amal_hf.divergences import forward_kl, jensen_shannon, logit_mse, reverse_kl
+from amal_hf.kept_rows import kept_rows
 from amal_hf.label_weights import label_weights
 from amal_hf.last_layer import LastLayer
 from amal_hf.losses import CustomLoss, JointLoss, Loss
@@ -148,6 +149,7 @@ __all__ = [
     "embed_texts",
     "forward_kl",
     "jensen_shannon",
+    "kept_rows",
     "label_posterior",
     "label_weights",
     "last_checkpoint",

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from gains import Runs, in_each, mean_gain, over_each, over_one, run_in, signed, standing
-from goal import CLEAN_TEACHER, EITHER_TEACHER, RULES_WITH_LAYERS, SMOOTHED
-from groups import CONTROLS, ERRORS, SETTINGS, STUDENTS, WRONG_LABELS, Group, best_of_all
+from goal import CLEAN_TEACHER, EITHER_TEACHER, KEPT, RULES_WITH_LAYERS, SMOOTHED
+from groups import CONTROLS, DATA, ERRORS, SETTINGS, STUDENTS, WRONG_LABELS, Group, best_of_all
 from markdown_tables import table
 from spread import half_width
 
@@ -17,6 +17,7 @@ class Advice:
 
     Attributes:
         against: the kinds of runs that it is compared with.
+        data: the sets that it is about.
     """
 
     at_hand: str
@@ -25,6 +26,7 @@ class Advice:
     settings: tuple[str, ...]
     runs: Runs
     against: Sequence[str] = CONTROLS
+    data: Sequence[str] = tuple(DATA)
 
 
 FEATURES = "a head over good features"
@@ -35,6 +37,8 @@ EITHER = "`amal()` beside each; the student that is better on dev"
 ON_SMOOTHED = "`amal()` on smoothed labels, the clean rows among them, and last"
 BESIDE = "`amal()` beside it (`has_seen_labels=False`), the clean rows among the training rows"
 CALIBRATED = "the same with `calibrated_at`, from dev"
+MANY_CLASSES, FEW_CLASSES = f"{WRONG}, many classes", f"{WRONG}, few classes"
+ALONE = "labels alone, smoothed, of the rows that `label_weights()` keeps and of the clean ones"
 LABELS = tuple(name for name in SETTINGS if name != "rules")
 ADVICE = [
     Advice(FEATURES, ON_SMOOTHED, "frozen", LABELS, SMOOTHED),
@@ -46,6 +50,8 @@ ADVICE = [
         ("rules",),
         "amal(), clean teacher, then clean rows",
     ),
+    Advice(MANY_CLASSES, ALONE, "2", WRONG_LABELS, KEPT, data=("banking77",)),
+    Advice(FEW_CLASSES, ALONE, "2", WRONG_LABELS, KEPT, data=("trec", "sst2")),
     Advice(BOTH, EITHER, "2", WRONG_LABELS, EITHER_TEACHER),
     Advice(BOTH, EITHER, "3", WRONG_LABELS, EITHER_TEACHER),
     Advice(LAYERS, BESIDE, "2", WRONG_LABELS, CLEAN_TEACHER),
@@ -116,7 +122,10 @@ def _advice_row(one: Advice, groups: Sequence[Group]) -> list[str]:
     chosen = [
         group
         for group in groups
-        if group.student == one.student and group.setting in one.settings and run_in(one.runs, group) in group.cells
+        if group.student == one.student
+        and group.setting in one.settings
+        and group.data in one.data
+        and run_in(one.runs, group) in group.cells
     ]
     if not chosen:
         return []

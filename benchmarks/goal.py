@@ -46,6 +46,7 @@ CLEAN_TEACHER = "amal(), clean teacher"
 RULES_WITH_LAYERS = "amal(PerLossNetwork()), clean teacher, then clean rows"
 TEACHER_OF_LABELS = ("amal(), noisy and clean rows", "amal(), noisy and clean, then clean rows", "amal()")
 EITHER_TEACHER = (CLEAN_TEACHER, *TEACHER_OF_LABELS)
+KEPT = "rows that label_weights() keeps"
 RECIPES = [
     Recipe(
         "`amal()` on smoothed labels; with rules beside a clean teacher; clean rows last",
@@ -67,6 +68,13 @@ RECIPES = [
         wrong=EITHER_TEACHER,
         rules=RULES_WITH_LAYERS,
         right=EITHER_TEACHER,
+    ),
+    Recipe(
+        "or in their place the rows that `label_weights()` keeps, if dev chooses these",
+        ("2",),
+        wrong=(*EITHER_TEACHER, KEPT),
+        rules=RULES_WITH_LAYERS,
+        right=(*EITHER_TEACHER, KEPT),
     ),
     Recipe(ON_DEV, ("frozen", "2", "3")),
 ]

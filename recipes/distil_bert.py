@@ -3,10 +3,12 @@
     python recipes/distil_bert.py                      # needs no hub: MiniLM-L6 and sentences from installed packages
     python recipes/distil_bert.py --label_noise 0.4    # the same with 40 % of the training labels wrong
     python recipes/distil_bert.py --label_noise 0.4 --clean_teacher  # whose teacher has not seen these labels
+    python recipes/distil_bert.py --label_noise 0.4 --leave_out      # without the rows that are probably wrong
     python recipes/distil_bert.py --dataset stanfordnlp/sst2 --teacher google-bert/bert-base-uncased --student_layers 6
     python recipes/distil_bert.py settings.yaml
 
-1. Read the data; take a clean meta set (and dev and test sets, where there are none) out of the training set.
+1. Read the data; take a clean meta set (and dev and test sets, where there are none) out of the training set; leave
+   out what is probably wrong, if asked to.
 2. Fine-tune the teacher, on the training set or on the meta set alone, and keep its logits on the training set.
 3. Train the student three times on the same budget: labels only, a fixed half-and-half mixture, the learned mixture;
    beside a teacher of the meta set alone also with the mixture that Bayes' rule gives.
@@ -27,6 +29,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -49,6 +52,7 @@ from amal_hf import (
     amal,
     amal_as_published,
     bayes_mixture,
+    kept_rows,
     student_from_teacher,
 )
 from amal_hf.columns import dataset_fingerprint, find_text_columns
@@ -110,6 +114,13 @@ class RecipeArguments:
         default=300, metadata={"help": "Clean rows taken out of the training set for the meta set."}
     )
     max_length: int = field(default=48, metadata={"help": "Tokens at which a text is cut."})
+    leave_out: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave out rows that are probably wrong: whose labels have little weight over the frozen features "
+            "of the teacher's checkpoint."
+        },
+    )
     clean_teacher: bool = field(
         default=False,
         metadata={"help": "Fine-tune the teacher on the meta set alone; of the two, take the better one on dev."},
@@ -167,6 +178,8 @@ def main() -> None:
     texts = load_data(recipe, args.seed)
     checkpoint = recipe.teacher or demo_teacher_path()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    if recipe.leave_out:
+        leave_out(args, texts, checkpoint, tokenizer)
     data = tokenised(texts, tokenizer, recipe.max_length)
     teacher = train_teacher(recipe, args, data, tokenizer)
     rows = [scores(teacher, teacher, data)]
@@ -244,6 +257,18 @@ def load_data(recipe: RecipeArguments, seed: int) -> DatasetDict:
     sizes = ", ".join(f"{name} {len(split)}" for name, split in data.items())
     print(f"Data: {sizes} rows; fingerprint {dataset_fingerprint(data, [*texts, 'label'])}")
     return data
+
+
+def leave_out(
+    args: DistilArguments, data: DatasetDict, checkpoint: str | Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Take rows that are probably wrong out of the training set; students take as many steps as with them."""
+    rows = data["train"]
+    if args.max_steps < 1:
+        args.max_steps = args.get_steps(len(rows), args.num_train_epochs)
+    encoder = AutoModel.from_pretrained(checkpoint).to(args.device)
+    data["train"] = kept_rows(rows, data["meta"], encoder, tokenizer, seed=args.seed)
+    print(f"Left out: {len(rows) - len(data['train'])} of {len(rows)} rows")
 
 
 def tokenised(data: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:

@@ -18,7 +18,6 @@
 import copy
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,8 +45,7 @@ from amal_hf import (
     Method,
     RandomRectified,
     amal,
-    embed_texts,
-    label_weights,
+    kept_rows,
     learning_to_reweight,
     meta_weight_net,
     student_from_teacher,
@@ -139,12 +137,15 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(recipe.model or demo_teacher_path())
     bench = Bench(recipe, args, load_data(recipe, args.seed, tokenizer), tokenizer)
     data = bench.data
+    encoder = AutoModel.from_pretrained(recipe.model or demo_teacher_path()).to(args.device)
+    kept = kept_rows(data["train"], data["meta"], encoder, tokenizer, seed=args.seed)
+    print(f"Kept: {len(kept)} of {len(data['train'])} rows")
     rows = [
         run(bench, "labels only", data["train"]),
         run(bench, "clean rows only", data["meta"]),
         run(bench, "noisy and clean rows", concatenate_datasets([data["train"], data["meta"]])),
         run(bench, "noisy, then clean rows", data["train"], then=data["meta"]),
-        run(bench, "kept and clean rows", concatenate_datasets([kept_rows(bench), data["meta"]])),
+        run(bench, "kept and clean rows", concatenate_datasets([kept, data["meta"]])),
         *(run(bench, name, data["train"], METHODS[name]()) for name in recipe.methods),
     ]
     folder = Path(args.output_dir)
@@ -223,25 +224,6 @@ def run(
         "weight_auc": weights_auc,
         "seconds": seconds,
     }
-
-
-def kept_rows(bench: Bench) -> Dataset:
-    """The training rows whose labels have at least 0.3 of the mean weight over features of the pretrained model."""
-    start = time.perf_counter()
-    data, source = bench.data, bench.recipe.model or demo_teacher_path()
-    encoder = AutoModel.from_pretrained(source).to(bench.args.device)
-    columns = find_text_columns(data["train"].column_names)
-    texts = {
-        name: [" ".join(parts) for parts in zip(*(data[name][column] for column in columns), strict=True)]
-        for name in ("train", "meta")
-    }
-    features = {name: embed_texts(part, encoder, bench.tokenizer) for name, part in texts.items()}
-    weights = label_weights(
-        features["train"], data["train"]["label"][:], features["meta"], data["meta"]["label"][:], seed=bench.args.seed
-    )
-    kept = np.flatnonzero(weights.numpy() >= 0.3)
-    print(f"\n{len(kept)} of {len(weights)} rows are kept, found in {time.perf_counter() - start:.0f} s")
-    return data["train"].select(kept)
 
 
 def new_student(bench: Bench) -> PreTrainedModel:

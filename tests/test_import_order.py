@@ -145,6 +145,7 @@ LEVELS = [
     {"numbered_rows"},
     {"trainer"},
     {"seq2seq", "label_weights"},
+    {"kept_rows"},
 ]
 """Lowest first. `__init__` is above all and imported by none."""
 

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import tiny_bert
 from hub import TOKEN, connect, running_hub
@@ -93,7 +92,7 @@ def test_rows_with_weight(world):
     write_rows(Path("stanfordnlp/sst2"), "sentence", train=360, validation=24)
     run(code_with("split_dataset(data"), world)
     rows, clean = world["train"].to_list(), world["clean"].to_list()
-    run(code_with("label_weights(features"), world)
+    run(code_with("kept_rows(train"), world)
     kept = world["train"].to_list()
     assert len(clean) < len(kept) <= len(rows) + len(clean)
     assert kept[-len(clean) :] == clean and all(row in rows for row in kept[: -len(clean)])
@@ -105,7 +104,7 @@ def test_rows_that_nobody_suspects(world):
     write_rows(Path("stanfordnlp/sst2"), "sentence", train=360, validation=24)
     run(code_with("split_dataset(data"), world)
     rows = world["train"].to_list()
-    world["features"] = torch.randn(len(rows), 4)
+    world["encoder"] = world["teacher"].bert
     run(code_with("find_label_issues"), world)
     assert 0 < len(world["train"]) <= len(rows)
     assert all(row in rows for row in world["train"].to_list())

@@ -1,0 +1,81 @@
+"""Rows whose labels have weight enough."""
+
+import datasets
+import numpy as np
+import pytest
+from conftest import tiny_bert
+from test_teachers import tokenizer
+
+from amal_hf import kept_rows
+from amal_hf.noise import flip_labels
+from amal_hf.shapes import TRUE_LABEL
+
+
+WORDS = [f"w{number}" for number in range(40)]
+
+
+def texts(count, seed=0):
+    """The first two words say the class."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(3, size=count)
+    given = [f"w{label} w{label} w{draw.integers(3, 40)}" for label in labels]
+    names = datasets.ClassLabel(names=["a", "b", "c"])
+    return datasets.Dataset.from_dict({"text": given, "label": labels}).cast_column("label", names)
+
+
+@pytest.fixture(scope="module")
+def reader():
+    """A random encoder and its tokenizer."""
+    return tiny_bert(hidden_size=32, num_hidden_layers=1).bert, tokenizer(["[PAD]", "[UNK]", *WORDS])
+
+
+def test_wrong_labels_are_left_out(reader):
+    """And right ones are not; columns and order stay."""
+    rows = flip_labels(texts(600), 0.4, seed=0)
+    kept = kept_rows(rows, texts(90, seed=1), *reader)
+    right = np.array(kept["label"]) == np.array(kept[TRUE_LABEL])
+    assert right.mean() > 0.97 and right.sum() > 0.95 * 0.6 * len(rows)
+    assert kept.features == rows.features
+    places = iter(rows.to_list())
+    assert all(row in places for row in kept.to_list()), "another order"
+
+
+def test_a_table_of_pairs_in_any_format(reader):
+    """The two texts of a pair are read after one another; the label's column may have either name."""
+    rows, clean = flip_labels(texts(300), 0.4, seed=0), texts(60, seed=1)
+    rows, clean = (
+        part.rename_columns({"text": "sentence1", "label": "labels"}).add_column("sentence2", ["w5 w6"] * len(part))
+        for part in (rows, clean)
+    )
+    kept = kept_rows(rows.with_format("torch", columns=["labels"]), clean, *reader)
+    wrong = np.array(kept.with_format(None)["labels"]) != np.array(kept.with_format(None)[TRUE_LABEL])
+    assert 150 < len(kept) < 210 and wrong.mean() < 0.1
+
+
+def test_rows_without_a_label_are_kept(reader):
+    """There may be a teacher for them."""
+    rows = texts(200).cast_column("label", datasets.Value("int64"))
+    silent = rows.map(lambda row, number: {"label": -100 if number < 20 else row["label"]}, with_indices=True)
+    kept = kept_rows(silent, texts(60, seed=1).cast_column("label", datasets.Value("int64")), *reader)
+    assert kept["label"][:20] == [-100] * 20
+
+
+def test_how_much_weight_is_enough(reader):
+    """The more is asked for, the fewer rows are kept."""
+    rows, clean = flip_labels(texts(300), 0.4, seed=0), texts(60, seed=1)
+    counts = [len(kept_rows(rows, clean, *reader, least=least)) for least in (0.0, 0.3, 1.3)]
+    assert counts[0] == 300 > counts[1] > counts[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows.remove_columns("label"), "expected a column `label` or `labels`"),
+        (lambda rows: rows.rename_column("label", "labels"), "the same in both sets"),
+        (lambda rows: rows.rename_column("text", "body"), "Expected one of"),
+    ],
+)
+def test_other_columns_are_refused(reader, change, words):
+    """In words."""
+    with pytest.raises(ValueError, match=words):
+        kept_rows(change(texts(20)), texts(20), *reader)
