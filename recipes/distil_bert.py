@@ -77,6 +77,7 @@ METHODS: dict[str, Callable[[], Method]] = {
 }
 TEACHER_EPOCHS, CLEAN_TEACHER_EPOCHS = 3, 15
 CLEAN_TEACHER = "Its teacher was fine-tuned on the clean set alone, by which the weights were learned."
+LEFT_OUT = "Training rows whose labels had little weight over frozen features were left out."
 
 
 @dataclass
@@ -441,7 +442,7 @@ def card_details(recipe: RecipeArguments, rows: list[dict[str, Any]]) -> CardDet
     data = "docstring sentences" if recipe.dataset is None else Path(recipe.dataset).name
     known = data_details(recipe.dataset)
     wrong = f"{recipe.label_noise:.0%} of the training labels were made wrong on purpose."
-    told = [CLEAN_TEACHER] * recipe.clean_teacher + [wrong] * (recipe.label_noise > 0)
+    told = [CLEAN_TEACHER] * recipe.clean_teacher + [wrong] * (recipe.label_noise > 0) + [LEFT_OUT] * recipe.leave_out
     return replace(
         known,
         finetuned_from=recipe.student or recipe.teacher or TEACHER_ID,

@@ -21,7 +21,15 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [[], ["--label_noise", "0.4"], ["--label_noise", "0.4", "--clean_teacher"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--label_noise", "0.4"],
+        ["--label_noise", "0.4", "--clean_teacher"],
+        ["--label_noise", "0.4", "--leave_out"],
+    ],
+)
 def test_distil_bert(tmp_path, flags):
     """The default run must end with a table, a figure, and a student that a pipeline loads."""
     command = [sys.executable, str(ROOT / "recipes" / "distil_bert.py"), "--smoke", "--output_dir", str(tmp_path)]
@@ -35,6 +43,7 @@ def test_distil_bert(tmp_path, flags):
     card = (tmp_path / "README.md").read_text()
     assert ("on the clean set alone" in card) == ("--clean_teacher" in flags)
     assert ("40% of the training labels were made wrong" in card) == ("--label_noise" in flags)
+    assert ("were left out" in card) == ("Left out: " in output) == ("--leave_out" in flags)
 
 
 @pytest.mark.slow
