@@ -50,6 +50,13 @@ def kept_rows(
     logger.info(
         "%d of %d rows are kept: their labels have at least %g of the mean weight.", len(kept), len(rows), least
     )
+    if gone := sorted(set(labels[labels >= 0].tolist()) - set(labels[kept].tolist())):
+        logger.warning(
+            "kept_rows: of %d classes no row is kept, the first is %d. Add the clean rows, lower `least`, or look at "
+            "these labels.",
+            len(gone),
+            gone[0],
+        )
     return rows.select(kept)
 
 

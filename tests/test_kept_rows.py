@@ -67,6 +67,15 @@ def test_how_much_weight_is_enough(reader):
     assert counts[0] == 300 > counts[1] > counts[2]
 
 
+def test_a_class_of_which_nothing_is_left_is_named(reader, caplog):
+    """A student would never see it."""
+    rows, clean = flip_labels(texts(300), 0.4, seed=0), texts(60, seed=1)
+    kept_rows(rows, clean, *reader)
+    assert not caplog.records
+    assert not len(kept_rows(rows, clean, *reader, least=100))
+    assert "of 3 classes no row is kept, the first is 0" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
