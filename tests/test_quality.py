@@ -138,7 +138,8 @@ def test_an_array_is_made_once(tmp_path):
 
 def test_labels_have_a_weight_before_the_student_sees_them():
     """One for each training row, of the run over features."""
-    weights = first_weights.label_weights(tiny_bench("flipped40"))
+    bench = tiny_bench("flipped40")
+    weights = first_weights.weights_over(bench.body.table, bench)
     assert weights.shape == (TRAIN,) and np.isfinite(weights).all() and weights.std() > 0
 
 
