@@ -14,8 +14,8 @@ from amal_hf.policies.commentary_network import embed_texts
 
 logger = logger_of(__name__)
 
-LEAST = 0.3
-"""Of 0.15 to 0.5 about the fewest errors of both kinds in eleven settings (`benchmarks/LOG.md`)."""
+LEAST = 0.15
+"""About the fewest errors of both kinds in nineteen settings (`benchmarks/LOG.md`)."""
 
 
 def kept_rows(
@@ -30,7 +30,7 @@ def kept_rows(
         clean: some whose labels are right, with the same columns.
         encoder: a transformers model without a head (`AutoModel`), which tells the classes from one another.
         tokenizer: the encoder's own.
-        least: of the mean weight; a label with less is left out.
+        least: a label with less of the weight of a right one is left out.
         seed: of the head over the encoder.
 
     Raises:
@@ -48,7 +48,7 @@ def kept_rows(
     weights = label_weights(features, labels, clean_features, clean.with_format(None)[name][:], seed=seed)
     kept = np.flatnonzero((weights.numpy() >= least) | (labels < 0))
     logger.info(
-        "%d of %d rows are kept: their labels have at least %g of the mean weight.", len(kept), len(rows), least
+        "%d of %d rows are kept: their labels have at least %g of a right one's weight.", len(kept), len(rows), least
     )
     if gone := sorted(set(labels[labels >= 0].tolist()) - set(labels[kept].tolist())):
         logger.warning(

@@ -3,6 +3,7 @@
 What is probably wrong can then be left out of a longer training: its steps are better spent on the other rows.
 """
 
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,16 +29,21 @@ EPOCHS, BATCH_SIZE, LEARNING_RATE, SMOOTHING, HIDDEN = 8, 128, 3e-3, 0.1, 128
 FEWEST_STEPS = 300
 """As many as TREC's five thousand rows take; a policy that is asked on 2 of 8 steps learns little in fewer."""
 
+SURELY_RIGHT = 0.7
+"""The weight at this quantile is 1: that of a right label, unless hardly one in three is. A mean is no such measure,
+which a few rare rows can raise, nor the median, which is a wrong label's where most are (`benchmarks/LOG.md`)."""
+
 
 def label_weights(
     features: Any, labels: Any, clean_features: Any, clean_labels: Any, *, steps: int | None = None, seed: int = 0
 ) -> Tensor:
-    """The weight of each label, `(N,)`, one on average, in a short run of `amal()` over features.
+    """The weight of each label, `(N,)`, in a short run of `amal()` over features; 1 is that of one that is right.
 
     The head learns from smoothed labels. Clean rows only judge: one that had learned them by heart would be told
-    nothing by them. Weights are means over all passes but the first. Labels with less than 0.3 of the mean weight
-    are probably wrong (`benchmarks/LOG.md` says how often they are); where all are right, none has so little. The
-    caller's random numbers are left alone. Among several processes all must call it, and all get the same.
+    nothing by them. Weights are means over the last half of the passes, and 1 is what three labels in ten exceed.
+    Those with less than 0.15 are probably wrong (`benchmarks/LOG.md` says how often they are); where all are right,
+    none has so little. The caller's random numbers are left alone. Among several processes all must call it, and all
+    get the same.
 
     Args:
         features: `(N, d)`, one row a text, as of `embed_texts`; array or tensor.
@@ -65,7 +71,7 @@ def label_weights(
     with put_back(gpus), _states_put_back(), _one_thread(), tempfile.TemporaryDirectory() as folder:
         found = _learned(table, targets, len(clean), folder, steps, seed)
     weights = torch.zeros(len(given))
-    weights[known] = found / found.mean()
+    weights[known] = found / found.kthvalue(math.ceil(SURELY_RIGHT * len(found))).values
     return weights
 
 
@@ -147,8 +153,8 @@ class _Passes(TrainerCallback):
         self.weights.append(torch.tensor(self.trainer.example_weights()["labels"][:]))
 
     def mean(self) -> Tensor:
-        """Of all passes but the first, as far as there are others; 1 of a row that was never seen."""
-        return torch.stack(self.weights[1:] or self.weights).nanmean(0).nan_to_num(1.0)
+        """Of the last half of the passes, when wrong labels have least; 1 of a row that was never seen."""
+        return torch.stack(self.weights[len(self.weights) // 2 :]).nanmean(0).nan_to_num(1.0)
 
 
 class _HeadConfig(PreTrainedConfig):

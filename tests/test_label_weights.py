@@ -33,19 +33,34 @@ def spoilt():
     return given, right, label_weights(*given)
 
 
-def test_wrong_labels_have_less_than_half_the_mean_weight(spoilt):
-    """And right ones more, nearly all of them."""
+def test_wrong_labels_have_little_of_a_right_one_s_weight(spoilt):
+    """And right ones more, nearly all of them; three in ten have more than one."""
     _, right, weights = spoilt
-    kept = weights.numpy() > 0.5
+    kept = weights.numpy() > 0.15
     assert auc(weights.numpy(), right) > 0.99
     assert right[kept].mean() > 0.97 and kept[right].mean() > 0.97
-    assert weights.shape == (ROWS,) and weights.mean() == pytest.approx(1)
+    assert weights.shape == (ROWS,) and (weights > 1).sum() == pytest.approx(0.3 * ROWS, abs=1)
 
 
 def test_where_all_labels_are_right_all_are_kept():
     """Weights have nothing to gain there, and stay close to equal."""
     given, right = planted(0.0)
     assert right.all() and label_weights(*given).min() > 0.5
+
+
+def test_where_most_labels_are_wrong_they_still_have_little():
+    """1 is no middle: that would be a wrong label's weight."""
+    given, right = planted(0.6)
+    kept = label_weights(*given).numpy() > 0.15
+    assert right[kept].mean() > 0.95 and kept[right].mean() > 0.95
+
+
+def test_rare_classes_do_not_cost_the_others_their_place():
+    """Right labels of common classes are kept, however much more those of rare ones weigh."""
+    (features, labels, clean, true), _ = planted(0.0)
+    rows = torch.cat([(labels == number).nonzero()[: 8 if number > 1 else ROWS, 0] for number in range(CLASSES)])
+    weights = label_weights(features[rows], labels[rows], clean, true)
+    assert weights.min() > 0.5 and weights[labels[rows] > 1].mean() > 10
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +103,7 @@ def test_weights_are_whole_after_few_steps(steps):
     """Of one pass, which may not be whole, they are those of that pass."""
     given, _ = planted(0.4)
     found = label_weights(*given, steps=steps)
-    assert found.isfinite().all() and found.mean() == pytest.approx(1)
+    assert found.isfinite().all() and found.median() == pytest.approx(1, abs=0.2)
 
 
 def test_a_run_that_was_prepared_before_stays_as_it_was(spoilt, tmp_path):
