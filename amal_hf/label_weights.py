@@ -150,7 +150,7 @@ class _Passes(TrainerCallback):
 
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         """A pass, whole but for the last."""
-        self.weights.append(torch.tensor(self.trainer.example_weights()["labels"][:]))
+        self.weights.append(torch.as_tensor(self.trainer.example_weights().with_format("torch")["labels"][:]))
 
     def mean(self) -> Tensor:
         """Of the last half of the passes, when wrong labels have least; 1 of a row that was never seen."""
