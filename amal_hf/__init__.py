@@ -59,6 +59,7 @@ from amal_hf.policies.source_gain import SourceGain
 from amal_hf.policies.state_network import StateNetwork
 from amal_hf.policies.teacher_belief import TeacherBelief
 from amal_hf.portable import checkpoint_from_hub
+from amal_hf.probably_right import LabelWeights
 from amal_hf.rewinds import Reversal, Snapshots
 from amal_hf.robust_losses import GeneralizedCrossEntropy
 from amal_hf.rule_losses import RuleLosses
@@ -110,6 +111,7 @@ __all__ = [
     "HardMining",
     "JointLoss",
     "LabelBlend",
+    "LabelWeights",
     "LastLayer",
     "Loss",
     "LossNetwork",

@@ -19,7 +19,12 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from amal_hf.arguments import AMALArguments
 from amal_hf.clean_probe import FEWEST_ROWS
 from amal_hf.methods import amal
+from amal_hf.policies.loss_network import LossNetwork
+from amal_hf.policies.network_policy import NetworkPolicy
+from amal_hf.policies.policy import Observation
+from amal_hf.probably_right import LabelWeights
 from amal_hf.random_numbers import put_back
+from amal_hf.shapes import LossTable
 from amal_hf.trainer import AMALTrainer
 
 
@@ -29,21 +34,16 @@ EPOCHS, BATCH_SIZE, LEARNING_RATE, SMOOTHING, HIDDEN = 8, 128, 3e-3, 0.1, 128
 FEWEST_STEPS = 300
 """As many as TREC's five thousand rows take; a policy that is asked on 2 of 8 steps learns little in fewer."""
 
-SURELY_RIGHT = 0.7
-"""The weight at this quantile is 1: that of a right label, unless hardly one in three is. A mean is no such measure,
-which a few rare rows can raise, nor the median, which is a wrong label's where most are (`benchmarks/LOG.md`)."""
-
 
 def label_weights(
     features: Any, labels: Any, clean_features: Any, clean_labels: Any, *, steps: int | None = None, seed: int = 0
-) -> Tensor:
-    """The weight of each label, `(N,)`, in a short run of `amal()` over features; 1 is that of one that is right.
+) -> LabelWeights:
+    """Which labels deserve weight, and how many are wrong, by a short run of `amal()` over features.
 
     The head learns from smoothed labels. Clean rows only judge: one that had learned them by heart would be told
-    nothing by them. Weights are means over the last half of the passes, and 1 is what three labels in ten exceed.
-    Those with less than 0.15 are probably wrong (`benchmarks/LOG.md` says how often they are); where all are right,
-    none has so little. The caller's random numbers are left alone. Among several processes all must call it, and all
-    get the same.
+    nothing by them. Weights are means over the last half of the passes, when wrong labels have least, and do not fade
+    where few labels are wrong, as those of a training do. How many are wrong is what the probe of `LossNetwork` has
+    found. The caller's random numbers are left alone. Among several processes all must call it, and all get the same.
 
     Args:
         features: `(N, d)`, one row a text, as of `embed_texts`; array or tensor.
@@ -69,10 +69,18 @@ def label_weights(
         steps = max(EPOCHS * -(-int(known.sum()) // BATCH_SIZE), FEWEST_STEPS)
     gpus = range(torch.cuda.device_count())
     with put_back(gpus), _states_put_back(), _one_thread(), tempfile.TemporaryDirectory() as folder:
-        found = _learned(table, targets, len(clean), folder, steps, seed)
-    weights = torch.zeros(len(given))
-    weights[known] = found / found.kthvalue(math.ceil(SURELY_RIGHT * len(found))).values
-    return weights
+        passes = _learned(table, targets, len(clean), folder, steps, seed)
+    weights, found = torch.zeros(len(given)), passes.weights()
+    weights[known] = found / found.mean()
+    return LabelWeights(weights, passes.wrong())
+
+
+class _AsLearned(LossNetwork):
+    """Weights that do not fade where few labels are wrong."""
+
+    def weights(self, observation: Observation) -> LossTable:
+        """What the network says."""
+        return NetworkPolicy.weights(self, observation)
 
 
 @contextmanager
@@ -99,8 +107,8 @@ def _states_put_back() -> Iterator[None]:
             state.update(known)
 
 
-def _learned(table: Tensor, targets: Tensor, clean: int, folder: str, steps: int, seed: int) -> Tensor:
-    """The mean weights of the rows that come after so many clean ones."""
+def _learned(table: Tensor, targets: Tensor, clean: int, folder: str, steps: int, seed: int) -> "_Passes":
+    """What the passes say of the rows that come after so many clean ones."""
     data = datasets.Dataset.from_dict({"row": range(len(table)), "label": targets.tolist()})
     set_seed(seed)
     args = AMALArguments(
@@ -128,17 +136,17 @@ def _learned(table: Tensor, targets: Tensor, clean: int, folder: str, steps: int
         args=args,
         train_dataset=data.select(range(clean, len(data))),
         meta_dataset=data.select(range(clean)),
-        method=amal(),
+        method=amal(_AsLearned()),
     )
     trainer.remove_callback(PrinterCallback)
     passes = _Passes(trainer)
     trainer.add_callback(passes)
     trainer.train()
-    return passes.mean()
+    return passes
 
 
 class _Passes(TrainerCallback):
-    """Keeps all weights after each pass over the rows.
+    """Keeps what is known after each pass over the rows.
 
     Args:
         trainer: whose.
@@ -146,15 +154,25 @@ class _Passes(TrainerCallback):
 
     def __init__(self, trainer: AMALTrainer) -> None:
         self.trainer = trainer
-        self.weights: list[Tensor] = []
+        self.seen: list[Tensor] = []
+        self.shares: list[Tensor] = []
 
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         """A pass, whole but for the last."""
-        self.weights.append(torch.as_tensor(self.trainer.example_weights().with_format("torch")["labels"][:]))
+        self.seen.append(torch.as_tensor(self.trainer.example_weights().with_format("torch")["labels"][:]))
+        self.shares.append(torch.tensor(self.trainer.method.policy.figures().get("wrong_labels", math.nan)))
 
-    def mean(self) -> Tensor:
+    def weights(self) -> Tensor:
         """Of the last half of the passes, when wrong labels have least; 1 of a row that was never seen."""
-        return torch.stack(self.weights[len(self.weights) // 2 :]).nanmean(0).nan_to_num(1.0)
+        return self._last_half(self.seen).nan_to_num(1.0)
+
+    def wrong(self) -> float:
+        """The share of wrong labels, of the same passes."""
+        return float(self._last_half(self.shares))
+
+    @staticmethod
+    def _last_half(values: list[Tensor]) -> Tensor:
+        return torch.stack(values[len(values) // 2 :]).nanmean(0)
 
 
 class _HeadConfig(PreTrainedConfig):

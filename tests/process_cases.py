@@ -335,7 +335,7 @@ def weigh_labels(folder, count):
     wrong = torch.rand(260, generator=generator) < 0.4
     labels = (true[:260] + wrong) % 3
     args = toy_arguments(folder, ddp_backend="gloo" if count > 1 else None)
-    weights = label_weights(features[:260], labels, features[260:], true[260:])
+    weights = label_weights(features[:260], labels, features[260:], true[260:]).weights
     trainer = AMALTrainer(model=without_dropout(), args=args, train_dataset=rows_of(22), losses=[CrossEntropy()])
     trainer.train()
     return {"weights": weights, "wrong": wrong, "parameters": parameters_of(trainer)}

@@ -41,6 +41,7 @@ LEVELS = [
         "router_loss",
         "noisy_labels",
         "calibration",
+        "probably_right",
         "task",
         "label_column",
         "splits",

@@ -60,20 +60,39 @@ def test_rows_without_a_label_are_kept(reader):
     assert kept["label"][:20] == [-100] * 20
 
 
-def test_how_much_weight_is_enough(reader):
-    """The more is asked for, the fewer rows are kept."""
-    rows, clean = flip_labels(texts(300), 0.4, seed=0), texts(60, seed=1)
-    counts = [len(kept_rows(rows, clean, *reader, least=least)) for least in (0.0, 0.15, 1.3)]
-    assert counts[0] == 300 > counts[1] > counts[2]
+@pytest.mark.parametrize(("wrong", "expected"), [(0.0, 300), (0.1, 270), (0.4, 180)])
+def test_how_many_are_wrong_may_be_told(reader, wrong, expected):
+    """Then the clean rows are not asked."""
+    rows = flip_labels(texts(300), 0.4, seed=0)
+    assert len(kept_rows(rows, texts(60, seed=1), *reader, wrong=wrong)) == pytest.approx(expected, abs=12)
+
+
+def test_few_clean_rows_leave_all_as_it_was(reader, caplog):
+    """And it is said why; unless it is known how many are wrong."""
+    rows, clean = flip_labels(texts(300), 0.4, seed=0), texts(6, seed=1)
+    assert len(kept_rows(rows, clean, *reader)) == 300
+    assert "6 clean rows cannot tell how many labels are wrong" in caplog.text
+    caplog.clear()
+    assert len(kept_rows(rows, clean, *reader, wrong=0.4)) < 230
+    assert not caplog.records
+
+
+def test_what_is_no_share_is_refused_before_anything_is_read():
+    """In words."""
+    with pytest.raises(ValueError, match="from 0 to 1, got 40"):
+        kept_rows(texts(3), texts(3), None, None, wrong=40)
 
 
 def test_a_class_of_which_nothing_is_left_is_named(reader, caplog):
     """A student would never see it."""
-    rows, clean = flip_labels(texts(300), 0.4, seed=0), texts(60, seed=1)
+    rows, clean = texts(300), texts(90, seed=1)
     kept_rows(rows, clean, *reader)
     assert not caplog.records
-    assert not len(kept_rows(rows, clean, *reader, least=100))
-    assert "of 3 classes no row is kept, the first is 0" in caplog.text
+    others = rows.filter(lambda row: row["label"] > 0)
+    wrong = others.map(lambda row, number: {"label": 0 if number < 50 else row["label"]}, with_indices=True)
+    kept = kept_rows(wrong, clean, *reader)
+    assert 0 not in kept["label"] and len(kept) > len(wrong) - 60
+    assert "of 1 classes no row is kept, the first is 0" in caplog.text
 
 
 @pytest.mark.parametrize(
