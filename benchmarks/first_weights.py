@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 from bodies import CACHE, FrozenBody
+from datasets import Dataset
 from kept_arrays import kept_array
 from numpy.typing import NDArray
 from settings import Bench, new_bench
 from torch import Tensor
 
-from amal_hf import label_weights
+from amal_hf import LabelWeights, label_weights
 
 
 def kept_by_weights(bench: Bench) -> NDArray[np.bool_]:
@@ -28,9 +29,10 @@ def kept_by_weights(bench: Bench) -> NDArray[np.bool_]:
 
 def probably_right(table: Tensor, bench: Bench) -> NDArray[np.bool_]:
     """`(N,)`: which training labels are, by rows of a table of embeddings, `(R, d)`."""
-    given = [
-        values
-        for rows in (bench.splits["train"], bench.splits["meta"])
-        for values in (table[np.array(rows["row"][:])], rows["label"][:])
-    ]
-    return label_weights(*given, seed=bench.place.seed).probably_right().numpy()
+    return judged(table, bench.splits["train"], bench.splits["meta"], bench.place.seed).probably_right().numpy()
+
+
+def judged(table: Tensor, train: Dataset, clean: Dataset, seed: int) -> LabelWeights:
+    """What is found out about the labels of some rows by clean ones."""
+    given = [values for rows in (train, clean) for values in (table[np.array(rows["row"][:])], rows["label"][:])]
+    return label_weights(*given, seed=seed)

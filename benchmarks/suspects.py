@@ -22,19 +22,23 @@ def beliefs(bench: Bench) -> NDArray[np.float64]:
     """
     place = bench.place
     file = CACHE / "suspects" / f"{place.data.name}-{place.setting}-{place.seed}.npy"
-    return kept_array(file, lambda: _unseen_answers(bench))
+    return kept_array(file, lambda: _beliefs(bench))
 
 
-def _unseen_answers(bench: Bench) -> NDArray[np.float64]:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_predict
-
+def _beliefs(bench: Bench) -> NDArray[np.float64]:
     frozen = replace(bench.place, student=FrozenBody.kind)
     own = bench if isinstance(bench.body, FrozenBody) else new_bench(frozen)
     body, rows = own.body, own.splits["train"]
     if not isinstance(body, FrozenBody):
         raise TypeError("beliefs are about frozen embeddings")
-    features, labels = body.table[np.array(rows["row"][:])].numpy(), np.array(rows["label"][:])
+    return unseen_answers(body.table[np.array(rows["row"][:])].numpy(), np.array(rows["label"][:]))
+
+
+def unseen_answers(features: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`(N, C)`: what the regression gives each class of rows that it was not fitted on."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_predict
+
     found = cross_val_predict(LogisticRegression(C=0.01, max_iter=300), features, labels, cv=5, method="predict_proba")
     return np.asarray(found)
 
@@ -48,12 +52,16 @@ def confidence(bench: Bench) -> NDArray[np.float64]:
 
 
 def kept_rows(bench: Bench) -> NDArray[np.bool_]:
-    """`(N,)`: the labels that cleanlab does not suspect, by its own defaults.
+    """`(N,)`: the labels that cleanlab does not suspect, by its own defaults."""
+    return unsuspected(np.array(bench.splits["train"]["label"][:]), beliefs(bench))
+
+
+def unsuspected(labels: NDArray[np.int64], believed: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """The same of any labels, `(N,)`, by what is believed of them, `(N, C)`.
 
     References:
         Northcutt et al. 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels", arXiv:1911.00068.
     """
     from cleanlab.filter import find_label_issues
 
-    labels = np.array(bench.splits["train"]["label"][:])
-    return ~np.asarray(find_label_issues(labels, beliefs(bench), n_jobs=1))
+    return ~np.asarray(find_label_issues(labels, believed, n_jobs=1))

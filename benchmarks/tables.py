@@ -21,6 +21,7 @@ import numpy as np
 import overhead
 import translation
 import variants
+import wrong_labels
 from groups import KINDS, RESULTS, SETTINGS, STUDENTS, Group, groups_of, read_cells
 from json_lines import read
 from markdown_tables import table
@@ -70,6 +71,8 @@ def all_blocks(folder: Path) -> dict[str, str]:
         "all runs": everything(groups),
         "rules": _matrix([g for g in groups if (g.student, g.setting) == ("2", "rules")], SHORT_RULES),
         "wrong labels found": detection(groups),
+        "wrong labels told": wrong_labels.short_table(read(wrong_labels.RESULTS)),
+        "wrong labels told, by data": wrong_labels.results_table(read(wrong_labels.RESULTS)),
         "variants": variants.variants_table(variants.results_of(variants.FEATURES)),
         "clean rows": variants.clean_rows_table(variants.results_of(variants.FEATURES)),
         "translation in short": translation.short_table(read(translation.RESULTS)),

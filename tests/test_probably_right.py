@@ -19,12 +19,21 @@ def test_the_gap_is_found_where_it_is(wrong, scale):
     assert torch.equal(found, order >= 100)
 
 
-@pytest.mark.parametrize(("wrong", "fewest", "most"), [(0.1, 40, 60), (0.5, 200, 300), (1.0, 400, 499)])
+@pytest.mark.parametrize(
+    ("wrong", "fewest", "most"), [(0.001, 1, 1), (0.1, 40, 60), (0.16, 64, 96), (0.5, 200, 300), (1.0, 400, 499)]
+)
 def test_as_many_are_left_out_as_are_wrong(wrong, fewest, most):
     """From 0.8 to 1.2 times as many, the lowest, though there is a wider gap elsewhere."""
     right = LabelWeights(HEAPS, wrong).probably_right()
     left_out = int((~right).sum())
     assert fewest <= left_out <= most and not right[:left_out].any()
+
+
+def test_the_scale_does_not_matter_where_there_is_no_gap():
+    """The same labels are left out, whatever weights are measured in."""
+    weights = torch.rand(500, generator=torch.Generator().manual_seed(0)) ** 6
+    first, *others = (LabelWeights(scale * weights, 0.4).probably_right() for scale in (0.001, 1, 1000))
+    assert all(torch.equal(first, other) for other in others) and 160 <= (~first).sum() <= 240
 
 
 @pytest.mark.parametrize("wrong", [0.0, float("nan")])
