@@ -23,8 +23,8 @@ class LabelWeights:
 
     Attributes:
         weights: `(N,)`, one on average; 0 where there is no label.
-        wrong: how many of the labels are wrong, a number in [0, 1]; NaN where the clean rows cannot tell: too few, or of
-            more than 512 classes.
+        wrong: how many of the labels are wrong, a number in [0, 1]; NaN where the clean rows cannot tell: too few, or
+            of more than 512 classes.
     """
 
     weights: Tensor
