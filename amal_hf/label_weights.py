@@ -71,7 +71,7 @@ def label_weights(
     with put_back(gpus), _states_put_back(), _one_thread(), tempfile.TemporaryDirectory() as folder:
         passes = _learned(table, targets, len(clean), folder, steps, seed)
     weights, found = torch.zeros(len(given)), passes.weights()
-    weights[known] = found / found.mean()
+    weights[known] = (found / found.mean()).to(weights)
     return LabelWeights(weights, passes.wrong())
 
 
