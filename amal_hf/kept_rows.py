@@ -50,8 +50,8 @@ def kept_rows(
     kept = np.flatnonzero(found.probably_right(wrong).numpy() | (labels < 0))
     if wrong is None and math.isnan(found.wrong):
         logger.warning(
-            "kept_rows: %d clean rows cannot tell how many labels are wrong, so that all are kept. Give it more clean "
-            "rows, or say how many are wrong by `wrong`.",
+            "kept_rows: %d clean rows cannot tell how many labels are wrong, so that all are kept. More of them may, "
+            "of at most 512 classes; or say by `wrong` how many are.",
             len(clean),
         )
     logger.info("%d of %d rows are kept.", len(kept), len(rows))

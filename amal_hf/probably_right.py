@@ -60,7 +60,7 @@ def check_share(wrong: float | None) -> None:
     """
     if wrong is not None and not 0 <= wrong <= 1:
         raise ValueError(
-            f"Expected how many labels are wrong, from 0 to 1, got {wrong}. Leave it out, and the clean rows say it."
+            f"Expected `wrong` to be a share of the labels, from 0 to 1, got {wrong}. Leave it out if it is not known."
         )
 
 

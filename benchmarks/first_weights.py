@@ -1,13 +1,11 @@
 """Which labels have weight over frozen features? That takes seconds for any student."""
 
-from dataclasses import replace
-
 import numpy as np
-from bodies import CACHE, FrozenBody
+from bodies import CACHE
 from datasets import Dataset
 from kept_arrays import kept_array
 from numpy.typing import NDArray
-from settings import Bench, new_bench
+from settings import Bench, over_features
 from torch import Tensor
 
 from amal_hf import LabelWeights, label_weights
@@ -19,10 +17,8 @@ def kept_by_weights(bench: Bench) -> NDArray[np.bool_]:
     file = CACHE / "probably_right" / f"{place.data.name}-{place.setting}-{place.seed}.npy"
 
     def make() -> NDArray[np.bool_]:
-        own = new_bench(replace(place, student=FrozenBody.kind))
-        if not isinstance(own.body, FrozenBody):
-            raise TypeError("weights are asked for over frozen embeddings")
-        return probably_right(own.body.table, own)
+        own, table = over_features(place)
+        return probably_right(table, own)
 
     return kept_array(file, make)
 

@@ -16,7 +16,7 @@ learns weights, and training rows of the runs that say so. Dev and test are the 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import numpy as np
 from bodies import Body, FrozenBody, LayeredBody
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from numpy.typing import NDArray
+from torch import Tensor
 
 from amal_hf.aggregation import add_aggregated, label_model, majority_vote
 from amal_hf.data import read_dataset
@@ -133,6 +134,14 @@ def new_bench(place: Place) -> Bench:
         right = None
     rules = len(train[0][VOTES]) if place.setting == RULES else 0
     return Bench(place, encoded, body, classes, _metric(place), right, rules)
+
+
+def over_features(place: Place) -> tuple[Bench, Tensor]:
+    """The same rows for a head over frozen embeddings, and a table of these, `(R, d)`."""
+    bench = new_bench(replace(place, student=FrozenBody.kind))
+    if not isinstance(bench.body, FrozenBody):
+        raise TypeError(f"expected embeddings, got {type(bench.body).__name__}")
+    return bench, bench.body.table
 
 
 def marked(name: str, rows: Dataset) -> Dataset:

@@ -1,13 +1,12 @@
 """Confident learning: which labels does a classifier doubt that has not seen them? Needs cleanlab and scikit-learn."""
 
-from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
-from bodies import CACHE, FrozenBody
+from bodies import CACHE
 from kept_arrays import kept_array
 from numpy.typing import NDArray
-from settings import Bench, new_bench
+from settings import Bench, over_features
 
 
 def available() -> bool:
@@ -26,12 +25,9 @@ def beliefs(bench: Bench) -> NDArray[np.float64]:
 
 
 def _beliefs(bench: Bench) -> NDArray[np.float64]:
-    frozen = replace(bench.place, student=FrozenBody.kind)
-    own = bench if isinstance(bench.body, FrozenBody) else new_bench(frozen)
-    body, rows = own.body, own.splits["train"]
-    if not isinstance(body, FrozenBody):
-        raise TypeError("beliefs are about frozen embeddings")
-    return unseen_answers(body.table[np.array(rows["row"][:])].numpy(), np.array(rows["label"][:]))
+    own, table = over_features(bench.place)
+    rows = own.splits["train"]
+    return unseen_answers(table[np.array(rows["row"][:])].numpy(), np.array(rows["label"][:]))
 
 
 def unseen_answers(features: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from json_lines import Record, append, read
 from markdown_tables import table
 from numpy.typing import NDArray
 from quality import quiet
-from settings import SPOILT, Place, Spoil, new_bench
+from settings import SPOILT, Place, Spoil, over_features
 from spread import spread
 from suspects import unseen_answers, unsuspected
 
@@ -70,11 +70,8 @@ def main() -> None:
 
 def found(data: Path, errors: str, seed: int) -> Record:
     """What both judges say of the same labels."""
-    bench = new_bench(Place(data, FrozenBody.kind, "clean", seed))
-    if not isinstance(bench.body, FrozenBody):
-        raise TypeError("labels are judged over frozen embeddings")
-    features, train = bench.body.table, bench.splits["train"]
-    train = ERRORS[errors](train, seed)
+    bench, features = over_features(Place(data, FrozenBody.kind, "clean", seed))
+    train = ERRORS[errors](bench.splits["train"], seed)
     labels = np.array(train["label"][:])
     right = labels == np.array(train[TRUE_LABEL][:]) if TRUE_LABEL in train.column_names else np.ones_like(labels) > 0
     ours = judged(features, train, bench.splits["meta"], seed)

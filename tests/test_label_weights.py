@@ -50,6 +50,13 @@ def test_as_many_are_called_wrong_as_are(rate):
     assert right[kept].mean() > 0.96 and kept[right].mean() > 0.96
 
 
+def test_weights_do_not_fade_where_few_labels_are_wrong():
+    """As those of a training would, which leave a wrong label a third or more where one in ten is."""
+    given, right = planted(0.1)
+    weights = label_weights(*given).weights
+    assert weights[~right].mean() < 0.1 * weights[right].mean()
+
+
 def test_where_all_labels_are_right_all_are_kept():
     """However little some of them weigh: what is learned from right labels is about something else."""
     given, right = planted(0.0)
