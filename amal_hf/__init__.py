@@ -31,6 +31,7 @@ from amal_hf.methods import (
     teacher_belief,
 )
 from amal_hf.noisy_labels import label_posterior
+from amal_hf.out_of_fold import out_of_fold_logits
 from amal_hf.policies.bayes_mixture import BayesMixture
 from amal_hf.policies.bounds import (
     AboveAverage,
@@ -158,6 +159,7 @@ __all__ = [
     "learning_to_reweight",
     "logit_mse",
     "meta_weight_net",
+    "out_of_fold_logits",
     "random_weights",
     "reverse_kl",
     "save_policy",

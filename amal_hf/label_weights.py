@@ -18,6 +18,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from amal_hf.arguments import AMALArguments
 from amal_hf.clean_probe import FEWEST_ROWS
+from amal_hf.labelled_features import read_labelled, standardised
 from amal_hf.methods import amal
 from amal_hf.policies.loss_network import LossNetwork
 from amal_hf.policies.network_policy import NetworkPolicy
@@ -60,8 +61,8 @@ def label_weights(
     References:
         AMAL, arXiv:2202.03250.
     """
-    rows, given = _labelled_rows("features", features, labels)
-    clean, right = _labelled_rows("clean_features", clean_features, clean_labels)
+    rows, given = read_labelled("label_weights", "features", features, labels)
+    clean, right = read_labelled("label_weights", "clean_features", clean_features, clean_labels)
     _check(rows, given, clean, right, steps)
     known = given >= 0
     table, targets = torch.cat([clean, rows[known]]), torch.cat([right, given[known]])
@@ -193,7 +194,7 @@ class _Head(PreTrainedModel):
     def __init__(self, config: _HeadConfig, table: Tensor) -> None:
         super().__init__(config)
         # No buffer: several processes would send that to one another at every step.
-        self.table = nn.functional.layer_norm(table, table.shape[1:])
+        self.table = standardised(table)
         classes: int = config.num_labels or 0
         self.layers = nn.Sequential(
             nn.Linear(config.width, HIDDEN), nn.GELU(), nn.Dropout(0.1), nn.Linear(HIDDEN, classes)
@@ -207,30 +208,6 @@ class _Head(PreTrainedModel):
         read = self.table[row]
         states = (read[:, None],) if output_hidden_states else None
         return SequenceClassifierOutput(logits=self.layers(read), hidden_states=states)
-
-
-def _labelled_rows(name: str, features: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    """Features, as precise as weights are by default, and class numbers, on the CPU."""
-    try:
-        rows, given = torch.as_tensor(features).cpu().to(torch.get_default_dtype()), torch.as_tensor(labels).cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"label_weights: {name} and their labels must be arrays, tensors or lists of numbers, got "
-            f"{type(features).__name__} and {type(labels).__name__}. embed_texts(texts, encoder, tokenizer) makes "
-            f"features; labels are a column of the dataset."
-        ) from error
-    if rows.ndim != 2 or given.shape != rows.shape[:1] or given.is_floating_point():
-        raise ValueError(
-            f"label_weights: {name} must be (N, d), and their labels N whole numbers; got {tuple(rows.shape)}, and "
-            f"{given.dtype} of shape {tuple(given.shape)}. Both are of the same rows, in their order."
-        )
-    if not bool(rows.isfinite().all()):
-        bad = (~rows.isfinite().all(1)).nonzero()[:, 0].tolist()
-        raise ValueError(
-            f"label_weights: {name} must be finite; those of {len(bad)} rows are not, the first is {bad[0]}. Embed "
-            f"the texts in fp32."
-        )
-    return rows, given.long()
 
 
 def _check(rows: Tensor, given: Tensor, clean: Tensor, right: Tensor, steps: int | None) -> None:

@@ -103,6 +103,7 @@ class LayeredBody(Body):
         layers: of the student.
         texts: all there are, in any order.
         model: folder of the encoder.
+        learning_rate: of students.
     """
 
     kind = "minilm"
@@ -110,8 +111,9 @@ class LayeredBody(Body):
     teacher_epochs, teacher_rate = 2, 1e-4
     clean_steps_a_class = 15
 
-    def __init__(self, layers: int, texts: list[str], model: Path) -> None:
+    def __init__(self, layers: int, texts: list[str], model: Path, learning_rate: float = learning_rate) -> None:
         self.layers = layers
+        self.learning_rate = learning_rate
         self.model = model
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.bf16 = has_fast_bf16()

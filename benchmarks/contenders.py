@@ -24,6 +24,7 @@ from phases import (
     between_clean,
     corrected,
     corrected_by_bayes,
+    every_row,
     everything,
     label_and_rules,
     labels_believed,
@@ -44,6 +45,7 @@ from phases import (
     with_any_teacher,
     with_calibrated_teacher,
     with_clean_teacher,
+    with_regression,
     with_teacher,
     without_suspects,
     without_wrong_labels,
@@ -106,6 +108,9 @@ CORRECTED_BY_BAYES = Phase(corrected_by_bayes, rows=ALL)
 BELIEVED = Phase(with_clean_teacher, method=weighed_by(BelievedLabels), rows=ALL)
 BELIEVED_CALIBRATED = replace(BELIEVED, method=labels_believed)
 CLEANED = Phase(rows=ALL, smoothing=0.1)
+BY_ALL = Phase(with_regression("regression", every_row), (0.0, 1.0), rows=ALL)
+BY_UNSUSPECTED = replace(BY_ALL, losses=with_regression("regression-unsuspected", unsuspected))
+BY_KEPT = replace(BY_ALL, losses=with_regression("regression-kept", weighed_enough))
 
 
 def recipe(method: NewMethod | None) -> dict[str, Phases]:
@@ -188,6 +193,7 @@ DISTILLATION: dict[str, Contender] = {
     ),
     "rows that Bayes has right": Contender("rule of thumb", cleaned(likely_right)),
     "rows without suspects": Contender("rule of thumb", cleaned(unsuspected)),
+    "regression over features": Contender("rule of thumb", {"all rows": (BY_ALL,), "no suspects": (BY_UNSUSPECTED,)}),
     "confidence-weighted": Contender(
         "rule of thumb",
         {
@@ -274,6 +280,7 @@ DISTILLATION: dict[str, Contender] = {
     ),
     "bayes_mixture(), clean teacher": Contender("ours", {"": (BAYES,), "then clean rows": then_clean(BAYES, 0.25)}),
     "rows that label_weights() keeps": Contender("ours", one(replace(CLEANED, kept=weighed_enough))),
+    "regression over rows that label_weights() keeps": Contender("ours", one(BY_KEPT)),
     "amal(), no probe": Contender("ours", one(WITHOUT_PROBE)),
     "amal(), no probe, noisy and clean rows": Contender("ours", one(replace(WITHOUT_PROBE, rows=ALL))),
     "amal(), mean one": Contender("ours", one(AMAL_MEAN_ONE)),

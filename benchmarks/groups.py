@@ -27,7 +27,13 @@ SETTINGS = {
 WRONG_LABELS = ("flipped20", "flipped40", "background40", "instance40")
 """With clean rows enough for a teacher; `few` has too few."""
 ERRORS = (*WRONG_LABELS, "few", "teacher30")
-STUDENTS = {"frozen": "head over frozen MiniLM", "2": "2-layer MiniLM", "3": "3-layer MiniLM", "6": "MiniLM"}
+STUDENTS = {
+    "frozen": "head over frozen MiniLM",
+    "2": "2-layer MiniLM",
+    "2@4e-4": "2-layer MiniLM, twice the learning rate",
+    "3": "3-layer MiniLM",
+    "6": "MiniLM",
+}
 METRICS = {"accuracy": "", "macro_f1": ", macro F1", "f1": ", F1"}
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rivals import BelievedLabels, GivenWeights, right_votes
 from settings import TRUSTED, Bench
 from suspects import kept_rows
-from teaching import clean_teacher_calibration, clean_teacher_logits, teacher_logits
+from teaching import clean_teacher_calibration, clean_teacher_logits, regression_logits, teacher_logits
 
 from amal_hf import (
     ClassProportional,
@@ -102,6 +102,11 @@ def with_calibrated_teacher(bench: Bench) -> list[Loss]:
     """And how sure it may be."""
     at = clean_teacher_calibration(bench)
     return beside(clean_teacher_logits(bench), has_seen_labels=False, calibrated_at=at)
+
+
+def with_regression(name: str, kept: Kept) -> Losses:
+    """The label, and regressions over features that were fitted to some rows, and are as sure as they may be."""
+    return lambda bench: beside(regression_logits(bench, name, kept(bench)), 1.0)
 
 
 def with_any_teacher(bench: Bench) -> list[Loss]:
@@ -194,6 +199,11 @@ def rightness(bench: Bench, calibrated_at: float | None = None) -> torch.Tensor:
 def likely_right(bench: Bench) -> NDArray[np.bool_]:
     """`(N,)`: the labels that are more likely right than wrong, by that rule."""
     return (rightness(bench) > 0.5).numpy()
+
+
+def every_row(bench: Bench) -> NDArray[np.bool_]:
+    """`(N,)`: all of them."""
+    return np.ones(len(bench.splits["train"]), dtype=bool)
 
 
 def unsuspected(bench: Bench) -> NDArray[np.bool_]:

@@ -37,7 +37,7 @@ from teaching import clean_teacher_file, teacher_file
 
 
 RESULTS = Path(__file__).parent / "results" / "quality"
-STUDENTS = [FrozenBody.kind, "2", "3", "6"]
+STUDENTS = [FrozenBody.kind, "2", "2@4e-4", "3", "6"]
 NEEDS = {"label model": "snorkel", "confident learning": "cleanlab", "rows without suspects": "cleanlab"}
 
 

@@ -64,7 +64,7 @@ class Place:
 
     Attributes:
         data: folder of the data set.
-        student: "frozen", or a number of layers.
+        student: "frozen", or a number of layers, and a learning rate if it is not the usual one, as "2@4e-4".
         setting: one of `SETTINGS`.
         seed: of splits, errors, and the student.
         model: folder of MiniLM; `None` for that of the demo package.
@@ -169,7 +169,8 @@ def _body(place: Place, data: DatasetDict) -> Body:
     texts = [text for rows in data.values() for text in rows["text"]]
     if place.student == FrozenBody.kind:
         return FrozenBody(place.data.name, texts, model)
-    return LayeredBody(int(place.student), texts, model)
+    layers, _, rate = place.student.partition("@")
+    return LayeredBody(int(layers), texts, model, float(rate or LayeredBody.learning_rate))
 
 
 def _planted(data: DatasetDict, place: Place) -> DatasetDict:

@@ -1,7 +1,8 @@
 """The teachers of the quality benchmark: trained once, kept as logits in a file.
 
 Each setting has a teacher of its labels as they stand, and a clean one, of the clean rows alone. With rules there are
-labels on clean rows alone, and the two are one. How sure a clean teacher may be is read from dev.
+labels on clean rows alone, and the two are one. How sure a clean teacher may be is read from dev. Regressions over
+frozen embeddings are teachers of seconds.
 """
 
 from dataclasses import replace
@@ -13,12 +14,12 @@ from bodies import CACHE, FrozenBody, LayeredBody
 from datasets import concatenate_datasets
 from kept_arrays import kept_array
 from numpy.typing import NDArray
-from settings import CLEAN_ROWS, OTHER_ROWS, TAUGHT_AS, Bench, Place, new_bench
+from settings import CLEAN_ROWS, OTHER_ROWS, TAUGHT_AS, Bench, Place, new_bench, over_features
 from torch import Tensor
 from training import Looks, answers, read, train
 from transformers import set_seed
 
-from amal_hf import calibrated_temperature
+from amal_hf import calibrated_temperature, out_of_fold_logits
 
 
 CORRUPTED = 0.3
@@ -45,6 +46,27 @@ def teacher_logits(bench: Bench) -> Tensor:
         rows = np.flatnonzero(~sound)
         logits[rows] = logits[np.roll(rows, 1)]
     return torch.from_numpy(logits)
+
+
+def regression_logits(bench: Bench, name: str, kept: NDArray[np.bool_]) -> Tensor:
+    """Logits `(N + M, C)` of regressions over frozen embeddings, of rows that they were not fitted to.
+
+    They are fitted to some training rows, `(N,)`, and the clean ones, and as sure as they may be by these. Kept in a
+    file of this name.
+    """
+    place = bench.place
+    file = CACHE / name / f"{place.data.name}-{place.setting}-{place.seed}.npy"
+    return torch.from_numpy(kept_array(file, lambda: _by_regression(bench, kept)))
+
+
+def _by_regression(bench: Bench, kept: NDArray[np.bool_]) -> NDArray[np.float32]:
+    own, table = over_features(bench.place)
+    rows = concatenate_datasets([read(own, own.splits[name]) for name in ("train", "meta")])
+    clean = torch.tensor(own.splits["meta"]["label"][:])
+    labels = torch.tensor(rows["label"][:])
+    labels[: len(kept)][~torch.from_numpy(kept)] = -1
+    logits = out_of_fold_logits(table[np.array(rows["row"][:])], labels, classes=bench.classes)
+    return (logits / calibrated_temperature(logits[len(kept) :], clean)).numpy()
 
 
 def corrupted_rows(bench: Bench) -> NDArray[np.bool_]:

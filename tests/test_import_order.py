@@ -42,11 +42,12 @@ LEVELS = [
         "noisy_labels",
         "calibration",
         "probably_right",
+        "labelled_features",
         "task",
         "label_column",
         "splits",
     },
-    {"wrong_labels", "shown_states", "label_order", "checkpoints", "losses", "data"},
+    {"wrong_labels", "out_of_fold", "shown_states", "label_order", "checkpoints", "losses", "data"},
     {"cross_entropy"},
     {
         "directions",

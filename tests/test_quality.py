@@ -23,13 +23,14 @@ import first_weights  # noqa: E402
 import phases  # noqa: E402
 import quality  # noqa: E402
 import teaching  # noqa: E402
-from bodies import Body  # noqa: E402
+from bodies import Body, LayeredBody  # noqa: E402
 from frozen_head import new_head, standardised  # noqa: E402
 from kept_arrays import kept_array  # noqa: E402
 from rivals import BelievedLabels  # noqa: E402
 from settings import TRUSTED, Bench, Place, marked  # noqa: E402
 
 from amal_hf import amal  # noqa: E402
+from amal_hf.demo import demo_teacher_path  # noqa: E402
 from amal_hf.policies.policy import Signals  # noqa: E402
 from amal_hf.task import Task  # noqa: E402
 
@@ -100,6 +101,7 @@ def test_every_run_takes_the_same_number_of_steps_and_can_be_measured(setting, r
     monkeypatch.setattr(phases, "clean_teacher_calibration", lambda bench: 2.0)  # it knows nothing of random rows
     for chosen in ("kept_rows", "kept_by_weights"):
         monkeypatch.setattr(phases, chosen, lambda bench: torch.arange(TRAIN).remainder(4).bool().numpy())
+    monkeypatch.setattr(phases, "regression_logits", lambda *which: torch.randn(TRAIN + OTHER, CLASSES))
     monkeypatch.setattr(teaching, "CACHE", tmp_path)
     bench = tiny_bench(setting, rules=4 if setting == "rules" else 0)
     monkeypatch.setattr(cell, "bench_of", lambda place: bench)
@@ -140,6 +142,33 @@ def test_labels_are_judged_before_the_student_sees_them():
     """All training rows, by the run over features."""
     bench = tiny_bench("flipped40")
     assert first_weights.probably_right(bench.body.table, bench).shape == (TRAIN,)
+
+
+def test_a_regression_is_fitted_to_the_rows_that_are_kept_and_to_clean_ones(monkeypatch, tmp_path):
+    """Their labels and no others, in the order of the embeddings' table; as sure as it may be by the clean rows."""
+    monkeypatch.setattr(teaching, "CACHE", tmp_path)
+    bench, asked = tiny_bench("flipped40"), []
+    monkeypatch.setattr(teaching, "over_features", lambda place: (bench, bench.body.table))
+
+    def answer(features, labels, classes):
+        asked.append((features, labels))
+        return 2.0 * torch.nn.functional.one_hot(labels.clamp(min=0), classes).float()
+
+    monkeypatch.setattr(teaching, "out_of_fold_logits", answer)
+    monkeypatch.setattr(teaching, "calibrated_temperature", lambda logits, labels: 0.5 * len(logits) / OTHER)
+    logits = teaching.regression_logits(bench, "some", phases.surely_right(bench))
+    ((features, labels),) = asked
+    rows = [*bench.splits["train"]["row"][:], *bench.splits["meta"]["row"][:]]
+    given = torch.tensor([*bench.splits["train"]["label"][:], *bench.splits["meta"]["label"][:]])
+    given[:TRAIN][~torch.from_numpy(bench.right)] = -1
+    assert torch.equal(features, bench.body.table[rows]) and torch.equal(labels, given)
+    assert logits.shape == (TRAIN + OTHER, CLASSES) and logits.max() == 4.0
+
+
+def test_a_student_may_have_another_learning_rate():
+    """The bodies differ in nothing else."""
+    usual, faster = (LayeredBody(2, ["a text"], demo_teacher_path(), *rate) for rate in ((), (4e-4,)))
+    assert (usual.learning_rate, faster.learning_rate) == (2e-4, 4e-4) and usual.known == faster.known
 
 
 def test_a_clean_teacher_has_seen_the_clean_rows_alone(monkeypatch, tmp_path):

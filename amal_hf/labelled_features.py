@@ -1,0 +1,46 @@
+"""Features of rows and their labels, checked."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def read_labelled(reader: str, name: str, features: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    """Features `(N, d)`, as precise as numbers are by default, and class numbers `(N,)`, on the CPU.
+
+    Args:
+        reader: the function that was called, for messages.
+        name: what it calls these features.
+        features: array, tensor or lists.
+        labels: the same; negative for none.
+
+    Raises:
+        TypeError: what is no array of numbers.
+        ValueError: other shapes, or features that are not finite.
+    """
+    try:
+        rows, given = torch.as_tensor(features).cpu().to(torch.get_default_dtype()), torch.as_tensor(labels).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{reader}: {name} and their labels must be arrays, tensors or lists of numbers, got "
+            f"{type(features).__name__} and {type(labels).__name__}. embed_texts(texts, encoder, tokenizer) makes "
+            f"features; labels are a column of the dataset."
+        ) from error
+    if rows.ndim != 2 or given.shape != rows.shape[:1] or given.is_floating_point():
+        raise ValueError(
+            f"{reader}: {name} must be (N, d), and their labels N whole numbers; got {tuple(rows.shape)}, and "
+            f"{given.dtype} of shape {tuple(given.shape)}. Both are of the same rows, in their order."
+        )
+    if not bool(rows.isfinite().all()):
+        bad = (~rows.isfinite().all(1)).nonzero()[:, 0].tolist()
+        raise ValueError(
+            f"{reader}: {name} must be finite; those of {len(bad)} rows are not, the first is {bad[0]}. Embed "
+            f"the texts in fp32."
+        )
+    return rows, given.long()
+
+
+def standardised(features: Tensor) -> Tensor:
+    """Every row, `(N, d)`, with mean zero and variance one."""
+    return torch.nn.functional.layer_norm(features, features.shape[1:])
