@@ -59,7 +59,8 @@ class Reading(NamedTuple):
     """A fitted probe: logits are `(unit(state) − centre) @ weight + bias`.
 
     `in_right` and `in_wrong`, `(C,)`, are the mean probabilities that it gives a class where it is that of a clean
-    row, and where it is not, of rows that it has not seen. Without its row j logits are less by
+    row, and where it is not, of rows that it has not seen; `spread` is by how much single rows of a class differ from
+    that, their standard deviation. Without its row j logits are less by
     `((unit(state) − centre) · reach_j) answers_j`, `(n, D)` and `(n, C)`, rows in the order of their classes; of each
     class the first of them and how many there are, `(C,)`.
     """
@@ -69,6 +70,7 @@ class Reading(NamedTuple):
     bias: Tensor
     in_right: Tensor
     in_wrong: Tensor
+    spread: Tensor
     reach: Tensor
     answers: Tensor
     first: Tensor
@@ -202,12 +204,18 @@ def fitted(rows: CleanRows, classes: int) -> Reading:
     )
 
 
-def _beliefs(probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean probability of each class where it is right, and where it is wrong; of one without rows that of all."""
+def _beliefs(probabilities: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean probability of each class where it is right, and where it is wrong; of one without rows that of all.
+
+    And the standard deviation within classes of those where it is right.
+    """
     others, overall = 1 - targets, (probabilities * targets).sum() / targets.sum()
     in_right = (probabilities * targets).sum(0) / targets.sum(0)
     in_wrong = (probabilities * others).sum(0) / others.sum(0).clamp(min=1)
-    return torch.where(targets.any(0), in_right, overall), in_wrong
+    in_right = torch.where(targets.any(0), in_right, overall)
+    freedom = (len(targets) - targets.any(0).sum()).clamp(min=1)
+    spread = (((probabilities - in_right) * targets).square().sum() / freedom).sqrt()
+    return in_right, in_wrong, spread
 
 
 def _ridges(kernel: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

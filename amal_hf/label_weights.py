@@ -3,7 +3,6 @@
 What is probably wrong can then be left out of a longer training: its steps are better spent on the other rows.
 """
 
-import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,7 +72,7 @@ def label_weights(
         passes = _learned(table, targets, len(clean), folder, steps, seed)
     weights, found = torch.zeros(len(given)), passes.weights()
     weights[known] = (found / found.mean()).to(weights)
-    return LabelWeights(weights, passes.wrong())
+    return LabelWeights(weights, *passes.wrong())
 
 
 class _AsLearned(LossNetwork):
@@ -161,15 +160,18 @@ class _Passes(TrainerCallback):
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         """A pass, whole but for the last."""
         self.seen.append(torch.as_tensor(self.trainer.example_weights().with_format("torch")["labels"][:]))
-        self.shares.append(torch.tensor(self.trainer.method.policy.figures().get("wrong_labels", math.nan)))
+        policy = self.trainer.method.policy
+        if isinstance(policy, LossNetwork):  # it is
+            self.shares.append(torch.stack([policy.wrong_labels.share, policy.wrong_labels.error]).cpu())
 
     def weights(self) -> Tensor:
         """Of the last half of the passes, when wrong labels have least; 1 of a row that was never seen."""
         return self._last_half(self.seen).nan_to_num(1.0)
 
-    def wrong(self) -> float:
-        """The share of wrong labels, of the same passes."""
-        return float(self._last_half(self.shares))
+    def wrong(self) -> list[float]:
+        """The share of wrong labels and its standard error, of the same passes."""
+        found: list[float] = self._last_half(self.shares).tolist()
+        return found
 
     @staticmethod
     def _last_half(values: list[Tensor]) -> Tensor:

@@ -25,10 +25,12 @@ class LabelWeights:
         weights: `(N,)`, one on average; 0 where there is no label.
         wrong: how many of the labels are wrong, a number in [0, 1]; NaN where the clean rows cannot tell: too few, or
             of more than 512 classes.
+        wrong_error: the standard error of that, as far as so few clean rows leave it to chance.
     """
 
     weights: Tensor
     wrong: float
+    wrong_error: float
 
     def probably_right(self, wrong: float | None = None) -> Tensor:
         """`(N,)`, bool: labels that are not among the lowest weights, about as many as are wrong.

@@ -30,17 +30,20 @@ class WrongLabels(nn.Module):
         updates: so many have been noted.
         beliefs: `(3,)`, means over the labels of the last of them: what the probe gives the label, what it would give
             it were it right, and were it wrong.
+        chance: the standard error of the second, as clean rows are few.
         shift: `class_shift` of them.
     """
 
     updates: Tensor
     beliefs: Tensor
+    chance: Tensor
     shift: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("updates", torch.zeros(()))
         self.register_buffer("beliefs", torch.zeros(3))
+        self.register_buffer("chance", torch.zeros(()))
         self.register_buffer("shift", torch.zeros(()))
 
     def note(self, probe: CleanProbe, beliefs: PerExample, classes: PerExample, counts: Tensor) -> None:
@@ -64,6 +67,7 @@ class WrongLabels(nn.Module):
         self.beliefs = self.beliefs.lerp(torch.stack(sums) / count.clamp(min=1), new)
         clean = torch.bincount(probe.memory.classes, minlength=len(counts)).to(beliefs.device)
         self.shift = class_shift(counts.to(beliefs.device), clean)
+        self.chance = reading.spread.to(beliefs.device) * _per_row(counts.to(beliefs.device), clean)
 
     @property
     def share(self) -> Tensor:
@@ -73,9 +77,22 @@ class WrongLabels(nn.Module):
         return share.where(in_right - in_wrong >= LEAST_DIFFERENCE, torch.nan)
 
     @property
+    def error(self) -> Tensor:
+        """The standard error of `share`, as far as clean rows that were drawn at random leave it to chance."""
+        _, in_right, in_wrong = self.beliefs
+        return (1 - self.share) * self.chance / (in_right - in_wrong)
+
+    @property
     def strength(self) -> Tensor:
         """How far weights are what was learned, from 0 to 1; 1 where it cannot be told what is wrong."""
         return ((self.share + self.shift) / ENOUGH).clamp(max=1).nan_to_num(1.0)
+
+
+def _per_row(seen: Tensor, clean: Tensor) -> Tensor:
+    """Standard error of a mean over training classes, `(C,)` counts of these and of clean rows, in that of one row."""
+    shares = seen / seen.sum()
+    alone = torch.where(clean > 0, clean, clean.sum())
+    return (shares.square() / alone).sum().sqrt()
 
 
 def class_shift(seen: Tensor, clean: Tensor) -> Tensor:

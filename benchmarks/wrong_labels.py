@@ -47,6 +47,8 @@ ERRORS: dict[str, Spoil] = {
 }
 JUDGES = ("label_weights()", "confident learning")
 SAID = ("wrong", "wrong of what is kept", "right ones kept")
+ERROR = "standard error"
+"""Of the share, as `label_weights()` itself has it."""
 
 
 def main() -> None:
@@ -81,7 +83,7 @@ def found(data: Path, errors: str, seed: int) -> Record:
         "errors": errors,
         "seed": seed,
         "wrong": round(float(1 - right.mean()), 4),
-        JUDGES[0]: verdict(ours.wrong, ours.probably_right().numpy(), right),
+        JUDGES[0]: verdict(ours.wrong, ours.probably_right().numpy(), right) | {ERROR: round(ours.wrong_error, 4)},
         JUDGES[1]: verdict(1 - theirs.mean(), theirs, right),
     }
 

@@ -110,6 +110,18 @@ def test_rows_that_nobody_suspects(world):
     assert all(row in rows for row in world["train"].to_list())
 
 
+def test_a_teacher_of_seconds(world):
+    """Can be learned from, on all rows."""
+    write_rows(Path("stanfordnlp/sst2"), "sentence", train=360, validation=24)
+    run(code_with("split_dataset(data"), world)
+    run("import numpy as np; from datasets import concatenate_datasets", world)
+    run(re.search(r"from amal_hf import embed_texts.*", code_with("find_label_issues"))[0], world)
+    world["encoder"] = world["teacher"].bert
+    run(code_with('columns="answers"'), world)
+    assert len(world["rows"]) == len(world["train"]) + len(world["clean"])
+    train_with(world, world["losses"], world["rows"])
+
+
 def train_with(world, losses, rows):
     """A few steps: that losses can be trained with."""
     arguments = AMALArguments("few", max_steps=2, report_to="none", write_figures=False)

@@ -85,6 +85,24 @@ def test_few_clean_rows_a_class_are_enough(share):
     assert float(torch.stack(draws).mean()) == pytest.approx(share, abs=0.05)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_the_error_is_what_other_clean_rows_would_have_found(share):
+    """Of 60 draws of 100 clean rows, for the same labels: as far from one another as each says that it may be off."""
+    states, classes = heaps(2000, 0.8, seed=1)
+    wrong = torch.arange(2000) < round(share * 2000)
+    labels = torch.where(wrong, (classes + torch.arange(2000) % (CLASSES - 1) + 1) % CLASSES, classes)
+    draws = []
+    for seed in range(60):
+        probe, found = CleanProbe(CLASSES), WrongLabels()
+        probe.note(CleanRows(torch.arange(100), *heaps(100, 0.8, seed=100 + seed)))
+        probe.note(CleanRows(torch.tensor([1000]), states[:1], classes[:1]))
+        found.note(probe, believed(probe, states, labels), labels.float(), labels.bincount())
+        draws.append(torch.stack([found.share, found.error]))
+    shares, errors = torch.stack(draws).unbind(1)
+    print(shares.std(), errors.mean(), shares.mean())
+    assert 0.75 < float(shares.std() / errors.mean()) < 1.33
+
+
 def test_what_was_true_of_early_examples_fades():
     """A student's states change, and what the probe makes of labels with them."""
     probe, found = a_probe(), WrongLabels()
