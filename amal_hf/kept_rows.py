@@ -48,13 +48,16 @@ def kept_rows(
     labels = np.asarray(rows.with_format(None)[name][:])
     found = label_weights(features, labels, clean_features, clean.with_format(None)[name][:], seed=seed)
     kept = np.flatnonzero(found.probably_right(wrong).numpy() | (labels < 0))
+    logger.info("%d of %d rows are kept.", len(kept), len(rows))
     if wrong is None and math.isnan(found.wrong):
         logger.warning(
             "kept_rows: %d clean rows cannot tell how many labels are wrong, so that all are kept. More of them may, "
             "of at most 512 classes; or say by `wrong` how many are.",
             len(clean),
         )
-    logger.info("%d of %d rows are kept.", len(kept), len(rows))
+    elif wrong is None:
+        told = "By %d clean rows %.1f %% of the labels are wrong, with a standard error of %.1f."
+        logger.info(told, len(clean), 100 * found.wrong, 100 * found.wrong_error)
     if gone := sorted(set(labels[labels >= 0].tolist()) - set(labels[kept].tolist())):
         logger.warning(
             "kept_rows: of %d classes no row is kept, the first is %d. Add the clean rows, or look at these labels.",

@@ -51,6 +51,7 @@ ADVICE = [
         "amal(), clean teacher, then clean rows",
     ),
     Advice(MANY_CLASSES, ALONE, "2", WRONG_LABELS, KEPT, data=("banking77",)),
+    Advice(MANY_CLASSES, ALONE, "2@4e-4", WRONG_LABELS, KEPT, data=("banking77",)),
     Advice(FEW_CLASSES, ALONE, "2", WRONG_LABELS, KEPT, data=("trec", "sst2")),
     Advice(BOTH, EITHER, "2", WRONG_LABELS, EITHER_TEACHER),
     Advice(BOTH, EITHER, "3", WRONG_LABELS, EITHER_TEACHER),

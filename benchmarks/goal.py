@@ -76,7 +76,7 @@ RECIPES = [
         rules=RULES_WITH_LAYERS,
         right=(*EITHER_TEACHER, KEPT),
     ),
-    Recipe(ON_DEV, ("frozen", "2", "3")),
+    Recipe(ON_DEV, ("frozen", "2", "2@4e-4", "3")),
 ]
 
 

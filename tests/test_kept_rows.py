@@ -1,5 +1,7 @@
 """Rows whose labels have weight enough."""
 
+import re
+
 import datasets
 import numpy as np
 import pytest
@@ -75,6 +77,18 @@ def test_few_clean_rows_leave_all_as_it_was(reader, caplog):
     caplog.clear()
     assert len(kept_rows(rows, clean, *reader, wrong=0.4)) < 230
     assert not caplog.records
+
+
+def test_how_many_are_wrong_is_said(reader, caplog):
+    """And by how much that may be off; not if it was known before."""
+    caplog.set_level("INFO", logger="amal_hf.kept_rows")
+    rows, clean = flip_labels(texts(300), 0.4, seed=0), texts(60, seed=1)
+    kept_rows(rows, clean, *reader)
+    (told,) = re.findall(r"By 60 clean rows (\d+\.\d) % .* standard error of (\d+\.\d)", caplog.text)
+    assert abs(float(told[0]) - 40) < 12 and 0 < float(told[1]) < 10
+    caplog.clear()
+    kept_rows(rows, clean, *reader, wrong=0.4)
+    assert "rows are kept" in caplog.text and "clean rows" not in caplog.text
 
 
 def test_what_is_no_share_is_refused_before_anything_is_read():

@@ -46,7 +46,7 @@ def test_as_many_are_called_wrong_as_are(rate):
     given, right = planted(rate)
     found = label_weights(*given)
     kept = found.probably_right().numpy()
-    assert found.wrong == pytest.approx(1 - right.mean(), abs=0.04)
+    assert found.wrong == pytest.approx(1 - right.mean(), abs=0.04) and 0 < found.wrong_error < 0.03
     assert right[kept].mean() > 0.96 and kept[right].mean() > 0.96
 
 
@@ -76,7 +76,7 @@ def test_few_clean_rows_cannot_tell_how_many_are_wrong(spoilt):
     """Then none is called so."""
     (features, labels, clean, true), *_ = spoilt
     found = label_weights(features, labels, clean[:6], true[:6], steps=20)
-    assert np.isnan(found.wrong) and found.probably_right().all()
+    assert np.isnan(found.wrong) and np.isnan(found.wrong_error) and found.probably_right().all()
 
 
 @pytest.fixture(scope="module")
