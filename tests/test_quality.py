@@ -22,15 +22,16 @@ import correction  # noqa: E402
 import first_weights  # noqa: E402
 import phases  # noqa: E402
 import quality  # noqa: E402
+import settings  # noqa: E402
 import teaching  # noqa: E402
-from bodies import Body, LayeredBody  # noqa: E402
+from bodies import Body  # noqa: E402
 from frozen_head import new_head, standardised  # noqa: E402
 from kept_arrays import kept_array  # noqa: E402
 from rivals import BelievedLabels  # noqa: E402
 from settings import TRUSTED, Bench, Place, marked  # noqa: E402
+from test_teachers import tokenizer  # noqa: E402
 
 from amal_hf import amal  # noqa: E402
-from amal_hf.demo import demo_teacher_path  # noqa: E402
 from amal_hf.policies.policy import Signals  # noqa: E402
 from amal_hf.task import Task  # noqa: E402
 
@@ -165,10 +166,15 @@ def test_a_regression_is_fitted_to_the_rows_that_are_kept_and_to_clean_ones(monk
     assert logits.shape == (TRAIN + OTHER, CLASSES) and logits.max() == 4.0
 
 
-def test_a_student_may_have_another_learning_rate():
-    """The bodies differ in nothing else."""
-    usual, faster = (LayeredBody(2, ["a text"], demo_teacher_path(), *rate) for rate in ((), (4e-4,)))
-    assert (usual.learning_rate, faster.learning_rate) == (2e-4, 4e-4) and usual.known == faster.known
+def test_a_student_may_have_another_learning_rate(tmp_path):
+    """Its name says so; the bodies differ in nothing else."""
+    tokenizer().save_pretrained(tmp_path)
+    data = DatasetDict(train=Dataset.from_dict({"text": ["a text"]}))
+    usual, faster = (
+        settings._body(Place(Path("tiny"), student, "clean", 0, tmp_path), data) for student in ("2", "2@4e-4")
+    )
+    assert (usual.learning_rate, faster.learning_rate) == (2e-4, 4e-4)
+    assert usual.layers == faster.layers == 2 and usual.known == faster.known
 
 
 def test_a_clean_teacher_has_seen_the_clean_rows_alone(monkeypatch, tmp_path):
