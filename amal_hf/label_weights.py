@@ -6,7 +6,7 @@ What is probably wrong can then be left out of a longer training: its steps are 
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import torch
@@ -160,9 +160,8 @@ class _Passes(TrainerCallback):
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         """A pass, whole but for the last."""
         self.seen.append(torch.as_tensor(self.trainer.example_weights().with_format("torch")["labels"][:]))
-        policy = self.trainer.method.policy
-        if isinstance(policy, LossNetwork):  # it is
-            self.shares.append(torch.stack([policy.wrong_labels.share, policy.wrong_labels.error]).cpu())
+        told = cast(LossNetwork, self.trainer.method.policy).wrong_labels  # the trainer has a copy of the policy
+        self.shares.append(torch.stack([told.share, told.error]).cpu())
 
     def weights(self) -> Tensor:
         """Of the last half of the passes, when wrong labels have least; 1 of a row that was never seen."""

@@ -11,7 +11,8 @@ from amal_hf.shapes import Logits
 
 
 SPREAD = 2.0
-"""Standard deviation of a logit before any label is seen."""
+"""Standard deviation of a logit before any label is seen: scikit-learn's `C = 0.01` for 384 features. Not tuned; with
+`C = 0.1` about as many rows were right (`benchmarks/LOG.md`)."""
 
 FLAT, MOST_ITERATIONS = 1e-5, 300
 """Where L-BFGS stops: at a gradient of the mean loss below this, or after so many iterations."""

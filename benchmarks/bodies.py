@@ -111,7 +111,7 @@ class LayeredBody(Body):
     teacher_epochs, teacher_rate = 2, 1e-4
     clean_steps_a_class = 15
 
-    def __init__(self, layers: int, texts: list[str], model: Path, learning_rate: float = learning_rate) -> None:
+    def __init__(self, layers: int, texts: list[str], model: Path, learning_rate: float) -> None:
         self.layers = layers
         self.learning_rate = learning_rate
         self.model = model

@@ -31,14 +31,19 @@ import transformers
 from bodies import FrozenBody
 from cell import TUNING_SEED, Cell, prepare, run_cell
 from contenders import contenders
+from groups import STUDENTS
 from json_lines import Record, append, read
 from settings import CLEAN_ROWS, FEW_A_CLASS, RULES, SETTINGS, SPOILT, Place
 from teaching import clean_teacher_file, teacher_file
 
 
 RESULTS = Path(__file__).parent / "results" / "quality"
-STUDENTS = [FrozenBody.kind, "2", "2@4e-4", "3", "6"]
-NEEDS = {"label model": "snorkel", "confident learning": "cleanlab", "rows without suspects": "cleanlab"}
+NEEDS = {
+    "label model": "snorkel",
+    "confident learning": "cleanlab",
+    "rows without suspects": "cleanlab",
+    "regression over features": "cleanlab",
+}
 
 
 def main() -> None:

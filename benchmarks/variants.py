@@ -23,10 +23,10 @@ import torch
 from bodies import FrozenBody
 from cell import bench_of, run_phases
 from gains import code, signed
-from groups import mean_by_seed
+from groups import STUDENTS, mean_by_seed
 from json_lines import Record, append, read
 from phases import ALL, CLEAN, Phase, Phases, always, then_clean, with_clean_teacher
-from quality import STUDENTS, quiet
+from quality import quiet
 from settings import CLEAN_ROWS, Place
 
 from amal_hf import AdamDirection, Delayed, LossNetwork, Method, SGDDirection, amal

@@ -99,7 +99,6 @@ def test_the_error_is_what_other_clean_rows_would_have_found(share):
         found.note(probe, believed(probe, states, labels), labels.float(), labels.bincount())
         draws.append(torch.stack([found.share, found.error]))
     shares, errors = torch.stack(draws).unbind(1)
-    print(shares.std(), errors.mean(), shares.mean())
     assert 0.75 < float(shares.std() / errors.mean()) < 1.33
 
 
