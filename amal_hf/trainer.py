@@ -311,6 +311,8 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
     def _before_step(self) -> None:
         """Show labels once, and let the weights learn, if it is time to."""
         step, learner = self.state.global_step, self._learner
+        if learner and callable(as_trained := getattr(self.optimizer, "train", None)):
+            as_trained()  # a schedule-free optimizer may have been at the parameters it evaluates at
         warmup = self.args.get_meta_warmup_steps(self.state.max_steps) if learner else 0
         if learner and step == 0:
             learner.check(self.optimizer, warmup, self.state.max_steps, self.state.num_train_epochs)

@@ -581,6 +581,53 @@ def test_a_meta_batch_that_leaves_nothing_to_read_is_warned_of(tmp_path, caplog)
         assert ("A meta batch of 40 of the 40 clean rows leaves less than 32" in caplog.text) == warned
 
 
+# ---- optimizers ----
+
+
+class Averaged(torch.optim.SGD):
+    """Evaluates at other parameters than it trains at, as schedule-free optimizers do."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr)
+        self.trains = True
+        self.others = [p.detach().clone() for p in self.param_groups[0]["params"]]
+
+    @torch.no_grad()
+    def _swap(self, trains):
+        if trains != self.trains:
+            for parameter, other in zip(self.param_groups[0]["params"], self.others, strict=True):
+                kept = other.clone()
+                other.copy_(parameter)
+                parameter.copy_(kept)
+        self.trains = trains
+
+    def train(self):
+        self._swap(True)
+
+    def eval(self):
+        self._swap(False)
+
+
+@pytest.mark.parametrize("method", [lambda: amal(ExampleTable()), learning_to_reweight], ids=["table", "moment"])
+def test_weights_are_learned_where_a_schedule_free_student_trains(tmp_path, method):
+    """And not at the parameters of an evaluation that came before: it changes nothing in a run."""
+    runs = []
+    for strategy in ("no", "steps"):
+        student = tiny_bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        trainer = AMALTrainer(
+            student,
+            toy_arguments(tmp_path, eval_strategy=strategy, eval_steps=1, max_grad_norm=0.0),
+            train_dataset=toy_rows(24),
+            meta_dataset=toy_rows(12, seed=1),
+            eval_dataset=toy_rows(4, seed=2),
+            optimizers=(Averaged(student.parameters(), lr=0.1), None),
+            method=method(),
+        )
+        trainer.train()
+        runs.append(trainer.example_weights()["labels"][:])
+    assert runs[0] == runs[1]
+
+
 # ---- methods ----
 
 
