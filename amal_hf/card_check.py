@@ -133,6 +133,11 @@ def is_repository(name: Any) -> bool:
     return True
 
 
+def is_language(name: Any) -> bool:
+    """Whether the Hub knows a language by this name: ISO 639 codes, as 'en'."""
+    return isinstance(name, str) and _LANGUAGE.fullmatch(name) is not None
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -142,7 +147,7 @@ def _matches(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
 
 
 _FIELDS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (("language",), _matches(_LANGUAGE), "is no ISO 639 code, as 'en'"),
+    (("language",), is_language, "is no ISO 639 code, as 'en'"),
     (("license",), _matches(_LICENSE), "is no licence id in lower case, as 'apache-2.0'"),
     (("base_model", "datasets"), is_repository, "is no repository of the Hub, as 'owner/name'"),
     (("library_name", "pipeline_tag"), _matches(_NAME), "is no id in lower case, as 'text-classification'"),

@@ -56,6 +56,7 @@ from amal_hf import (
     deep_interactions,
     translation_metrics,
 )
+from amal_hf.card_check import is_language
 from amal_hf.command_line import parse_arguments
 from amal_hf.demo_translation import translation_corpus
 from amal_hf.metrics import auc
@@ -369,7 +370,7 @@ def card_details(recipe: RecipeArguments, rows: list[dict[str, Any]]) -> CardDet
     own = recipe.dataset is None
     data = "numbers, dates, times and prices in words, made by amal_hf" if own else Path(recipe.dataset or "").name
     return CardDetails(
-        language=(recipe.source, recipe.target),
+        language=tuple(filter(is_language, (recipe.source, recipe.target))),  # a column may have any name
         tasks="translation",
         license="apache-2.0" if own else "",
         dataset=f"{data}; {recipe.shuffled:.0%} of the training pairs were given a wrong target",
@@ -383,10 +384,10 @@ def save(
 ) -> None:
     """The last student, its card, the weight of every pair, and the table's numbers."""
     folder = Path(args.output_dir)
-    trainer.create_model_card(card_details(recipe, rows))
-    trainer.save_model(str(folder / "student"))  # with --push_to_hub this also publishes it
     trainer.example_weights().to_csv(folder / "example_weights.csv")
     (folder / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    trainer.create_model_card(card_details(recipe, rows))
+    trainer.save_model(str(folder / "student"))  # with --push_to_hub this also publishes it
     print(f"\nSaved in {folder}: student/, README.md, example_weights.csv, results.json")
 
 

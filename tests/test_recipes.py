@@ -12,6 +12,8 @@ import pytest
 from hub import TOKEN, client_environment, running_hub
 
 from amal_hf.card_check import check_card
+from amal_hf.card_facts import RunFacts
+from amal_hf.cards import render_card
 from amal_hf.demo_translation import translation_corpus
 
 
@@ -136,6 +138,19 @@ def test_a_pair_ends_with_its_line(tmp_path, monkeypatch, layout):
             (tmp_path / f"train.{language}").write_text("\n".join(p[language] for p in pairs), encoding="utf-8")
     recipe = SimpleNamespace(dataset=str(tmp_path), source="en", target="de")
     assert read_pairs(recipe, 0).to_list() == pairs
+
+
+@pytest.mark.parametrize(("names", "languages"), [(("de", "en"), ("de", "en")), (("source", "English"), ())])
+def test_columns_of_pairs_may_have_any_name(monkeypatch, names, languages):
+    """On the card are those that are codes of languages; others would have it refused, when all is trained."""
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    from translate_deep_interactions import card_details
+
+    source, target = names
+    recipe = SimpleNamespace(dataset="pairs.jsonl", source=source, target=target, shuffled=0.3)
+    details = card_details(recipe, [{"name": "long_runs", "exact_match": 0.5, "train_seconds": 1.0}])
+    assert details.language == languages
+    check_card(str(render_card(RunFacts("student", details, "BartForConditionalGeneration").plain())))
 
 
 @pytest.mark.slow
