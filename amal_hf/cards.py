@@ -47,14 +47,13 @@ def render_card(facts: Mapping[str, Any]) -> ModelCard:
 
 
 def names_of(facts: Mapping[str, Any]) -> list[str]:
-    """What others have named or written, as it stands in the card: repository, classes, losses, training examples,
-    and all that the card was told.
+    """What others have named or written, as it stands in the card: repository, classes, losses, rules, training
+    examples, and all that the card was told.
     """
     shown = [entry[key] for entry in (*facts["lowest"], *facts["highest"]) for key in ("label", "text")]
     named = [facts["repo_id"], facts["repo_id"].split("/")[-1], *facts["labels"], *_words(facts["details"])]
-    return [
-        form(name) for name in (*named, *shown, *(loss["name"] for loss in facts["losses"])) for form in (str, _cell)
-    ]
+    losses = [*(loss["name"] for loss in facts["losses"]), *(entry["loss"] for entry in facts["weights"])]
+    return [form(name) for name in (*named, *shown, *losses) for form in (str, _cell)]
 
 
 def _words(told: Any) -> Iterator[str]:

@@ -169,6 +169,14 @@ def test_rules_that_abstained_have_no_weight(tmp_path):
         assert found[name] == pytest.approx(np.nanmean(weights), rel=1e-5)
 
 
+def test_rules_may_have_any_name(tmp_path):
+    """A rule that looks for a word is named after it, be it one by which an empty place of a card is known."""
+    rows = texts(40).add_column("weak_labels", [[1, 2], [-1, 0]] * 20)
+    losses = [CrossEntropy(), RuleLosses(["nan", "undefined"])]
+    trained(tmp_path, train_dataset=rows, losses=losses).create_model_card()
+    assert "| rules/nan |" in card_of(tmp_path) and "| rules/undefined |" in card_of(tmp_path)
+
+
 def test_weights_that_were_not_learned_are_no_fixed_mixture(tmp_path):
     """A card says by what examples were weighed; of a fixed mixture that it was one."""
     said = {}
