@@ -469,10 +469,20 @@ def save(
     run.trainer.save_model(str(folder / "student"))  # with --push_to_hub this also publishes it
     if not first:
         return
-    classify = pipeline("text-classification", str(folder / "student"))
-    text = data["test"][0][find_text_columns(data["test"].column_names)[0]]
     print(f"\nSaved in {folder}: student/, README.md, figures/, report.html, example_weights.csv, results.json")
-    print(f'pipeline("text-classification", "{folder}/student")({text!r})\n  -> {classify(text)[0]}')
+    print(shown_answer(folder / "student", data["test"][0], recipe.max_length))
+
+
+def shown_answer(student: Path, row: dict[str, Any], max_length: int) -> str:
+    """How a saved student is asked about a row, and what it answers; a row may have two texts, and a text be long."""
+    texts = [row[name] for name in find_text_columns(list(row))]
+    asked = texts[0] if len(texts) == 1 else dict(zip(("text", "text_pair"), texts, strict=True))
+    classify: Any = pipeline("text-classification", str(student))
+    long = len(classify.tokenizer(*texts)["input_ids"]) > max_length
+    options: dict[str, Any] = {"truncation": True, "max_length": max_length} if long else {}
+    (answer,) = classify([asked], **options)
+    given = "".join(f", {name}={value}" for name, value in options.items())
+    return f'pipeline("text-classification", "{student}")({asked!r}{given})\n  -> {answer}'
 
 
 if __name__ == "__main__":

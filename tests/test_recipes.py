@@ -9,7 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import tiny_bert
 from hub import TOKEN, client_environment, running_hub
+from test_teachers import tokenizer
+from transformers import pipeline
 
 from amal_hf.card_check import check_card
 from amal_hf.card_facts import RunFacts
@@ -46,6 +49,28 @@ def test_distil_bert(tmp_path, flags):
     assert ("on the clean set alone" in card) == ("--clean_teacher" in flags)
     assert ("40% of the training labels were made wrong" in card) == ("--label_noise" in flags)
     assert ("were left out" in card) == ("Left out: " in output) == ("--leave_out" in flags)
+
+
+@pytest.mark.parametrize(
+    ("row", "asked"),
+    [
+        ({"sentence": "question"}, "('question')"),
+        ({"text": "question " * 300}, "question ', truncation=True, max_length=16)"),
+        ({"sentence1": "question", "sentence2": "what"}, "({'text': 'question', 'text_pair': 'what'})"),
+    ],
+    ids=["short", "long", "pair"],
+)
+def test_a_saved_student_is_asked_about_any_row(tmp_path, monkeypatch, row, asked):
+    """Of a text that is longer than it can read, and of the two of a pair; what is printed can be typed."""
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    from distil_bert import shown_answer
+
+    tiny_bert().save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    call, answer = shown_answer(tmp_path, {"label": 0, **row}, 16).splitlines()
+    assert asked in call
+    again = eval(call, {"pipeline": pipeline})
+    assert answer == f"  -> {again[0] if isinstance(again, list) else again}"
 
 
 @pytest.mark.slow
