@@ -272,10 +272,12 @@ def card_details(bench: Bench, rows: list[dict[str, Any]]) -> CardDetails:
     )
     data = "docstring sentences" if recipe.dataset is None else Path(recipe.dataset).name
     details = data_details(recipe.dataset)
+    what = "rows were made uneven by class" if recipe.noise == "imbalance" else "labels were spoilt"
+    spoilt = f"; the training {what} ({recipe.noise}, {recipe.rate:g})" if recipe.rate else ""
     return replace(
         details,
         finetuned_from=recipe.model or TEACHER_ID,
-        dataset=f"{details.dataset or data}; the training labels were spoilt ({recipe.noise}, {recipe.rate:g})",
+        dataset=f"{details.dataset or data}{spoilt}",
         comparison=Comparison(contenders, recipe.methods[0], dataset=data),
     )
 

@@ -73,6 +73,24 @@ def test_a_saved_student_is_asked_about_any_row(tmp_path, monkeypatch, row, aske
     assert answer == f"  -> {again[0] if isinstance(again, list) else again}"
 
 
+@pytest.mark.parametrize(
+    ("noise", "rate", "said"),
+    [
+        ("uniform", 0.4, "data.csv; the training labels were spoilt (uniform, 0.4)"),
+        ("imbalance", 0.1, "data.csv; the training rows were made uneven by class (imbalance, 0.1)"),
+        ("uniform", 0.0, "data.csv"),
+    ],
+)
+def test_a_card_says_what_was_spoilt(monkeypatch, noise, rate, said):
+    """No label is wrong where rows are left out, or where nothing was done."""
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    from reweight_noisy_labels import card_details
+
+    recipe = SimpleNamespace(dataset="data.csv", model=None, methods=["amal"], noise=noise, rate=rate)
+    row = {"name": "amal", "test": 0.5, "test_interval": (0.4, 0.6), "seconds": 1.0}
+    assert card_details(SimpleNamespace(recipe=recipe), [row]).dataset == said
+
+
 @pytest.mark.slow
 def test_published_from_the_command_line(tmp_path):
     """Two flags publish student, card and figures; the teacher, its cache and the weights stay, as does the token."""
