@@ -12,6 +12,7 @@ words; and prints after how many steps each reaches a fixed accuracy.
 
 import copy
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,6 +59,9 @@ from amal_hf.splits import complete_splits
 
 
 KINDS = ("weights", "blend", "mask")
+ROWS_FROM = ("dataset", "label_noise", "meta_rows", "max_length", "smoke", "encoder", "student")
+"""Options that decide which rows there are, and who reads them."""
+
 FAST_BF16 = has_fast_bf16()
 
 
@@ -185,11 +189,21 @@ def learn(bench: Bench) -> None:
     scores = trainer.evaluate(bench.data["test"], metric_key_prefix="test")
     print(f"\nThe first student reaches {scores['test_accuracy']:.1%} on the test set.")
     print(f"Saved in {folder}: commentary/, {picture}")
-    given = {name: getattr(bench.recipe, name) for name in ("dataset", "encoder", "student")}
-    flags = "".join(f" --{name} {value}" for name, value in given.items() if value is not None)
-    print(f"What it is worth: python recipes/learn_commentary.py --reuse {folder / 'commentary'}{flags}")
+    print(f"What it is worth: {reuse_command(bench.recipe, bench.args)}")
     if bench.recipe.push_to:
         print(f"Stored: {commentary.push_to_hub(bench.recipe.push_to)}")
+
+
+def reuse_command(recipe: RecipeArguments, args: CommentaryArguments) -> str:
+    """What to type to reuse the commentary on the rows that it was learned on, as wrong as they were."""
+    options = {
+        name: getattr(recipe, name) for name in ROWS_FROM if getattr(recipe, name) != getattr(type(recipe), name)
+    }
+    if args.seed != type(args).seed:
+        options["seed"] = args.seed
+    reused = {"reuse": Path(args.output_dir, "commentary"), **options}
+    flags = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in reused.items())
+    return f"python recipes/learn_commentary.py{flags}"
 
 
 def what_it_reads(bench: Bench, kind: str) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -194,6 +195,20 @@ def test_columns_of_pairs_may_have_any_name(monkeypatch, names, languages):
     details = card_details(recipe, [{"name": "long_runs", "exact_match": 0.5, "train_seconds": 1.0}])
     assert details.language == languages
     check_card(str(render_card(RunFacts("student", details, "BartForConditionalGeneration").plain())))
+
+
+def test_a_commentary_is_reused_on_the_rows_that_it_was_learned_on(monkeypatch):
+    """The command that is printed makes the same rows: of the same data, seed and share of wrong labels."""
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    from learn_commentary import parse, reuse_command
+
+    rows = ["--dataset", "my data.csv", "--label_noise", "0.2", "--meta_rows", "50", "--seed", "7", "--smoke"]
+    said = reuse_command(*parse([*rows, "--output_dir", "out", "--kind", "mask"]))
+    recipe, args = parse(shlex.split(said)[2:])
+    assert (recipe.dataset, recipe.label_noise, recipe.meta_rows, args.seed) == ("my data.csv", 0.2, 50, 7)
+    assert recipe.smoke and recipe.reuse == str(Path("out", "commentary"))
+    plain = reuse_command(*parse([]))
+    assert plain == "python recipes/learn_commentary.py --reuse out/learn_commentary/commentary"
 
 
 @pytest.mark.slow
