@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from amal_hf.columns import find_text_columns
+from amal_hf.columns import find_text_columns, require_columns
 from amal_hf.label_weights import label_weights
 from amal_hf.loggers import logger_of
 from amal_hf.model_labels import label_column
@@ -44,6 +44,7 @@ def kept_rows(
             f"and {clean.column_names}."
         )
     columns = find_text_columns(rows.column_names)
+    require_columns(clean.column_names, columns)
     features, clean_features = (embed_texts(_texts(part, columns), encoder, tokenizer) for part in (rows, clean))
     labels = np.asarray(rows.with_format(None)[name][:])
     found = label_weights(features, labels, clean_features, clean.with_format(None)[name][:], seed=seed)

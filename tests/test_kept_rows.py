@@ -43,10 +43,15 @@ def test_wrong_labels_are_left_out(reader):
 
 
 def test_a_table_of_pairs_in_any_format(reader):
-    """The two texts of a pair are read after one another; the label's column may have either name."""
+    """Both texts of a pair are read, whichever says the class; the label's column may have either name."""
     rows, clean = flip_labels(texts(300), 0.4, seed=0), texts(60, seed=1)
+
+    def paired(row, number):
+        both = ["w5 w6", row["text"]]
+        return {"sentence1": both[number % 2], "sentence2": both[1 - number % 2]}
+
     rows, clean = (
-        part.rename_columns({"text": "sentence1", "label": "labels"}).add_column("sentence2", ["w5 w6"] * len(part))
+        part.map(paired, with_indices=True, remove_columns="text").rename_column("label", "labels")
         for part in (rows, clean)
     )
     kept = kept_rows(rows.with_format("torch", columns=["labels"]), clean, *reader)
@@ -107,6 +112,12 @@ def test_a_class_of_which_nothing_is_left_is_named(reader, caplog):
     kept = kept_rows(wrong, clean, *reader)
     assert 0 not in kept["label"] and len(kept) > len(wrong) - 60
     assert "of 1 classes no row is kept, the first is 0" in caplog.text
+
+
+def test_clean_rows_without_the_texts_are_refused(reader):
+    """In words, before any text is read."""
+    with pytest.raises(ValueError, match=r"Columns \['text'\] are not among"):
+        kept_rows(texts(20), texts(20).rename_column("text", "sentence"), *reader)
 
 
 @pytest.mark.parametrize(
