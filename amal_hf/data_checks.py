@@ -71,22 +71,33 @@ def _check_meta_set(train_dataset: Any, meta_dataset: Any, method: Method, num_l
             "Dataset.from_list(list(stream))."
         )
     check_labels(meta_dataset, "meta_dataset", num_labels)
-    _check_names(train_dataset, meta_dataset)
+    check_names(train_dataset, meta_dataset)
     _check_some_label(meta_dataset)
 
 
-def _check_names(train_dataset: Any, meta_dataset: Any) -> None:
-    """A number means the same class in both sets, as far as they say."""
-    ours, clean = class_names(train_dataset), class_names(meta_dataset)
+def check_names(
+    train: Any, meta: Any, reader: str = "AMALTrainer", names: tuple[str, str] = ("train_dataset", "meta_dataset")
+) -> None:
+    """A number means the same class in both sets, as far as they say.
+
+    Args:
+        train: rows.
+        meta: clean ones.
+        reader: who reads them, for messages.
+        names: what it calls them.
+
+    Raises:
+        ValueError: it means another.
+    """
+    ours, clean = class_names(train), class_names(meta)
     if tell_nothing(ours) or tell_nothing(clean):
         return
     if ours[: len(clean)] != clean[: len(ours)]:
         raise ValueError(
-            f"AMALTrainer: the classes of train_dataset are {ours[:10]}, and those of meta_dataset are {clean[:10]}, "
+            f"{reader}: the classes of {names[0]} are {ours[:10]}, and those of {names[1]} are {clean[:10]}, "
             f"so that one number would mean two of them. Read the two together, and they are numbered alike. If they "
             f"are so already, and only the names differ: "
-            f'meta_dataset.cast_column("{label_column(meta_dataset)}", '
-            f'train_dataset.features["{label_column(train_dataset)}"]).'
+            f'{names[1]}.cast_column("{label_column(meta)}", {names[0]}.features["{label_column(train)}"]).'
         )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Dataset
 
 from amal_hf.columns import find_text_columns, require_columns
+from amal_hf.data_checks import check_names
 from amal_hf.label_weights import label_weights
 from amal_hf.loggers import logger_of
 from amal_hf.model_labels import label_column
@@ -34,7 +35,8 @@ def kept_rows(
         seed: of the head over the encoder.
 
     Raises:
-        ValueError: a column that is missing, a share that is none, or what `label_weights` refuses.
+        ValueError: a column that is missing, a share that is none, classes that have other names in `clean`, or what
+            `label_weights` refuses.
     """
     check_share(wrong)
     name = label_column(rows)
@@ -43,6 +45,7 @@ def kept_rows(
             f"kept_rows: expected a column `label` or `labels`, the same in both sets; there are {rows.column_names} "
             f"and {clean.column_names}."
         )
+    check_names(rows, clean, "kept_rows", ("rows", "clean"))
     columns = find_text_columns(rows.column_names)
     require_columns(clean.column_names, columns)
     features, clean_features = (embed_texts(_texts(part, columns), encoder, tokenizer) for part in (rows, clean))

@@ -120,6 +120,13 @@ def test_clean_rows_without_the_texts_are_refused(reader):
         kept_rows(texts(20), texts(20).rename_column("text", "sentence"), *reader)
 
 
+def test_classes_numbered_in_another_order_are_refused():
+    """Right labels would be taken for wrong ones; nothing is read."""
+    turned = texts(3).cast_column("label", datasets.ClassLabel(names=["c", "a", "b"]))
+    with pytest.raises(ValueError, match=r"kept_rows: the classes of rows are .* one number would mean two"):
+        kept_rows(texts(3), turned, None, None)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
