@@ -8,7 +8,8 @@ from datasets import Dataset
 
 from amal_hf.columns import find_text_columns, require_columns
 from amal_hf.data_checks import check_names
-from amal_hf.label_weights import label_weights
+from amal_hf.label_weights import check_labels, label_weights
+from amal_hf.labelled_features import read_labels
 from amal_hf.loggers import logger_of
 from amal_hf.model_labels import label_column
 from amal_hf.policies.commentary_network import embed_texts
@@ -35,8 +36,9 @@ def kept_rows(
         seed: of the head over the encoder.
 
     Raises:
-        ValueError: a column that is missing, a share that is none, classes that have other names in `clean`, or what
-            `label_weights` refuses.
+        TypeError: labels that are no numbers.
+        ValueError: before anything is embedded, a column that is missing, a share that is none, classes that have
+            other names in `clean`, or labels that `label_weights` refuses.
     """
     check_share(wrong)
     name = label_column(rows)
@@ -48,9 +50,11 @@ def kept_rows(
     check_names(rows, clean, "kept_rows", ("rows", "clean"))
     columns = find_text_columns(rows.column_names)
     require_columns(clean.column_names, columns)
+    given, right = (read_labels("kept_rows", part.with_format(None)[name][:]) for part in (rows, clean))
+    check_labels("kept_rows", given, right)
     features, clean_features = (embed_texts(_texts(part, columns), encoder, tokenizer) for part in (rows, clean))
-    labels = np.asarray(rows.with_format(None)[name][:])
-    found = label_weights(features, labels, clean_features, clean.with_format(None)[name][:], seed=seed)
+    found = label_weights(features, given, clean_features, right, seed=seed)
+    labels = given.numpy()
     kept = np.flatnonzero(found.probably_right(wrong).numpy() | (labels < 0))
     logger.info("%d of %d rows are kept.", len(kept), len(rows))
     if wrong is None and math.isnan(found.wrong):

@@ -217,11 +217,25 @@ def _check(rows: Tensor, given: Tensor, clean: Tensor, right: Tensor, steps: int
             f"label_weights: features have {rows.shape[1]} columns, and clean_features {clean.shape[1]}. Embed all "
             f"texts with one encoder."
         )
+    check_labels("label_weights", given, right)
+    if steps is not None and steps < 1:
+        raise ValueError(f"label_weights: expected steps of 1 or more, got {steps}. Leave it out for eight passes.")
+
+
+def check_labels(reader: str, given: Tensor, right: Tensor) -> None:
+    """Whether there is a label, `(N,)`, and one for every clean row, `(M,)`.
+
+    Args:
+        reader: the function that was called, for messages.
+        given: class numbers, negative for none.
+        right: those of clean rows.
+
+    Raises:
+        ValueError: there is not.
+    """
     if not bool((given >= 0).any()) or not len(right) or not bool((right >= 0).all()):
         raise ValueError(
-            f"label_weights: expected labels, and clean rows that all have one; got {int((given >= 0).sum())} labels, "
+            f"{reader}: expected labels, and clean rows that all have one; got {int((given >= 0).sum())} labels, "
             f"{len(right)} clean rows, and {int((right < 0).sum())} of them without a label. Clean rows are a few "
             f"hundred whose labels were checked."
         )
-    if steps is not None and steps < 1:
-        raise ValueError(f"label_weights: expected steps of 1 or more, got {steps}. Leave it out for eight passes.")

@@ -41,6 +41,32 @@ def read_labelled(reader: str, name: str, features: Any, labels: Any) -> tuple[T
     return rows, given.long()
 
 
+def read_labels(reader: str, labels: Any) -> Tensor:
+    """Class numbers `(N,)`, on the CPU; for whoever has no features yet.
+
+    Args:
+        reader: the function that was called, for messages.
+        labels: array, tensor or list; negative for none.
+
+    Raises:
+        TypeError: what is no array of numbers.
+        ValueError: several a row, or numbers with a fraction.
+    """
+    try:
+        given = torch.as_tensor(labels).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{reader}: labels must be whole numbers, one a row, and some are not: names of classes, or None. Make "
+            f"the column a ClassLabel, with -100 for no label."
+        ) from error
+    if given.ndim != 1 or (given.is_floating_point() and len(given)):  # lists of nothing are of floats
+        raise ValueError(
+            f"{reader}: labels must be whole numbers, one a row; got {given.dtype} of shape {tuple(given.shape)}. "
+            f"Cast the column, if these are classes."
+        )
+    return given.long()
+
+
 def standardised(features: Tensor) -> Tensor:
     """Every row, `(N, d)`, with mean zero and variance one."""
     return torch.nn.functional.layer_norm(features, features.shape[1:])

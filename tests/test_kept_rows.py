@@ -127,6 +127,34 @@ def test_classes_numbered_in_another_order_are_refused():
         kept_rows(texts(3), turned, None, None)
 
 
+def labelled(rows, labels, kind="int64"):
+    """With other labels."""
+    return rows.remove_columns("label").add_column("label", labels, feature=datasets.Value(kind))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda rows, clean: (rows, labelled(clean, [0, 1, -100])), ValueError, "3 clean rows, and 1 of them without"),
+        (lambda rows, clean: (labelled(rows, [-100] * 3), clean), ValueError, "got 0 labels"),
+        (
+            lambda rows, clean: (labelled(rows, [0, None, 1]), clean),
+            TypeError,
+            "kept_rows: labels .*-100 for no label",
+        ),
+        (lambda rows, clean: (labelled(rows, ["a", "b", "c"], "string"), clean), TypeError, "names of classes"),
+        (lambda rows, clean: (labelled(rows, [0, 0.5, 1], "float32"), clean), ValueError, "whole numbers, one a row"),
+        (lambda rows, clean: (rows, clean.select([])), ValueError, "0 clean rows"),
+        (lambda rows, clean: (rows.select([]), clean), ValueError, "got 0 labels"),
+        (lambda rows, clean: (rows, clean.rename_column("text", "sentence")), ValueError, r"\['text'\] are not among"),
+    ],
+)
+def test_what_cannot_be_weighed_is_refused_before_anything_is_read(change, error, words):
+    """In words: to embed many texts takes long."""
+    with pytest.raises(error, match=words):
+        kept_rows(*change(texts(3), texts(3)), None, None)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
