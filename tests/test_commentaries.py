@@ -8,6 +8,7 @@ import sys
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import VOCABULARY, tiny_bert, toy_arguments, toy_rows
@@ -359,6 +360,23 @@ def test_texts_are_embedded_by_their_own_tokens(tmp_path):
         inputs = tokenizer()(texts[1], return_tensors="pt")
         states = encoder.eval()(**inputs).last_hidden_state[0]
     torch.testing.assert_close(together[1], states.mean(0), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        lambda texts: pd.Series(texts, index=[2, 0, 1]),
+        lambda texts: datasets.Dataset.from_dict({"text": texts})["text"],
+    ],
+    ids=["table", "dataset"],
+)
+def test_texts_of_a_column_are_embedded_in_their_order(column):
+    """Whatever the rows of a shuffled table are called."""
+    from test_teachers import WORDS, tokenizer
+
+    encoder, texts = tiny_bert().bert, [" ".join(WORDS[: count + 1]) for count in range(3)]
+    expected, found = (embed_texts(given, encoder, tokenizer()) for given in (texts, column(texts)))
+    torch.testing.assert_close(found, expected)
 
 
 def rows_of(count, seed, word_of):

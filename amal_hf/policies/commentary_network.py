@@ -162,6 +162,7 @@ def embed_texts(texts: Sequence[str], encoder: Any, tokenizer: Any, batch_size: 
         tokenizer: the encoder's own.
         batch_size: texts in one forward pass.
     """
+    texts = list(texts)  # a column of a pandas table goes by the names of its rows, not by their places
     training, limit = encoder.training, text_limit(tokenizer, encoder.config)
     encoder.eval()
     # Texts of like length together: one long text pads a whole batch.
