@@ -20,7 +20,8 @@ def read_labelled(reader: str, name: str, features: Any, labels: Any) -> tuple[T
         ValueError: other shapes, or features that are not finite.
     """
     try:
-        rows, given = torch.as_tensor(features).cpu().to(torch.get_default_dtype()), torch.as_tensor(labels).cpu()
+        rows = torch.as_tensor(features).detach().cpu().to(torch.get_default_dtype())
+        given = torch.as_tensor(labels).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{reader}: {name} and their labels must be arrays, tensors or lists of numbers, got "

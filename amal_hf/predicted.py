@@ -40,7 +40,7 @@ def read_predicted(reader: str, logits: Any, labels: Any) -> tuple[Tensor, Tenso
 
 def _array(reader: str, name: str, values: Any) -> Tensor:
     try:
-        return torch.as_tensor(values).cpu()
+        return torch.as_tensor(values).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{reader}: {name} must be an array, a tensor or a list of numbers, got {type(values).__name__}. "

@@ -49,6 +49,13 @@ def test_probabilities_are_what_they_claim():
         assert abs(float((guess == truth)[bin_].double().mean() - top[bin_].mean())) < 0.03
 
 
+def test_a_teacher_s_graph_is_left_alone():
+    """Logits that were made without `no_grad` leave none behind in what is found, which a student is trained with."""
+    logits, labels, _ = planted(EVEN, rows=100)
+    found = label_posterior(logits.requires_grad_() * 1, labels)
+    assert not found.confusions.requires_grad and not found.classes.requires_grad
+
+
 def test_the_temperature_is_what_labels_say_that_were_not_counted():
     """With 60 classes a table of confusions learns 1,500 labels by heart, and best by the sharpest reading: 0.35."""
     confusions = torch.full((60, 60), 0.4 / 60, dtype=torch.float64) + 0.6 * torch.eye(60, dtype=torch.float64)

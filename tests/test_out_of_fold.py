@@ -89,6 +89,14 @@ def test_classes_that_no_row_has_are_answered_for_too(planted):
     assert found.shape == (ROWS, CLASSES + 2) and (found.argmax(1) < CLASSES).all()
 
 
+def test_an_encoder_s_graph_is_left_alone(planted):
+    """Features that were made without `no_grad` are answered the same, and their encoder gets no gradient."""
+    features, labels = planted
+    scale = torch.ones((), requires_grad=True)
+    found = out_of_fold_logits(scale * features, labels)
+    assert torch.equal(found, out_of_fold_logits(features, labels)) and scale.grad is None
+
+
 GOOD = {"features": torch.rand(6, 3), "labels": [0, 1, 0, 1, 0, -100]}
 
 
