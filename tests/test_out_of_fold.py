@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from amal_hf import out_of_fold, out_of_fold_logits
+from amal_hf.labelled_features import standardised
 from amal_hf.out_of_fold import dealt
 
 
@@ -87,6 +88,15 @@ def test_classes_that_no_row_has_are_answered_for_too(planted):
     given = [*labels.tolist()[:-1], -100]
     found = out_of_fold_logits(features.numpy(), given, classes=CLASSES + 2)
     assert found.shape == (ROWS, CLASSES + 2) and (found.argmax(1) < CLASSES).all()
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e-3, 1e-4])
+def test_the_scale_of_features_does_not_matter(planted, scale):
+    """As probabilities of many classes are small; and of rows whose features are all alike nothing is made up."""
+    features, labels = planted
+    expected, found = (out_of_fold_logits(factor * features, labels).softmax(1) for factor in (1, scale))
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)
+    assert standardised(torch.full((2, 384), 0.1)).abs().max() < 0.1
 
 
 def test_an_encoder_s_graph_is_left_alone(planted):
