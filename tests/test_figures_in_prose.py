@@ -1,0 +1,57 @@
+"""Figures in the sentences of the pages are those of the results, as those in the tables are."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import gains  # noqa: E402
+import groups  # noqa: E402
+
+
+CLEAN_TEACHER = "amal(), clean teacher"
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """Those of the quality benchmark, by student, setting and data set."""
+    found = groups.groups_of(groups.read_cells(groups.RESULTS))
+    return {(group.student, group.setting, group.data): group for group in found}
+
+
+def passage(page, start):
+    """A paragraph or point of a page that begins with these words, in one line."""
+    text = (ROOT / page).read_text()
+    return " ".join(re.split(r"\n\n|\n- |\n\|", text[text.index(start) :])[0].split())
+
+
+def figure(by_seed):
+    """A mean gain as sentences have it."""
+    return gains.signed(by_seed).replace("-", "−")
+
+
+def test_settings_in_which_students_of_layers_are_below_are_named(cells):
+    """Beside a clean teacher: each setting that is below dev's control by more than the interval, with its figure.
+    Beside the teacher of wrong labels: from the least to the most that is lost where 40 % are wrong.
+    """
+    told = passage("README.md", "- **Where it is below.**")
+    each = gains.over_each([group for group in cells.values() if group.student in ("2", "3")])
+    below = [
+        figure(by_seed)
+        for group, control in each
+        if (by_seed := group.gains(CLEAN_TEACHER, control)) and gains.standing([by_seed]).startswith("0, 1")
+    ]
+    assert [one for one in below if one not in told] == []
+    lost = [
+        -sum(by_seed.values()) / len(by_seed)
+        for setting in ("flipped40", "instance40")
+        for data in ("banking77", "sst2")
+        for group in [cells["2", setting, data]]
+        for by_seed in [group.gains("amal()", group.best(groups.CONTROLS))]
+    ]
+    assert f"by {min(lost):.0f} to {max(lost):.0f} points in the four settings" in told
