@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import gains  # noqa: E402
+import goal  # noqa: E402
 import groups  # noqa: E402
 
 
@@ -55,3 +56,16 @@ def test_settings_in_which_students_of_layers_are_below_are_named(cells):
         for by_seed in [group.gains("amal()", group.best(groups.CONTROLS))]
     ]
     assert f"by {min(lost):.0f} to {max(lost):.0f} points in the four settings" in told
+
+
+def test_what_the_probe_is_worth_where_errors_follow_a_pattern(cells):
+    """Its gain where it is above nothing by more than the interval, and that of the recipe over dev's control there;
+    the others are said to be level.
+    """
+    told = passage("README.md", "- **Errors that follow a pattern**")
+    pattern = [cells["frozen", name, data] for name in ("background40", "instance40") for data in groups.DATA[:3]]
+    probe = [group.gains("amal()", "amal(), no probe") for group in pattern]
+    recipe = gains.in_each(goal.SMOOTHED, gains.over_each(pattern))
+    clear = [by_seed for by_seed in probe + recipe if gains.standing([by_seed]) == "1, 0 of 1"]
+    assert len(clear) == 4 and [one for one in map(figure, clear) if one.strip("+") not in told] == []
+    assert gains.standing(probe + recipe) == "4, 0 of 12" and "level in the five others" in told
