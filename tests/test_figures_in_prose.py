@@ -83,3 +83,18 @@ def test_where_dev_does_not_say_which_use_of_clean_rows_is_better(cells):
     assert misled == ["flipped20"]
     kept, beside = (100 * score for score in dev["flipped20"])
     assert f"dev says so but with 20 % wrong, where the two are level on it ({kept:.1f} and {beside:.1f})" in told
+
+
+def test_means_over_settings_are_of_all_that_there_are(cells):
+    """`amal()` beside a clean teacher over its neighbours, and the recipe over features with three of rules."""
+    layers = passage("benchmarks/README.md", "- **Layers.**")
+    wrong = [cells.get(("2", name, data)) for name in groups.WRONG_LABELS for data in groups.DATA]
+    for other, settings in (("bayes_mixture(), clean teacher", "ten"), (f"{CLEAN_TEACHER}, equal shares", "eight")):
+        known = [group.gains(CLEAN_TEACHER, other) for group in wrong if group and other in group.cells]
+        assert len(known) == {"ten": 10, "eight": 8}[settings]
+        gained = re.escape(figure(groups.mean_by_seed(known)))
+        assert re.search(rf"{gained} over [^,]*\({settings} settings\)", layers)
+    recipe = goal.gains_of(goal.RECIPES[0], [group for (student, *_), group in cells.items() if student == "frozen"])
+    faulty = [by_seed for group, by_seed in recipe.items() if group.setting in (*groups.ERRORS, goal.RULES)]
+    told = passage("benchmarks/README.md", "- **Features.**")
+    assert f"for the 17 with errors {figure(groups.mean_by_seed(faulty))}." in told
