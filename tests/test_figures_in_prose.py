@@ -1,5 +1,6 @@
 """Figures in the sentences of the pages are those of the results, as those in the tables are."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -107,3 +108,32 @@ def test_what_the_best_single_control_with_layers_is(cells):
     options = [cell["option"] for group in wrong for cell in list(group.cells["clean teacher"].values())[:1]]
     assert groups.best_of_all(wrong) == "clean teacher" and (len(options), options.count("alone")) == (10, 2)
     assert "in two of ten settings, where dev has it so, that teacher alone" in told
+
+
+def test_what_very_many_examples_cost():
+    """The table of `docs/scaling.md` has what `table_scale.py` measured: bytes and seconds."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / "table_scale.json").read_text())["rows"]
+    sizes = [rows[str(10**power)] for power in (6, 7, 8)]
+    told = (ROOT / "docs" / "scaling.md").read_text()
+    lines = {
+        "the process's own memory": [f"{size['memory_mb']['own']:.0f} MB" for size in sizes],
+        "pages of the file, which the system may take back": [
+            f"{size['memory_mb']['mapped']:.0f} MB" for size in sizes
+        ],
+        "an update of 64 rows": [f"{size['update_ms']:.2g} ms" for size in sizes],
+        "a checkpoint after 6,400 more rows: new bytes, seconds": [
+            f"{size['later_checkpoint']['new_bytes'] / 1e6:.1f} MB, {size['later_checkpoint']['seconds']:.1g} s"
+            for size in sizes
+        ],
+        "a checkpoint when every row has been written": [
+            f"{amount}, {seconds(size['whole_checkpoint']['seconds'])} s"
+            for amount, size in zip(("20 MB", "200 MB", "2 GB"), sizes, strict=True)
+        ],
+        "reading it when resuming": [f"{seconds(size['resume_seconds'])} s" for size in sizes],
+    }
+    assert [name for name, cells in lines.items() if f"| {name} | {' | '.join(cells)} |" not in told] == []
+
+
+def seconds(value):
+    """One digit of short ones."""
+    return f"{value:.0f}" if value >= 1 else f"{value:.1g}"
