@@ -25,8 +25,8 @@ CITATION = """@inproceedings{khetan2018learning,
 }"""
 
 TEMPERATURES = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
-"""Teachers of few clean rows are too sure, or not sure enough: all but the first were chosen. With larger ones to
-choose from wrong labels passed for right ones (`benchmarks/LOG.md`)."""
+"""Teachers of few clean rows are too sure, or not sure enough: all of these were chosen. With larger ones to choose
+from wrong labels passed for right ones (`benchmarks/LOG.md`)."""
 
 PRIOR_ROWS = 10.0
 """Of each class: a table of 77 classes has about as many entries as there are labels. Where labels choose the
