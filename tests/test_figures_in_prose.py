@@ -11,9 +11,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import contenders  # noqa: E402
 import gains  # noqa: E402
 import goal  # noqa: E402
 import groups  # noqa: E402
+import phases  # noqa: E402
 
 
 CLEAN_TEACHER = "amal(), clean teacher"
@@ -137,3 +139,17 @@ def test_what_very_many_examples_cost():
 def seconds(value):
     """One digit of short ones."""
     return f"{value:.0f}" if value >= 1 else f"{value:.1g}"
+
+
+def test_runs_that_have_clean_rows_among_their_training_rows_are_named():
+    """By words in their names with labels, each by its name with rules."""
+    told = passage("benchmarks/README.md", "`settings.py` says")
+    words, names = re.findall(r"training rows too of runs whose names have (.*?); with rules of (.*?) alone", told)[0]
+    pattern = "|".join(re.findall('"(.*?)"', words)).replace("rows ...", "^rows ")
+    for runs, named in (
+        (contenders.DISTILLATION, pattern),
+        (contenders.VOTES, "|".join(re.findall("`(.*?)`", names))),
+    ):
+        for name, run in runs.items():
+            among = {any(set(phases.ALL) <= set(phase.rows) for phase in option) for option in run.options.values()}
+            assert among == {bool(re.search(named, name))}, name
