@@ -141,7 +141,11 @@ def _read_table(file: Path) -> Dataset:
         return load_dataset("json", data_files=str(file), split="train")
     # A text may be "NA" or "null", which is no missing value. Not by `load_dataset`, which reads in pieces: a column
     # would have the type of the first, and a blank further down, which makes text of numbers, be an error.
-    table = pd.read_csv(file, keep_default_na=False, low_memory=False, **_TABLE_OPTIONS[file.suffix])
+    options = {"keep_default_na": False, "low_memory": False, **_TABLE_OPTIONS[file.suffix]}
+    table = pd.read_csv(file, **options)
+    if not isinstance(table.index, pd.RangeIndex) and (table.iloc[:, -1] == "").all():
+        # Each line ends with a delimiter: the first column was taken for names of rows.
+        table = pd.read_csv(file, index_col=False, usecols=range(len(table.columns)), **options)
     read = Dataset.from_pandas(table, preserve_index=False)
     # Words of pandas 3 are of another type, which does not go with other datasets.
     words = {name: Value("string") for name, feature in read.features.items() if feature == Value("large_string")}

@@ -74,6 +74,18 @@ def test_table_files_keep_awkward_texts(tmp_path, name, content):
     assert train["label"][:] == [1, 0]
 
 
+@pytest.mark.parametrize(("name", "between"), [("rows.csv", ","), ("rows.tsv", "\t")])
+def test_a_delimiter_at_the_end_of_each_line_is_no_column(tmp_path, name, between):
+    """Columns stay what the head says; where the head has no name for names of rows, these are left out."""
+    lines = ["text,label", "hello,play,", "you there,ask,"]
+    (tmp_path / name).write_text("\n".join(lines).replace(",", between))
+    train = read_dataset(tmp_path / name)["train"]
+    assert train["text"][:] == ["hello", "you there"] and train["label"][:] == [1, 0]
+    (tmp_path / name).write_text("\n".join(["text,label", "1,hello,play", "2,you there,ask"]).replace(",", between))
+    train = read_dataset(tmp_path / name)["train"]
+    assert train["text"][:] == ["hello", "you there"] and train["label"][:] == [1, 0]
+
+
 def test_folder_of_tables_shares_its_classes(tmp_path):
     """Classes are numbered over all splits together, or a class missing from one split would shift the others."""
     (tmp_path / "train.csv").write_text("sentence,label\na,zebra\nb,ant\n")
