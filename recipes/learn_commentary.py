@@ -188,7 +188,7 @@ def learn(bench: Bench) -> None:
     picture = draw(bench, trainer, folder / f"{kind}.png")
     scores = trainer.evaluate(bench.data["test"], metric_key_prefix="test")
     print(f"\nThe first student reaches {scores['test_accuracy']:.1%} on the test set.")
-    print(f"Saved in {folder}: commentary/, {picture}")
+    print(f"Saved in {folder}: " + ", ".join(["commentary/", *picture]))
     print(f"What it is worth: {reuse_command(bench.recipe, bench.args)}")
     if bench.recipe.push_to:
         print(f"Stored: {commentary.push_to_hub(bench.recipe.push_to)}")
@@ -227,8 +227,8 @@ def new_commentary(bench: Bench, data: Tensor | None) -> CommentaryNetwork | Lab
     return CommentaryNetwork(data, len(bench.names), seed=bench.args.seed)
 
 
-def draw(bench: Bench, trainer: AMALTrainer, file: Path) -> str:
-    """A picture of what was learned."""
+def draw(bench: Bench, trainer: AMALTrainer, file: Path) -> list[str]:
+    """A picture of what was learned; of weights there is none where all labels are right, as far as is known."""
     changes = trainer.method.batch_policy
     rows = bench.data["train"]
     if isinstance(changes, LabelBlend):
@@ -239,9 +239,13 @@ def draw(bench: Bench, trainer: AMALTrainer, file: Path) -> str:
         right = np.array(rows["label"]) == np.array(rows[TRUE_LABEL])
         weights = np.array(trainer.example_weights()["labels"])
         seen = np.isfinite(weights)
+        if len(set(right[seen])) < 2:
+            return []
         print(f"The weights tell right labels from wrong ones with AUC {auc(weights[seen], right[seen]):.2f}")
         plot_clean_against_flipped({"labels": weights[seen]}, right[seen], file)
-    return file.name
+    else:
+        return []
+    return [file.name]
 
 
 def draw_masks(bench: Bench, changes: TokenMask, file: Path) -> None:

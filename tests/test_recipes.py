@@ -2,22 +2,15 @@
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from conftest import tiny_bert
 from hub import TOKEN, client_environment, running_hub
-from test_teachers import tokenizer
-from transformers import pipeline
 
 from amal_hf.card_check import check_card
-from amal_hf.card_facts import RunFacts
-from amal_hf.cards import render_card
 from amal_hf.demo_translation import translation_corpus
 
 
@@ -50,46 +43,6 @@ def test_distil_bert(tmp_path, flags):
     assert ("on the clean set alone" in card) == ("--clean_teacher" in flags)
     assert ("40% of the training labels were made wrong" in card) == ("--label_noise" in flags)
     assert ("were left out" in card) == ("Left out: " in output) == ("--leave_out" in flags)
-
-
-@pytest.mark.parametrize(
-    ("row", "asked"),
-    [
-        ({"sentence": "question"}, "('question')"),
-        ({"text": "question " * 300}, "question ', truncation=True, max_length=16)"),
-        ({"sentence1": "question", "sentence2": "what"}, "({'text': 'question', 'text_pair': 'what'})"),
-    ],
-    ids=["short", "long", "pair"],
-)
-def test_a_saved_student_is_asked_about_any_row(tmp_path, monkeypatch, row, asked):
-    """Of a text that is longer than it can read, and of the two of a pair; what is printed can be typed."""
-    monkeypatch.syspath_prepend(ROOT / "recipes")
-    from distil_bert import shown_answer
-
-    tiny_bert().save_pretrained(tmp_path)
-    tokenizer().save_pretrained(tmp_path)
-    call, answer = shown_answer(tmp_path, {"label": 0, **row}, 16).splitlines()
-    assert asked in call
-    again = eval(call, {"pipeline": pipeline})
-    assert answer == f"  -> {again[0] if isinstance(again, list) else again}"
-
-
-@pytest.mark.parametrize(
-    ("noise", "rate", "said"),
-    [
-        ("uniform", 0.4, "data.csv; the training labels were spoilt (uniform, 0.4)"),
-        ("imbalance", 0.1, "data.csv; the training rows were made uneven by class (imbalance, 0.1)"),
-        ("uniform", 0.0, "data.csv"),
-    ],
-)
-def test_a_card_says_what_was_spoilt(monkeypatch, noise, rate, said):
-    """No label is wrong where rows are left out, or where nothing was done."""
-    monkeypatch.syspath_prepend(ROOT / "recipes")
-    from reweight_noisy_labels import card_details
-
-    recipe = SimpleNamespace(dataset="data.csv", model=None, methods=["amal"], noise=noise, rate=rate)
-    row = {"name": "amal", "test": 0.5, "test_interval": (0.4, 0.6), "seconds": 1.0}
-    assert card_details(SimpleNamespace(recipe=recipe), [row]).dataset == said
 
 
 @pytest.mark.slow
@@ -165,50 +118,6 @@ def test_translate(tmp_path, layout):
     assert (tmp_path / "out" / "example_weights.csv").exists()
     card = (tmp_path / "out" / "README.md").read_text()
     assert ("GeneralizedCrossEntropy, q 0.3" in card) == (layout != "built in")
-
-
-@pytest.mark.parametrize("layout", ["JSON lines", "parallel text"])
-def test_a_pair_ends_with_its_line(tmp_path, monkeypatch, layout):
-    """And not at other separators that a sentence may hold."""
-    monkeypatch.syspath_prepend(ROOT / "recipes")
-    from translate_deep_interactions import read_pairs
-
-    pairs = [{"en": "One\u2028line.", "de": "Eine\x85Zeile."}, {"en": "Two", "de": "Zwei"}]
-    if layout == "JSON lines":
-        lines = (json.dumps(pair, ensure_ascii=False) for pair in pairs)
-        (tmp_path / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    else:
-        for language in ("en", "de"):
-            (tmp_path / f"train.{language}").write_text("\n".join(p[language] for p in pairs), encoding="utf-8")
-    recipe = SimpleNamespace(dataset=str(tmp_path), source="en", target="de")
-    assert read_pairs(recipe, 0).to_list() == pairs
-
-
-@pytest.mark.parametrize(("names", "languages"), [(("de", "en"), ("de", "en")), (("source", "English"), ())])
-def test_columns_of_pairs_may_have_any_name(monkeypatch, names, languages):
-    """On the card are those that are codes of languages; others would have it refused, when all is trained."""
-    monkeypatch.syspath_prepend(ROOT / "recipes")
-    from translate_deep_interactions import card_details
-
-    source, target = names
-    recipe = SimpleNamespace(dataset="pairs.jsonl", source=source, target=target, shuffled=0.3)
-    details = card_details(recipe, [{"name": "long_runs", "exact_match": 0.5, "train_seconds": 1.0}])
-    assert details.language == languages
-    check_card(str(render_card(RunFacts("student", details, "BartForConditionalGeneration").plain())))
-
-
-def test_a_commentary_is_reused_on_the_rows_that_it_was_learned_on(monkeypatch):
-    """The command that is printed makes the same rows: of the same data, seed and share of wrong labels."""
-    monkeypatch.syspath_prepend(ROOT / "recipes")
-    from learn_commentary import parse, reuse_command
-
-    rows = ["--dataset", "my data.csv", "--label_noise", "0.2", "--meta_rows", "50", "--seed", "7", "--smoke"]
-    said = reuse_command(*parse([*rows, "--output_dir", "out", "--kind", "mask"]))
-    recipe, args = parse(shlex.split(said)[2:])
-    assert (recipe.dataset, recipe.label_noise, recipe.meta_rows, args.seed) == ("my data.csv", 0.2, 50, 7)
-    assert recipe.smoke and recipe.reuse == str(Path("out", "commentary"))
-    plain = reuse_command(*parse([]))
-    assert plain == "python recipes/learn_commentary.py --reuse out/learn_commentary/commentary"
 
 
 @pytest.mark.slow
