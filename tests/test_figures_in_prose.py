@@ -16,6 +16,7 @@ import gains  # noqa: E402
 import goal  # noqa: E402
 import groups  # noqa: E402
 import phases  # noqa: E402
+import quality  # noqa: E402
 
 
 CLEAN_TEACHER = "amal(), clean teacher"
@@ -153,3 +154,9 @@ def test_runs_that_have_clean_rows_among_their_training_rows_are_named():
         for name, run in runs.items():
             among = {any(set(phases.ALL) <= set(phase.rows) for phase in option) for option in run.options.values()}
             assert among == {bool(re.search(named, name))}, name
+
+
+def test_what_runs_need_is_told():
+    """Each run that is left out without a package, and the package."""
+    told = passage("benchmarks/README.md", "`settings.py` says").split(". ")[-1]
+    assert [one for pair in quality.NEEDS.items() for one in pair if one not in told] == []
