@@ -111,6 +111,7 @@ CLEANED = Phase(rows=ALL, smoothing=0.1)
 BY_ALL = Phase(with_regression("regression", every_row), (0.0, 1.0), rows=ALL)
 BY_UNSUSPECTED = replace(BY_ALL, losses=with_regression("regression-unsuspected", unsuspected))
 BY_KEPT = replace(BY_ALL, losses=with_regression("regression-kept", weighed_enough))
+BESIDE_ALL, BESIDE_UNSUSPECTED, BESIDE_KEPT = (replace(by, shares=None) for by in (BY_ALL, BY_UNSUSPECTED, BY_KEPT))
 
 
 def recipe(method: NewMethod | None) -> dict[str, Phases]:
@@ -194,6 +195,9 @@ DISTILLATION: dict[str, Contender] = {
     "rows that Bayes has right": Contender("rule of thumb", cleaned(likely_right)),
     "rows without suspects": Contender("rule of thumb", cleaned(unsuspected)),
     "regression over features": Contender("rule of thumb", {"all rows": (BY_ALL,), "no suspects": (BY_UNSUSPECTED,)}),
+    "labels and regression over features": Contender(
+        "rule of thumb", {"all rows": (BESIDE_ALL,), "no suspects": (BESIDE_UNSUSPECTED,)}
+    ),
     "confidence-weighted": Contender(
         "rule of thumb",
         {
@@ -281,6 +285,12 @@ DISTILLATION: dict[str, Contender] = {
     "bayes_mixture(), clean teacher": Contender("ours", {"": (BAYES,), "then clean rows": then_clean(BAYES, 0.25)}),
     "rows that label_weights() keeps": Contender("ours", one(replace(CLEANED, kept=weighed_enough))),
     "regression over rows that label_weights() keeps": Contender("ours", one(BY_KEPT)),
+    "amal(), regression over rows that label_weights() keeps": Contender(
+        "ours", one(replace(BESIDE_KEPT, method=always(amal)))
+    ),
+    "bayes_mixture(), regression over rows that label_weights() keeps": Contender(
+        "ours", one(replace(BESIDE_KEPT, method=always(bayes_mixture)))
+    ),
     "amal(), no probe": Contender("ours", one(WITHOUT_PROBE)),
     "amal(), no probe, noisy and clean rows": Contender("ours", one(replace(WITHOUT_PROBE, rows=ALL))),
     "amal(), mean one": Contender("ours", one(AMAL_MEAN_ONE)),

@@ -105,8 +105,10 @@ def with_calibrated_teacher(bench: Bench) -> list[Loss]:
 
 
 def with_regression(name: str, kept: Kept) -> Losses:
-    """The label, and regressions over features that were fitted to some rows, and are as sure as they may be."""
-    return lambda bench: beside(regression_logits(bench, name, kept(bench)), 1.0)
+    """The label, and regressions over features that were fitted to some other rows, and are as sure as they may be."""
+    return lambda bench: beside(
+        regression_logits(bench, name, kept(bench)), 1.0, has_seen_labels=False, calibrated_at=1.0
+    )
 
 
 def with_any_teacher(bench: Bench) -> list[Loss]:

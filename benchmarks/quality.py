@@ -43,6 +43,7 @@ NEEDS = {
     "confident learning": "cleanlab",
     "rows without suspects": "cleanlab",
     "regression over features": "cleanlab",
+    "labels and regression over features": "cleanlab",
 }
 
 

@@ -5,12 +5,14 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import advice  # noqa: E402
 import contenders  # noqa: E402
 import gains  # noqa: E402
 import goal  # noqa: E402
@@ -87,6 +89,28 @@ def test_where_dev_does_not_say_which_use_of_clean_rows_is_better(cells):
     assert misled == ["flipped20"]
     kept, beside = (100 * score for score in dev["flipped20"])
     assert f"dev says so but with 20 % wrong, where the two are level on it ({kept:.1f} and {beside:.1f})" in told
+
+
+def test_what_runs_reach_at_twice_the_learning_rate(cells):
+    """banking77, by the settings that each was run in; what `amal()` gains over dev's control and the kept rows."""
+    groups_there = [cells["2@4e-4", setting, "banking77"] for setting in ("flipped20", "flipped40", "instance40")]
+    beside = f"amal(), {advice.REGRESSION}"
+    told = passage("README.md", "- **Tune the learning rate") + passage("README.md", "- **At that rate no row")
+    for run in (
+        goal.KEPT,
+        "rows without suspects",
+        beside,
+        f"bayes_mixture(), {advice.REGRESSION}",
+        "regression over features",
+        "labels and regression over features",
+    ):
+        *first, last = [f"{np.mean(tests):.1f}" for group in groups_there if (tests := group.tests(run))]
+        assert f"{', '.join(first)} and {last}" in told, run
+    over_kept = [group.gains(beside, goal.KEPT) for group in groups_there]
+    over_control = gains.in_each(beside, gains.over_each(groups_there))
+    assert f"{figure(groups.mean_by_seed(over_kept))} over these rows alone" in told
+    assert f"{figure(groups.mean_by_seed(over_control))} over dev's control" in told
+    assert gains.standing(over_control) == "3, 0 of 3"
 
 
 def test_means_over_settings_are_of_all_that_there_are(cells):

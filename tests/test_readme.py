@@ -111,14 +111,16 @@ def test_rows_that_nobody_suspects(world):
 
 
 def test_a_teacher_of_seconds(world):
-    """Can be learned from, on all rows."""
+    """Can be learned from, on all rows, and was not fitted to what is probably wrong."""
     write_rows(Path("stanfordnlp/sst2"), "sentence", train=360, validation=24)
     run(code_with("split_dataset(data"), world)
     run("import numpy as np; from datasets import concatenate_datasets", world)
     run(re.search(r"from amal_hf import embed_texts.*", code_with("find_label_issues"))[0], world)
     world["encoder"] = world["teacher"].bert
     run(code_with('columns="answers"'), world)
-    assert len(world["rows"]) == len(world["train"]) + len(world["clean"])
+    count = len(world["train"])
+    assert len(world["rows"]) == count + len(world["clean"])
+    assert (world["labels"][:count] >= 0).tolist() == world["found"].probably_right().tolist()
     train_with(world, world["losses"], world["rows"])
 
 
