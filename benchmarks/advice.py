@@ -39,7 +39,7 @@ BESIDE = "`amal()` beside it (`has_seen_labels=False`), the clean rows among the
 CALIBRATED = "the same with `calibrated_at`, from dev"
 MANY_CLASSES, FEW_CLASSES = f"{WRONG}, many classes", f"{WRONG}, few classes"
 ALONE = "labels alone, smoothed, of the rows that `label_weights()` keeps and of the clean ones"
-BY_FEATURES = "`{}` beside a regression over features that was fitted to these rows, on all rows"
+BY_FEATURES = "`{}` on all rows, beside a regression over features fitted to those that `label_weights()` keeps"
 REGRESSION = "regression over rows that label_weights() keeps"
 LABELS = tuple(name for name in SETTINGS if name != "rules")
 ADVICE = [
@@ -52,12 +52,12 @@ ADVICE = [
         ("rules",),
         "amal(), clean teacher, then clean rows",
     ),
-    Advice(MANY_CLASSES, ALONE, "2", WRONG_LABELS, KEPT, data=("banking77",)),
-    Advice(MANY_CLASSES, ALONE, "2@4e-4", WRONG_LABELS, KEPT, data=("banking77",)),
     Advice(MANY_CLASSES, BY_FEATURES.format("amal()"), "2@4e-4", WRONG_LABELS, f"amal(), {REGRESSION}"),
     Advice(
         MANY_CLASSES, BY_FEATURES.format("bayes_mixture()"), "2@4e-4", WRONG_LABELS, f"bayes_mixture(), {REGRESSION}"
     ),
+    Advice(MANY_CLASSES, ALONE, "2", WRONG_LABELS, KEPT, data=("banking77",)),
+    Advice(MANY_CLASSES, ALONE, "2@4e-4", WRONG_LABELS, KEPT, data=("banking77",)),
     Advice(FEW_CLASSES, ALONE, "2", WRONG_LABELS, KEPT, data=("trec", "sst2")),
     Advice(BOTH, EITHER, "2", WRONG_LABELS, EITHER_TEACHER),
     Advice(BOTH, EITHER, "3", WRONG_LABELS, EITHER_TEACHER),
