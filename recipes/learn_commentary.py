@@ -235,16 +235,15 @@ def draw(bench: Bench, trainer: AMALTrainer, file: Path) -> list[str]:
         plot_blends(changes.shares().detach().cpu().numpy(), bench.names, file)
     elif isinstance(changes, TokenMask):
         draw_masks(bench, changes.cpu(), file)
-    elif TRUE_LABEL in rows.column_names:
-        right = np.array(rows["label"]) == np.array(rows[TRUE_LABEL])
+    else:
         weights = np.array(trainer.example_weights()["labels"])
         seen = np.isfinite(weights)
-        if len(set(right[seen])) < 2:
+        truth = rows[TRUE_LABEL if TRUE_LABEL in rows.column_names else "label"]
+        right = (np.array(rows["label"]) == np.array(truth))[seen]
+        if len(set(right)) < 2:
             return []
-        print(f"The weights tell right labels from wrong ones with AUC {auc(weights[seen], right[seen]):.2f}")
-        plot_clean_against_flipped({"labels": weights[seen]}, right[seen], file)
-    else:
-        return []
+        print(f"The weights tell right labels from wrong ones with AUC {auc(weights[seen], right):.2f}")
+        plot_clean_against_flipped({"labels": weights[seen]}, right, file)
     return [file.name]
 
 
