@@ -114,12 +114,6 @@ def test_a_class_of_which_nothing_is_left_is_named(reader, caplog):
     assert "of 1 classes no row is kept, the first is 0" in caplog.text
 
 
-def test_clean_rows_without_the_texts_are_refused(reader):
-    """In words, before any text is read."""
-    with pytest.raises(ValueError, match=r"Columns \['text'\] are not among"):
-        kept_rows(texts(20), texts(20).rename_column("text", "sentence"), *reader)
-
-
 def test_classes_numbered_in_another_order_are_refused():
     """Right labels would be taken for wrong ones; nothing is read."""
     turned = texts(3).cast_column("label", datasets.ClassLabel(names=["c", "a", "b"]))
