@@ -1,5 +1,6 @@
 """Learned per-example mixing of losses for the Hugging Face `Trainer`. Names and nothing else."""
 
+from amal_hf.answered_rows import answered_rows
 from amal_hf.arguments import AMALArguments, AMALSeq2SeqArguments
 from amal_hf.batch_policies.batch_policy import BatchPolicy
 from amal_hf.batch_policies.label_blend import LabelBlend
@@ -142,6 +143,7 @@ __all__ = [
     "TwiceSigmoid",
     "amal",
     "amal_as_published",
+    "answered_rows",
     "bayes_mixture",
     "calibrated_temperature",
     "checkpoint_from_hub",

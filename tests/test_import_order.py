@@ -147,7 +147,8 @@ LEVELS = [
     {"numbered_rows"},
     {"trainer"},
     {"seq2seq", "label_weights"},
-    {"kept_rows"},
+    {"embedded_rows"},
+    {"kept_rows", "answered_rows"},
 ]
 """Lowest first. `__init__` is above all and imported by none."""
 

@@ -111,17 +111,15 @@ def test_rows_that_nobody_suspects(world):
 
 
 def test_a_teacher_of_seconds(world):
-    """Can be learned from, on all rows, and was not fitted to what is probably wrong."""
+    """Is learned from, on all rows and the clean ones."""
     write_rows(Path("stanfordnlp/sst2"), "sentence", train=360, validation=24)
     run(code_with("split_dataset(data"), world)
-    run("import numpy as np; from datasets import concatenate_datasets", world)
-    run(re.search(r"from amal_hf import embed_texts.*", code_with("find_label_issues"))[0], world)
-    world["encoder"] = world["teacher"].bert
-    run(code_with('columns="answers"'), world)
-    count = len(world["train"])
-    assert len(world["rows"]) == count + len(world["clean"])
-    assert (world["labels"][:count] >= 0).tolist() == world["found"].probably_right().tolist()
-    train_with(world, world["losses"], world["rows"])
+    world |= {"encoder": world["teacher"].bert, "AMALArguments": AMALArguments, "AMALTrainer": AMALTrainer}
+    world["dev"] = world["data"]["validation"].map(lambda row: world["tokenizer"](row["sentence"]))
+    run(code_with("answered_rows(train"), world)
+    assert len(world["rows"]) == len(world["train"]) + len(world["clean"])
+    assert "wrong_labels_by_teacher" in world["trainer"].state.log_history[-1]
+    assert set(world["trainer"].example_weights().column_names) == {"example_id", "labels", "teacher"}
 
 
 def train_with(world, losses, rows):

@@ -1,0 +1,69 @@
+"""What cannot be weighed is refused before a text is embedded, by all who embed rows."""
+
+import datasets
+import pytest
+from test_kept_rows import texts
+
+from amal_hf import answered_rows, kept_rows
+
+
+BOTH = pytest.mark.parametrize("take", [kept_rows, answered_rows])
+
+
+@BOTH
+def test_what_is_no_share_is_refused_before_anything_is_read(take):
+    """In words."""
+    with pytest.raises(ValueError, match="from 0 to 1, got 40"):
+        take(texts(3), texts(3), None, None, wrong=40)
+
+
+@BOTH
+def test_classes_numbered_in_another_order_are_refused(take):
+    """Right labels would be taken for wrong ones; nothing is read."""
+    turned = texts(3).cast_column("label", datasets.ClassLabel(names=["c", "a", "b"]))
+    with pytest.raises(ValueError, match=rf"{take.__name__}: the classes of rows are .* one number would mean two"):
+        take(texts(3), turned, None, None)
+
+
+def labelled(rows, labels, kind="int64"):
+    """With other labels."""
+    return rows.remove_columns("label").add_column("label", labels, feature=datasets.Value(kind))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda rows, clean: (rows, labelled(clean, [0, 1, -100])), ValueError, "3 clean rows, and 1 of them without"),
+        (lambda rows, clean: (labelled(rows, [-100] * 3), clean), ValueError, "got 0 labels"),
+        (
+            lambda rows, clean: (labelled(rows, [0, None, 1]), clean),
+            TypeError,
+            "_rows: labels .*-100 for no label",
+        ),
+        (lambda rows, clean: (labelled(rows, ["a", "b", "c"], "string"), clean), TypeError, "names of classes"),
+        (lambda rows, clean: (labelled(rows, [0, 0.5, 1], "float32"), clean), ValueError, "whole numbers, one a row"),
+        (lambda rows, clean: (rows, clean.select([])), ValueError, "0 clean rows"),
+        (lambda rows, clean: (rows.select([]), clean), ValueError, "got 0 labels"),
+        (lambda rows, clean: (rows, clean.rename_column("text", "sentence")), ValueError, r"\['text'\] are not among"),
+    ],
+)
+def test_what_cannot_be_weighed_is_refused_before_anything_is_read(take, change, error, words):
+    """In words: to embed many texts takes long."""
+    with pytest.raises(error, match=words):
+        take(*change(texts(3), texts(3)), None, None)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows.remove_columns("label"), "expected a column `label` or `labels`"),
+        (lambda rows: rows.rename_column("label", "labels"), "the same in both sets"),
+        (lambda rows: rows.rename_column("text", "body"), "Expected one of"),
+    ],
+)
+def test_other_columns_are_refused(take, change, words):
+    """In words."""
+    with pytest.raises(ValueError, match=words):
+        take(change(texts(20)), texts(20), None, None)
