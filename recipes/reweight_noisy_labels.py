@@ -9,7 +9,8 @@
 1. Read the data; take a clean meta set out of the training set; spoil the labels of the rest.
 2. Train the same student without weights, with every method, and with every control, on the same budget. Three of them
    use the clean rows for what they are, training examples; one of these without the rows that have little weight over
-   the frozen features of the pretrained model.
+   the frozen features of the pretrained model. The last learns, with `amal()`, on all rows beside a regression over
+   these features.
 3. Print a table: accuracy, and how well the weights tell wrong labels from right ones; a page to look through the
    examples by weight for every method.
 4. Save the student of the first method with its card; with --push_to_hub also publish it.
@@ -42,9 +43,12 @@ from amal_hf import (
     Comparison,
     Contender,
     CrossEntropy,
+    Distillation,
+    Loss,
     Method,
     RandomRectified,
     amal,
+    answered_rows,
     kept_rows,
     learning_to_reweight,
     meta_weight_net,
@@ -76,6 +80,8 @@ NOISES: dict[str, Callable[..., Dataset]] = {
     "instance": flip_by_instance,
     "imbalance": make_imbalanced,
 }
+
+BY_FEATURES = "amal_by_features"
 
 FAST_BF16 = has_fast_bf16()
 
@@ -139,6 +145,7 @@ def main() -> None:
     data = bench.data
     encoder = AutoModel.from_pretrained(recipe.model or demo_teacher_path()).to(args.device)
     kept = kept_rows(data["train"], data["meta"], encoder, tokenizer, seed=args.seed)
+    answered, by_features = answered_rows(data["train"], data["meta"], encoder, tokenizer, seed=args.seed)
     print(f"Kept: {len(kept)} of {len(data['train'])} rows")
     rows = [
         run(bench, "labels only", data["train"]),
@@ -147,6 +154,7 @@ def main() -> None:
         run(bench, "noisy, then clean rows", data["train"], then=data["meta"]),
         run(bench, "kept and clean rows", concatenate_datasets([kept, data["meta"]])),
         *(run(bench, name, data["train"], METHODS[name]()) for name in recipe.methods),
+        run(bench, BY_FEATURES, answered, amal(), teacher=by_features),
     ]
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +163,7 @@ def main() -> None:
     if bench.student is not None:
         bench.student.create_model_card(card_details(bench, rows))
         bench.student.save_model(str(folder / "student"))  # with --push_to_hub this also publishes it
-    print(f"Saved in {folder}: results.json, and a report on each method: {', '.join(recipe.methods)} (.html)")
+    print(f"Saved in {folder}: results.json, and reports: {', '.join([*recipe.methods, BY_FEATURES])} (.html)")
 
 
 def parse(command_line: list[str]) -> tuple[RecipeArguments, ReweightArguments]:
@@ -193,7 +201,12 @@ def load_data(recipe: RecipeArguments, seed: int, tokenizer: PreTrainedTokenizer
 
 
 def run(
-    bench: Bench, name: str, train: Dataset, method: Method | None = None, then: Dataset | None = None
+    bench: Bench,
+    name: str,
+    train: Dataset,
+    method: Method | None = None,
+    then: Dataset | None = None,
+    teacher: Distillation | None = None,
 ) -> dict[str, Any]:
     """Train a student and measure it; a row of the table, as plain numbers."""
     print(f"\n{name}: {len(train)} rows")
@@ -203,7 +216,8 @@ def run(
     args.push_to_hub = args.push_to_hub and published
     if args.max_steps < 1:  # all runs take as many steps as one over the noisy rows
         args.max_steps = args.get_steps(len(bench.data["train"]), args.num_train_epochs)
-    trainer = new_trainer(bench, new_student(bench), args, train, method)
+    losses: list[Loss] = [CrossEntropy(), *([teacher] if teacher else [])]
+    trainer = new_trainer(bench, new_student(bench), args, train, losses, method)
     seconds = trainer.train().metrics["train_runtime"]
     weights_auc = weight_auc(trainer, train) if method else None
     if method:
@@ -211,7 +225,7 @@ def run(
     if then is not None:
         args.max_steps = args.get_steps(len(then), 3)
         args.learning_rate = args.learning_rate / 4
-        trainer = new_trainer(bench, trainer.model, args, then, None)
+        trainer = new_trainer(bench, trainer.model, args, then, losses)
         seconds += trainer.train().metrics["train_runtime"]
     bench.student = trainer if published else bench.student
     output = trainer.predict(bench.data["test"])
@@ -239,9 +253,14 @@ def new_student(bench: Bench) -> PreTrainedModel:
 
 
 def new_trainer(
-    bench: Bench, student: PreTrainedModel, args: ReweightArguments, train: Dataset, method: Method | None
+    bench: Bench,
+    student: PreTrainedModel,
+    args: ReweightArguments,
+    train: Dataset,
+    losses: list[Loss],
+    method: Method | None = None,
 ) -> AMALTrainer:
-    """One loss, with or without weights."""
+    """With or without weights."""
     return AMALTrainer(
         model=student,
         args=args,
@@ -249,7 +268,7 @@ def new_trainer(
         meta_dataset=bench.data["meta"] if method is not None and method.learns else None,
         processing_class=bench.tokenizer,
         compute_metrics=classification_metrics,
-        losses=[CrossEntropy()],
+        losses=losses,
         method=method,
     )
 
@@ -258,7 +277,8 @@ def weight_auc(trainer: AMALTrainer, train: Dataset) -> float | None:
     """How surely a right label has a larger weight than a wrong one; None if no label is wrong."""
     if TRUE_LABEL not in train.column_names:
         return None
-    right = np.array(train["label"]) == np.array(train[TRUE_LABEL])
+    pairs = zip(train["label"], train[TRUE_LABEL], strict=True)
+    right = np.array([true is None or label == true for label, true in pairs])  # clean rows have no other label
     weights = np.array(trainer.example_weights()["labels"])
     seen = np.isfinite(weights)
     return None if right[seen].all() else auc(weights[seen], right[seen])

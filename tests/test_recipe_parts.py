@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import tiny_bert
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from test_teachers import tokenizer
 from transformers import pipeline
 
@@ -57,6 +57,14 @@ def test_a_card_says_what_was_spoilt(noise, rate, said):
     recipe = SimpleNamespace(dataset="data.csv", model=None, methods=["amal"], noise=noise, rate=rate)
     row = {"name": "amal", "test": 0.5, "test_interval": (0.4, 0.6), "seconds": 1.0}
     assert reweight_noisy_labels.card_details(SimpleNamespace(recipe=recipe), [row]).dataset == said
+
+
+def test_clean_rows_among_others_have_right_labels():
+    """They have no column of true ones, which is empty there once both are one set."""
+    rows = Dataset.from_dict({"label": [0, 1, 2, 0], "true_label": [0, 1, 0, 1]})
+    both = concatenate_datasets([rows, Dataset.from_dict({"label": [1, 2]})])
+    weights = SimpleNamespace(example_weights=lambda: {"labels": [1.0, 2.0, 0.1, 0.2, 3.0, float("nan")]})
+    assert reweight_noisy_labels.weight_auc(weights, both) == 1.0
 
 
 @pytest.mark.parametrize("layout", ["JSON lines", "parallel text"])
