@@ -71,7 +71,7 @@ def weak_splits(
         ("unlabelled", data["train"]),
     ):
         same = name == "meta" and meta_is_validation
-        splits[name] = rows if same else _without(rows, seen, columns, name)
+        splits[name] = splits["validation"] if same else _without(rows, seen, columns, name)
         seen |= set(text_keys(splits[name], columns))
     splits["train"] = _training(splits["labelled"], splits["unlabelled"])
     order = ("train", "labelled", "unlabelled", "meta", "validation", "test")

@@ -78,11 +78,14 @@ def test_copies_of_held_out_texts_are_dropped(caplog):
 
 
 def test_the_meta_set_may_be_the_validation_set_when_asked(caplog):
-    """Only on request, and never without a warning."""
+    """Only on request, never without a warning, and without what stands in the test set."""
     with caplog.at_level(logging.WARNING):
         splits = weak_splits(data(), labelled=8, meta_is_validation=True)
     assert texts(splits["meta"]) == texts(splits["validation"]) and len(splits["meta"]) == 20
     assert "biased" in caplog.text
+    spoilt = DatasetDict(train=rows(0, 60), validation=rows(195, 20), test=rows(200, 20))
+    splits = weak_splits(spoilt, labelled=8, meta_is_validation=True)
+    assert texts(splits["meta"]) == texts(splits["validation"]) and len(splits["meta"]) == 5
 
 
 @pytest.mark.parametrize(
