@@ -143,14 +143,18 @@ def test_reset_forgets_unless_frozen(new_policy):
 
 
 def test_rows_without_a_label_are_not_blended(batch):
-    """-100 is no row of the matrix; such a row, and one that it would be mixed into, keeps its own input."""
+    """-100 is no row of the matrix; such a row, and one that it would be mixed into, keeps its own input, and sees
+    nothing of its padding.
+    """
     batch["labels"][2] = -100
+    batch["attention_mask"][2, 5:] = 0
     embeddings = torch.randn(6, 10, 4)
     changed = LabelBlend(3).change(embeddings, batch, 0)
     (_, share), (other, _) = changed.targets
     alone = (batch["labels"] < 0) | (other["labels"] < 0)
     assert alone.any() and torch.equal(share[alone], torch.ones(int(alone.sum())))
     torch.testing.assert_close(changed.embeddings[alone], embeddings[alone])
+    assert torch.equal(changed.attention_mask[alone], batch["attention_mask"][alone])
 
 
 @pytest.mark.parametrize("new_policy", POLICIES.values(), ids=POLICIES.keys())

@@ -69,11 +69,13 @@ class LabelBlend(BatchPolicy):
         labels = one_class_labels(batch, len(embeddings), "LabelBlend").to(embeddings.device)
         labels_of_other, attention = labels[partner], attention_of(batch, embeddings)
         learned = self.shares()[labels.clamp(min=0), labels_of_other.clamp(min=0)]
-        share = torch.where((labels >= 0) & (labels_of_other >= 0), learned, 1.0)
+        blended = (labels >= 0) & (labels_of_other >= 0)
+        share = torch.where(blended, learned, 1.0)
         wide = share[:, None, None].to(embeddings)
+        united = torch.maximum(attention, attention[partner])
         return Changed(
             embeddings=wide * embeddings + (1 - wide) * embeddings[partner],
-            attention_mask=torch.maximum(attention, attention[partner]),
+            attention_mask=torch.where(blended[:, None], united, attention),
             targets=((batch, share), (other, 1 - share)),
         )
 
