@@ -133,8 +133,11 @@ class RunFacts:
         labels: its classes; empty for students that write text.
         losses: name and description of each.
         method: what is known of how weights were learned, by name.
-        learned: whether any were.
+        learned: whether weights were.
+        shared: whether these are the same for all examples.
         weighed: whether weights were others than those of a fixed mixture.
+        changes: what changed the examples themselves; empty for nothing.
+        changes_learned: whether it learned how in this run.
         rows: of every set.
         hyperparameters: by name.
         steps: optimizer steps.
@@ -163,7 +166,10 @@ class RunFacts:
     losses: list[dict[str, str]] = field(default_factory=list)
     method: dict[str, Any] = field(default_factory=dict)
     learned: bool = False
+    shared: bool = False
     weighed: bool = False
+    changes: str = ""
+    changes_learned: bool = False
     rows: dict[str, int] = field(default_factory=dict)
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     steps: int = 0

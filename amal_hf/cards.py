@@ -38,7 +38,8 @@ def render_card(facts: Mapping[str, Any]) -> ModelCard:
     }
     template = environment.from_string((files("amal_hf") / "card.md").read_text(encoding="utf-8"))
     # Of cards that were written before there were these.
-    facts = {"weighed": facts["learned"], "loads_with": facts["architecture"], **facts}
+    usual = {"weighed": facts["learned"], "shared": False, "changes": "", "changes_learned": False}
+    facts = {**usual, "loads_with": facts["architecture"], **facts}
     example = facts["details"]["example"] or EXAMPLES.get(facts["task"], "The text to begin with")
     compared = facts["details"]["comparison"]
     table = None if compared is None else _table(compared)

@@ -20,6 +20,7 @@ from amal_hf.latency import hardware_name
 from amal_hf.losses import Loss
 from amal_hf.method import Method
 from amal_hf.model_labels import class_count, label_column, label_names
+from amal_hf.policies.shared_weights import SharedWeights
 from amal_hf.run_record import present_weights, texts_of
 from amal_hf.shapes import EXAMPLE_ID, IGNORED
 
@@ -120,7 +121,7 @@ def _example(tokenizer: Any, task: str) -> str:
 
 def _mixing(trainer: Any, details: CardDetails) -> dict[str, Any]:
     """What is only known where losses were mixed."""
-    mixture, method = trainer.mixture, trainer.method
+    mixture, method, changes = trainer.mixture, trainer.method, trainer.method.batch_policy
     teachers = [_hub_name(source) for source in map(_name_of, mixture.distillations) if _hub_name(source)]
     shown = trainer.hub_model_id and trainer.args.hub_include_weights
     weights = {name: column for name, column in present_weights(trainer).items() if np.isfinite(column).any()}
@@ -131,8 +132,11 @@ def _mixing(trainer: Any, details: CardDetails) -> dict[str, Any]:
         "distilled": bool(mixture.distillations),
         "losses": [{"name": loss.name, "what": loss.describe()} for loss in mixture.losses],
         "method": _parts(method),
-        "learned": method.learns,
+        "learned": method.policy.learns,
+        "shared": isinstance(method.policy, SharedWeights),
         "weighed": not method.policy.keeps_mixture,
+        "changes": "" if changes is None else type(changes).__name__,
+        "changes_learned": changes is not None and changes.learns,
         "weights": [_summary(name, column) for name, column in weights.items()],
         "lowest": lowest,
         "highest": highest,
@@ -190,7 +194,7 @@ def _parts(method: Method) -> dict[str, Any]:
     """A method's choices in words, as far as they were made."""
     parts: dict[str, Any] = {"name": method.name, "weights": method.policy.describe()}
     if not method.learns:
-        return parts
+        return parts if method.batch_policy is None else {**parts, "batch_policy": type(method.batch_policy).__name__}
     unused = {"direction", "tangent"} if method.trajectory is not None else set()
     for entry in fields(method):
         value = getattr(method, entry.name)

@@ -27,10 +27,14 @@ from amal_hf import (
     Contender,
     CrossEntropy,
     Distillation,
+    FixedWeights,
+    LabelBlend,
     Method,
     RuleLosses,
+    SharedWeights,
     Spear,
     amal,
+    commentaries,
     random_weights,
 )
 from amal_hf.card_check import check_card
@@ -194,6 +198,30 @@ def test_weights_that_were_not_learned_are_no_fixed_mixture(tmp_path):
         assert f"on 2 losses, weighed by {policy}" in said[name] and "## How examples were weighed" in said[name]
         assert f"that have them, by {policy}" in said[name] and "fixed" not in said[name]
     assert "learned these weights on a small clean set" in said["learned"] and "## What was learned" in said["learned"]
+
+
+def test_changed_batches_are_no_weights_and_shared_weights_are_nobodys_own(tmp_path):
+    """Of a commentary that changes batches a card says so, also of one that was learned before, and not that it gave
+    examples weights; of weights that all examples share it does not say that each has its own.
+    """
+    said, frozen = {}, LabelBlend(3)
+    frozen.freeze()
+    methods = {
+        "blend": commentaries(LabelBlend(3)),
+        "frozen": Method("commentary", FixedWeights(), batch_policy=frozen),
+        "shared": amal(SharedWeights()),
+    }
+    for name, method in methods.items():
+        trained(tmp_path / name, method=method, args=toy_arguments(tmp_path / name)).create_model_card()
+        said[name] = " ".join(card_of(tmp_path / name).split())
+        assert "its own weight" not in said[name] and "on an example" not in said[name]
+    assert "fixed mixture. Its batches were changed by LabelBlend, which learned how on a" in said["blend"]
+    assert "How LabelBlend changes batches. The weights of the losses were fixed" in said["blend"]
+    assert "LabelBlend is as good as the clean set that it learned on (12 rows)" in said["blend"]
+    assert "changed by LabelBlend, which had learned how before." in said["frozen"]
+    assert "- batch policy: LabelBlend" in said["frozen"] and "Nothing: the weights" in said["frozen"]
+    assert "learned a weight for every loss on a small clean set, the same for all training" in said["shared"]
+    assert not any("The weights are as good" in said[name] for name in ("blend", "frozen"))
 
 
 def test_a_student_of_pictures_is_shown_in_its_pipeline(tmp_path):
