@@ -159,12 +159,14 @@ def test_weights_against_agreement():
 
 
 def test_weights_against_losses():
-    """Each loss's weights stand against its own values; what does not belong together is refused."""
+    """Each loss's weights stand against its own values; what does not belong together is refused. Neither is every
+    loss in nats (squared errors, a function of one's own) nor every weight learned.
+    """
     losses = {"labels": np.arange(40.0), "teacher": np.arange(40.0) + 100}
     weights = {name: np.ones(40) for name in losses}
     figure = plots.plot_weight_against_loss(weights, losses)
     assert [round(named(axes)["median"].get_xdata().mean()) for axes in figure.axes] == [20, 120]
-    assert figure.axes[0].get_xlabel() == "loss (nats)"
+    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("loss", "weight")
     with pytest.raises(ValueError, match="the losses"):
         plots.plot_weight_against_loss(weights, {"labels": losses["labels"]})
     with pytest.raises(ValueError, match="shape"):

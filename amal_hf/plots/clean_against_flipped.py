@@ -23,7 +23,7 @@ def plot_clean_against_flipped(
     Each of the two histograms shows shares of its own group, so that groups of different size compare.
 
     Args:
-        weights: the learned weights of each loss, (N,) each; NaN for examples without it.
+        weights: the weights of each loss, (N,) each; NaN for examples without it.
         clean: (N,) of bool, whether an example's label is right.
         path: the file to write, if any.
 
@@ -36,7 +36,7 @@ def plot_clean_against_flipped(
     for axes, (loss, values) in zip(grid, weights.items(), strict=True):
         known = np.isfinite(values)
         _overlay(axes, np.asarray(values, dtype=np.float64)[known], clean[known])
-        axes.set(title=loss, xlabel="learned weight")
+        axes.set(title=loss, xlabel="weight")
     grid[0].set_ylabel("share of the group")
     return finished(figure, path, grid[0])
 

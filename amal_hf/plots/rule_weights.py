@@ -18,7 +18,7 @@ NAMED = 20
 def plot_rule_weights(
     lifts: NDArray[Any], precisions: NDArray[Any], names: Sequence[str], path: str | Path | None = None
 ) -> Figure:
-    """Draws the learned weight of every rule, as a multiple of its initial one, against how often it is right.
+    """Draws the weight of every rule, as a multiple of its initial one, against how often it is right.
 
     Args:
         lifts: (m,) mean multiple where a rule votes, as `RuleSummary.lift`.
@@ -39,7 +39,7 @@ def plot_rule_weights(
     axes = figure.subplots()
     axes.axhline(1, color="0.8", linewidth=1)
     axes.scatter(precisions[shown], lifts[shown], color=OKABE_ITO[0])
-    axes.set(xlabel="share of right votes", ylabel="learned weight / initial weight, where it votes", ylim=(0, None))
+    axes.set(xlabel="share of right votes", ylabel="weight / initial weight, where it votes", ylim=(0, None))
     if shown.sum() <= NAMED:
         ranked = sorted(np.flatnonzero(shown).tolist(), key=lambda place: -lifts[place])
         for number, place in enumerate(ranked, 1):

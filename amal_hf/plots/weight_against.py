@@ -43,7 +43,7 @@ def plot_weight_against_loss(
 
     Args:
         weights: of each loss, `(N,)`.
-        losses: the value of the same losses, `(N,)` each, in nats.
+        losses: the value of the same losses, `(N,)` each.
         path: the file to write, if any.
 
     Raises:
@@ -51,7 +51,7 @@ def plot_weight_against_loss(
     """
     if list(losses) != list(weights):
         raise ValueError(f"Expected the values of the losses {list(weights)}, but came those of {list(losses)}.")
-    return _against(weights, losses, "loss (nats)", path)
+    return _against(weights, losses, "loss", path)
 
 
 def _against(
@@ -69,7 +69,7 @@ def _against(
             raise ValueError(f"No example has both a weight of '{loss}' and its {xlabel}: there is nothing to draw.")
         _draw(axes, x[known], y[known], look)
         axes.set(title=loss, xlabel=xlabel)
-    grid[0].set(ylabel="learned weight", ylim=(0, None))
+    grid[0].set(ylabel="weight", ylim=(0, None))
     return finished(figure, path, grid[0])
 
 
