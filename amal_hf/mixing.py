@@ -1,5 +1,9 @@
 """What the parts of `AMALTrainer` share."""
 
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer
 
 from amal_hf.method import Method
@@ -13,8 +17,14 @@ class MixingTrainer(Trainer):
         mixes: whether it does; otherwise it is `Trainer`.
         mixture: the losses and their weights.
         method: how these are learned.
+        given: optimizer and schedule that it was given, in the place of those that the arguments name.
     """
 
     mixes: bool = False
     mixture: Mixture
     method: Method
+    given: tuple[Optimizer | None, LRScheduler | None]
+
+    def __init__(self, *trainer_args: Any, **trainer_kwargs: Any) -> None:
+        super().__init__(*trainer_args, **trainer_kwargs)
+        self.given = self.optimizer, self.lr_scheduler

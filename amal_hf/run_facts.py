@@ -187,7 +187,25 @@ def _hyperparameters(trainer: Any) -> dict[str, Any]:
         own = {name: value for name, value in own.items() if not name.startswith("meta_")}
     given = {name: value for name, value in own.items() if value is not None and value is not False and value != -1}
     given.pop("num_train_epochs" if "max_steps" in given else "max_steps", None)
-    return {**given, "optimizer": args.optim.value, "lr_scheduler_type": args.lr_scheduler_type.value}
+    named = {"optimizer": args.optim.value, "lr_scheduler_type": args.lr_scheduler_type.value}
+    return _as_moved(trainer, {**given, **named})
+
+
+def _as_moved(trainer: Any, named: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters with those of an optimizer and a schedule that the trainer was given, if it was."""
+    optimizer, schedule = trainer.given
+    if trainer.optimizer_cls_and_kwargs is not None:
+        optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    if optimizer is not None:
+        named |= {"optimizer": type(optimizer).__name__}
+        for name, keys in (("learning_rate", ("initial_lr", "lr")), ("weight_decay", ("weight_decay",))):
+            found = [next((group[key] for key in keys if key in group), 0.0) for group in optimizer.param_groups]
+            values = sorted(set(map(float, found)))
+            named[name] = values[0] if len(values) == 1 else values
+    if schedule is not None:
+        named |= {"lr_scheduler_type": type(schedule).__name__}
+        named.pop("warmup_steps", None)
+    return named
 
 
 def _parts(method: Method) -> dict[str, Any]:

@@ -168,6 +168,7 @@ def settings_of(trainer: Any) -> dict[str, str | int | float]:
     """The run in a few words and numbers; nothing of where it ran."""
     args, method = trainer.args, trainer.method
     seconds = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
+    by_arguments = trainer.given[0] is None and trainer.optimizer_cls_and_kwargs is None
     return {
         "method": method.name,
         "policy": type(method.policy).__name__,
@@ -177,7 +178,7 @@ def settings_of(trainer: Any) -> dict[str, str | int | float]:
         "meta examples": _length(trainer.meta_dataset),
         "optimizer steps": trainer.state.global_step,
         "examples per step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "learning rate": args.learning_rate,
+        **({"learning rate": args.learning_rate} if by_arguments else {}),
         "seed": args.seed,
         "training seconds": seconds[-1] if seconds else float("nan"),
         **{f"eval_{name}": value for name, value in last_scores(trainer).items()},

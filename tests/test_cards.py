@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import tiny_bert, tiny_vit, toy_arguments, toy_rows
 from datasets import ClassLabel
 from huggingface_hub import ModelCard
@@ -42,6 +43,7 @@ from amal_hf.card_facts import RunFacts
 from amal_hf.cards import names_of, render_card
 from amal_hf.metrics import classification_metrics
 from amal_hf.run_facts import _example, gather
+from amal_hf.run_record import settings_of
 
 
 CARDS = sorted((Path(__file__).parents[1] / "model_cards").glob("*/card.json"))
@@ -222,6 +224,29 @@ def test_changed_batches_are_no_weights_and_shared_weights_are_nobodys_own(tmp_p
     assert "- batch policy: LabelBlend" in said["frozen"] and "Nothing: the weights" in said["frozen"]
     assert "learned a weight for every loss on a small clean set, the same for all training" in said["shared"]
     assert not any("The weights are as good" in said[name] for name in ("blend", "frozen"))
+
+
+def test_an_optimizer_that_was_given_is_named(tmp_path):
+    """It and its schedule move the student, whatever the arguments say; where one is left out these say it."""
+    student = tiny_bert()
+    weights, biases = ([p for p in student.parameters() if (p.ndim > 1) == wide] for wide in (True, False))
+    sgd = torch.optim.SGD([{"params": weights}, {"params": biases, "lr": 0.02}], lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(sgd)
+    given = {
+        "both": {"model": student, "optimizers": (sgd, schedule)},
+        "class": {"optimizer_cls_and_kwargs": (torch.optim.RMSprop, {"lr": 0.5})},
+    }
+    said = {}
+    for name, more in given.items():
+        rows = {"train_dataset": texts(40), "losses": [CrossEntropy()]}
+        run = AMALTrainer(**{"model": tiny_bert(), "args": toy_arguments(tmp_path / name), **rows, **more})
+        run.train()
+        said[name] = gather(run, CardDetails()).hyperparameters
+        assert "learning rate" not in settings_of(run)  # of the report
+    assert said["both"]["optimizer"] == "SGD" and said["both"]["learning_rate"] == [0.02, 0.1]
+    assert said["both"]["lr_scheduler_type"] == "ConstantLR" and "warmup_steps" not in said["both"]
+    assert said["class"]["optimizer"] == "RMSprop" and said["class"]["learning_rate"] == 0.5
+    assert said["class"]["lr_scheduler_type"] == "linear"
 
 
 def test_a_student_of_pictures_is_shown_in_its_pipeline(tmp_path):
