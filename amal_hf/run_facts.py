@@ -187,6 +187,8 @@ def _hyperparameters(trainer: Any) -> dict[str, Any]:
         own = {name: value for name, value in own.items() if not name.startswith("meta_")}
     given = {name: value for name, value in own.items() if value is not None and value is not False and value != -1}
     given.pop("num_train_epochs" if "max_steps" in given else "max_steps", None)
+    if args.auto_find_batch_size:
+        given["per_device_train_batch_size"] = trainer._train_batch_size // max(args.n_gpu, 1)
     named = {"optimizer": args.optim.value, "lr_scheduler_type": args.lr_scheduler_type.value}
     return _as_moved(trainer, {**given, **named})
 

@@ -177,7 +177,7 @@ def settings_of(trainer: Any) -> dict[str, str | int | float]:
         "training examples": _length(trainer.train_dataset),
         "meta examples": _length(trainer.meta_dataset),
         "optimizer steps": trainer.state.global_step,
-        "examples per step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "examples per step": trainer._train_batch_size * args.gradient_accumulation_steps * args.world_size,
         **({"learning rate": args.learning_rate} if by_arguments else {}),
         "seed": args.seed,
         "training seconds": seconds[-1] if seconds else float("nan"),

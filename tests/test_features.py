@@ -13,6 +13,7 @@ from test_trainer import StopAt, new_trainer, state_of, table_teacher
 
 from amal_hf import (
     AMALTrainer,
+    CardDetails,
     CrossEntropy,
     Distillation,
     DoubleBackward,
@@ -22,6 +23,8 @@ from amal_hf import (
     LastLayer,
     amal,
 )
+from amal_hf.run_facts import gather
+from amal_hf.run_record import settings_of
 from amal_hf.undisturbed import undisturbed
 
 
@@ -140,7 +143,9 @@ def test_students_of_which_a_part_is_trained(tmp_path, student):
 
 
 def test_a_smaller_batch_after_running_out_of_memory_starts_over(tmp_path):
-    """`auto_find_batch_size` tries again with half the batch; learned weights must begin anew with it."""
+    """`auto_find_batch_size` tries again with half the batch; learned weights must begin anew with it, and card and
+    report say what fitted in the end.
+    """
     attempts = []
 
     def hungry(outputs, batch):
@@ -149,9 +154,13 @@ def test_a_smaller_batch_after_running_out_of_memory_starts_over(tmp_path):
             raise RuntimeError("CUDA out of memory.")
         return outputs.logits.square().sum(1)
 
-    trained(tmp_path, losses=[CrossEntropy(), hungry], auto_find_batch_size=True, per_device_train_batch_size=8)
+    options = {"auto_find_batch_size": True, "per_device_train_batch_size": 8}
+    run = trained(tmp_path, losses=[CrossEntropy(), hungry], **options)
     assert max(attempts) == 8
     assert attempts[-1] <= 4
+    fitted = run.state.train_batch_size
+    assert fitted <= 4 and settings_of(run)["examples per step"] == fitted
+    assert gather(run, CardDetails()).hyperparameters["per_device_train_batch_size"] == fitted
 
 
 def test_hyperparameter_search_reaches_the_options(tmp_path):
