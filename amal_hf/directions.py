@@ -130,16 +130,16 @@ class NeumannDirection(Direction):
 def at_their_rates(vector: Params, params: Params, optimizer: Optimizer) -> Params:
     """Each parameter's part times the learning rate of its group over the largest, as a step of the student has it.
 
-    As it is where all groups have one rate, or none, as in a warm-up's first step.
+    Zero for a parameter that the optimizer was not given. As it is where it was given all and its groups have one
+    rate, or none, as in a warm-up's first step; and where it was given none of them, as one that moves copies.
     """
-    of_groups = [float(group["lr"]) for group in optimizer.param_groups]
-    largest = max(of_groups)
-    if largest == min(of_groups):
+    rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+    own = {name: rates[id(params[name])] for name in vector if id(params[name]) in rates}
+    largest = max(rates.values())
+    if not own or (len(own) == len(vector) and largest == min(rates.values())):
         return vector
-    rates = {
-        id(p): rate for group, rate in zip(optimizer.param_groups, of_groups, strict=True) for p in group["params"]
-    }
-    return {name: part * (rates.get(id(params[name]), 0.0) / largest) for name, part in vector.items()}
+    shares = {name: rate / largest if largest else 1.0 for name, rate in own.items()}
+    return {name: part * shares.get(name, 0.0) for name, part in vector.items()}
 
 
 def adam_denominators(params: Params, optimizer: Optimizer) -> Params:

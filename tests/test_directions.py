@@ -214,6 +214,21 @@ def test_groups_move_at_their_own_rates(direction):
     assert all(torch.equal(same[name], none[name]) for name in params)
 
 
+@pytest.mark.parametrize("direction", [SGDDirection(), AdamDirection()])
+@pytest.mark.parametrize("rate", [0.1, 0.0])
+def test_what_the_optimizer_was_not_given_has_no_direction(direction, rate):
+    """Where it trains the head alone, at one rate or at none yet, slopes are those of the head, at its first step too.
+
+    One that moves copies of the parameters knows none of them, and moves all.
+    """
+    params = {name: torch.ones(2, requires_grad=True) for name in ("head", "body")}
+    ones = {name: torch.ones(2) for name in params}
+    found = direction(ones, params, torch.optim.SGD([params["head"]], lr=rate), None)
+    assert torch.equal(found["head"], ones["head"]) and not found["body"].any()
+    copies = torch.optim.SGD([p.detach().clone() for p in params.values()], lr=rate)
+    assert direction(ones, params, copies, None) == ones
+
+
 def test_bad_input():
     """A series of negative length or a scale of zero says what was expected."""
     with pytest.raises(ValueError, match="terms"):
