@@ -17,13 +17,13 @@ def is_transformed(dataset: Any) -> bool:
     return isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
 
 
-def find_text_columns(columns: Sequence[str]) -> tuple[str, ...]:
+def find_text_columns(columns: Sequence[str], option: str = "text_columns=[...]") -> tuple[str, ...]:
     """The column of text among `columns`, or the two of a pair such as sentence1 and sentence2.
 
     Raises:
-        ValueError: if none of the usual names is there.
+        ValueError: if none of the usual names is there; `option` is how to name one's own.
     """
-    return first_present(columns, _TEXT_COLUMNS, "text_columns=[...]")
+    return first_present(columns, _TEXT_COLUMNS, option)
 
 
 def first_present(columns: Sequence[str], candidates: Sequence[str], option: str) -> tuple[str, ...]:

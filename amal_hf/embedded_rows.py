@@ -83,7 +83,7 @@ def labels_of_both(reader: str, rows: Dataset, clean: Dataset, wrong: float | No
             f"and {clean.column_names}."
         )
     check_names(rows, clean, reader, ("rows", "clean"))
-    require_columns(clean.column_names, find_text_columns(rows.column_names))
+    require_columns(clean.column_names, find_text_columns(rows.column_names, 'rename_column(..., "text")'))
     given, right = (read_labels(reader, part.with_format(None)[name][:]) for part in (rows, clean))
     check_labels(reader, given, right)
     return given, right

@@ -8,7 +8,7 @@ import pytest
 from conftest import tiny_bert
 from test_teachers import tokenizer
 
-from amal_hf import kept_rows
+from amal_hf import answered_rows, kept_rows
 from amal_hf.noise import flip_labels
 from amal_hf.shapes import TRUE_LABEL
 
@@ -106,3 +106,12 @@ def test_a_class_of_which_nothing_is_left_is_named(reader, caplog):
     kept = kept_rows(wrong, clean, *reader)
     assert 0 not in kept["label"] and len(kept) > len(wrong) - 60
     assert "of 1 classes no row is kept, the first is 0" in caplog.text
+
+
+@pytest.mark.parametrize("reads", [kept_rows, answered_rows])
+def test_how_to_name_a_column_of_texts(reads):
+    """By what there is: these functions have no `text_columns`."""
+    rows = texts(3).rename_column("text", "phrase")
+    with pytest.raises(ValueError, match="'phrase'.*rename_column") as told:
+        reads(rows, rows, None, None)
+    assert "text_columns" not in str(told.value)
