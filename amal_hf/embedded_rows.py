@@ -113,7 +113,8 @@ def warn_of_lost_classes(reader: str, before: Tensor, after: Tensor) -> None:
     """Say which classes have a label, `(N,)`, and none of those that are left, `(K,)`; negative ones are no labels."""
     if gone := sorted(set(before[before >= 0].tolist()) - set(after.tolist())):
         logger.warning(
-            "%s: of %d classes no row is kept, the first is %d. Add the clean rows, or look at these labels.",
+            "%s: of %d classes no label passes for right, the first is %d. Have clean rows of them among the training "
+            "rows, or look at these labels.",
             reader,
             len(gone),
             gone[0],

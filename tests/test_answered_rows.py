@@ -122,3 +122,13 @@ def test_classes_that_only_names_know(reader):  # noqa: F811
     names = datasets.ClassLabel(names=["a", "b", "c", "d", "e"])
     rows, clean = (part.cast_column("label", names) for part in (texts(120), texts(60, seed=1)))
     assert answers_of(answered_rows(rows, clean, *reader)[0]).shape == (180, 5)
+
+
+def test_a_class_that_is_not_learned_is_named(reader, caplog):  # noqa: F811
+    """All rows are there all the same, and clean ones with them: it is not said that they are not."""
+    rows, clean = flip_labels(texts(300), 0.4, seed=0), texts(90, seed=1)
+    some = clean.filter(lambda row: row["label"] > 0)
+    wrong = rows.filter(lambda row: row[TRUE_LABEL] > 0)
+    answered_rows(wrong, some, *reader)
+    assert "answered_rows: of 1 classes no label passes for right, the first is 0" in caplog.text
+    assert "kept" not in caplog.text

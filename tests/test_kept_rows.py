@@ -105,7 +105,7 @@ def test_a_class_of_which_nothing_is_left_is_named(reader, caplog):
     wrong = others.map(lambda row, number: {"label": 0 if number < 50 else row["label"]}, with_indices=True)
     kept = kept_rows(wrong, clean, *reader)
     assert 0 not in kept["label"] and len(kept) > len(wrong) - 60
-    assert "of 1 classes no row is kept, the first is 0" in caplog.text
+    assert "of 1 classes no label passes for right, the first is 0" in caplog.text
 
 
 @pytest.mark.parametrize("reads", [kept_rows, answered_rows])
