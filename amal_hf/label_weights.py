@@ -119,7 +119,7 @@ def _learned(table: Tensor, targets: Tensor, clean: int, folder: str, steps: int
         warmup_steps=0.1,
         weight_decay=0.01,
         label_smoothing_factor=SMOOTHING,
-        meta_batch_size=max(4, min(16, clean - FEWEST_ROWS)),  # so that the others can say what they have to
+        meta_batch_size=_meta_batch_size(clean),
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
@@ -143,6 +143,11 @@ def _learned(table: Tensor, targets: Tensor, clean: int, folder: str, steps: int
     trainer.add_callback(passes)
     trainer.train()
     return passes
+
+
+def _meta_batch_size(clean: int) -> int:
+    """So many that the other clean rows can say what they have to; of too few for that, four."""
+    return min(16, clean - FEWEST_ROWS) if clean > FEWEST_ROWS else 4
 
 
 class _Passes(TrainerCallback):

@@ -18,8 +18,11 @@ that had not (`benchmarks/LOG.md`)."""
 
 
 def warn_of_large_meta_batch(rows: int, batch_size: int) -> None:
-    """Warn where what clean rows say of an example cannot be asked, as too few are outside the present meta batch."""
-    if rows - batch_size < FEWEST_ROWS <= rows:
+    """Warn where what clean rows say of an example cannot be asked, as too few are outside the present meta batch.
+
+    Not of so few rows that no smaller batch would leave enough.
+    """
+    if rows - batch_size < FEWEST_ROWS < rows:
         logger.warning(
             "A meta batch of %d of the %d clean rows leaves less than %d to say what labels these would have: weights "
             "go without. Lower meta_batch_size.",

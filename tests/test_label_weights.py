@@ -79,6 +79,16 @@ def test_few_clean_rows_cannot_tell_how_many_are_wrong(spoilt):
     assert np.isnan(found.wrong) and np.isnan(found.wrong_error) and found.probably_right().all()
 
 
+@pytest.mark.parametrize("count", [32, 33, 35])
+def test_clean_rows_are_asked_as_soon_as_they_can_tell(spoilt, caplog, count):
+    """Above 32 of them few enough judge at a time for the others to say how many labels are wrong; and nothing is
+    advised that the caller cannot do.
+    """
+    (features, labels, clean, true), *_ = spoilt
+    found = label_weights(features, labels, clean[:count], true[:count], steps=40)
+    assert np.isnan(found.wrong) == (count == 32) and "meta_batch_size" not in caplog.text
+
+
 @pytest.fixture(scope="module")
 def brief():
     """A run of few steps."""

@@ -574,11 +574,11 @@ def test_nothing_is_kept_that_nobody_will_ask_for(tmp_path):
 
 
 def test_a_meta_batch_that_leaves_nothing_to_read_is_warned_of(tmp_path, caplog):
-    """The probe is never asked about rows that it has been fitted to."""
-    for size, warned in ((40, True), (8, False)):
+    """The probe is never asked about rows that it has been fitted to; of 32 no smaller batch leaves enough."""
+    for rows, size, warned in ((40, 40, True), (40, 8, False), (33, 2, True), (32, 1, False)):
         caplog.clear()
-        new_trainer(tmp_path, meta=toy_rows(40, seed=1), meta_batch_size=size)
-        assert ("A meta batch of 40 of the 40 clean rows leaves less than 32" in caplog.text) == warned
+        new_trainer(tmp_path, meta=toy_rows(rows, seed=1), meta_batch_size=size)
+        assert (f"A meta batch of {size} of the {rows} clean rows leaves less than 32" in caplog.text) == warned
 
 
 # ---- optimizers ----
