@@ -84,7 +84,10 @@ def labels_of_both(reader: str, rows: Dataset, clean: Dataset, wrong: float | No
         )
     check_names(rows, clean, reader, ("rows", "clean"))
     require_columns(clean.column_names, find_text_columns(rows.column_names, 'rename_column(..., "text")'))
-    given, right = (read_labels(reader, part.with_format(None)[name][:]) for part in (rows, clean))
+    given, right = (
+        read_labels(reader, f"labels of {whose}", part.with_format(None)[name][:])
+        for whose, part in (("rows", rows), ("clean", clean))
+    )
     check_labels(reader, given, right)
     return given, right
 

@@ -26,17 +26,16 @@ def read_labelled(reader: str, name: str, features: Any, labels: Any) -> tuple[T
     """
     try:
         rows = torch.as_tensor(features).detach().cpu().to(torch.get_default_dtype())
-        given = torch.as_tensor(labels).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"{reader}: {name} and their labels must be arrays, tensors or lists of numbers, got "
-            f"{type(features).__name__} and {type(labels).__name__}. embed_texts(texts, encoder, tokenizer) makes "
-            f"features; labels are a column of the dataset."
+            f"{reader}: {name} must be an array, a tensor or lists of numbers, got {type(features).__name__}. "
+            f"embed_texts(texts, encoder, tokenizer) makes features."
         ) from error
-    if rows.ndim != 2 or given.shape != rows.shape[:1] or given.is_floating_point():
+    given = read_labels(reader, f"labels of {name}", labels)
+    if rows.ndim != 2 or given.shape != rows.shape[:1]:
         raise ValueError(
-            f"{reader}: {name} must be (N, d), and their labels N whole numbers; got {tuple(rows.shape)}, and "
-            f"{given.dtype} of shape {tuple(given.shape)}. Both are of the same rows, in their order."
+            f"{reader}: {name} must be (N, d), and their labels (N,); got {tuple(rows.shape)} and "
+            f"{tuple(given.shape)}. Both are of the same rows, in their order."
         )
     if not bool(rows.isfinite().all()):
         bad = (~rows.isfinite().all(1)).nonzero()[:, 0].tolist()
@@ -44,14 +43,15 @@ def read_labelled(reader: str, name: str, features: Any, labels: Any) -> tuple[T
             f"{reader}: {name} must be finite; those of {len(bad)} rows are not, the first is {bad[0]}. Embed "
             f"the texts in fp32."
         )
-    return rows, given.long()
+    return rows, given
 
 
-def read_labels(reader: str, labels: Any) -> Tensor:
-    """Class numbers `(N,)`, on the CPU; for whoever has no features yet.
+def read_labels(reader: str, name: str, labels: Any) -> Tensor:
+    """Class numbers `(N,)`, on the CPU.
 
     Args:
         reader: the function that was called, for messages.
+        name: what it calls these labels.
         labels: array, tensor or list; negative for none.
 
     Raises:
@@ -62,12 +62,12 @@ def read_labels(reader: str, labels: Any) -> Tensor:
         given = torch.as_tensor(labels).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"{reader}: labels must be whole numbers, one a row, and some are not: names of classes, or None. Make "
+            f"{reader}: {name} must be whole numbers, one a row, and some are not: names of classes, or None. Make "
             f"the column a ClassLabel, with -100 for no label."
         ) from error
     if given.ndim != 1 or (given.is_floating_point() and len(given)):  # lists of nothing are of floats
         raise ValueError(
-            f"{reader}: labels must be whole numbers, one a row; got {given.dtype} of shape {tuple(given.shape)}. "
+            f"{reader}: {name} must be whole numbers, one a row; got {given.dtype} of shape {tuple(given.shape)}. "
             f"Cast the column, if these are classes."
         )
     return given.long()

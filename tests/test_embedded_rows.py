@@ -39,10 +39,11 @@ def labelled(rows, labels, kind="int64"):
         (
             lambda rows, clean: (labelled(rows, [0, None, 1]), clean),
             TypeError,
-            "_rows: labels .*-100 for no label",
+            "_rows: labels of rows .*-100 for no label",
         ),
         (lambda rows, clean: (labelled(rows, ["a", "b", "c"], "string"), clean), TypeError, "names of classes"),
         (lambda rows, clean: (labelled(rows, [0, 0.5, 1], "float32"), clean), ValueError, "whole numbers, one a row"),
+        (lambda rows, clean: (rows, labelled(clean, ["a"] * 3, "string")), TypeError, "labels of clean .* names of"),
         (lambda rows, clean: (rows, clean.select([])), ValueError, "0 clean rows"),
         (lambda rows, clean: (rows.select([]), clean), ValueError, "got 0 labels"),
         (lambda rows, clean: (rows, clean.rename_column("text", "sentence")), ValueError, r"\['text'\] are not among"),

@@ -154,10 +154,12 @@ GOOD = {
 @pytest.mark.parametrize(
     ("wrong", "error", "words"),
     [
-        ({"features": ["a"] * 6}, TypeError, "features and their labels must be arrays"),
+        ({"features": ["a"] * 6}, TypeError, "features must be an array"),
         ({"features": torch.rand(6)}, ValueError, r"must be \(N, d\)"),
         ({"labels": [0, 1]}, ValueError, "same rows"),
-        ({"labels": [0.5] * 6}, ValueError, "whole numbers"),
+        ({"labels": [0.5] * 6}, ValueError, "labels of features must be whole numbers"),
+        ({"clean_labels": ["a", "b"]}, TypeError, "labels of clean_features must be whole numbers.*names of classes"),
+        ({"clean_labels": [0, None]}, TypeError, "labels of clean_features must .*-100 for no label"),
         ({"features": torch.full((6, 3), torch.nan)}, ValueError, "6 rows are not, the first is 0"),
         ({"clean_features": torch.rand(2, 4)}, ValueError, "one encoder"),
         ({"labels": [-100] * 6}, ValueError, "got 0 labels"),

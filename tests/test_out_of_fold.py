@@ -113,7 +113,7 @@ GOOD = {"features": torch.rand(6, 3), "labels": [0, 1, 0, 1, 0, -100]}
 @pytest.mark.parametrize(
     ("wrong", "error", "words"),
     [
-        ({"features": ["a"] * 6}, TypeError, "out_of_fold_logits: features and their labels must be arrays"),
+        ({"features": ["a"] * 6}, TypeError, "out_of_fold_logits: features must be an array"),
         ({"labels": [0, 1]}, ValueError, "same rows"),
         ({"features": torch.full((6, 3), torch.inf)}, ValueError, "6 rows are not, the first is 0"),
         ({"labels": [-100] * 6}, ValueError, "got 5 and 0"),
