@@ -62,8 +62,8 @@ def read_labels(reader: str, name: str, labels: Any) -> Tensor:
         given = torch.as_tensor(labels).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"{reader}: {name} must be whole numbers, one a row, and some are not: names of classes, or None. Make "
-            f"the column a ClassLabel, with -100 for no label."
+            f"{reader}: {name} must be whole numbers, one a row, and some are not: names of classes, or None. "
+            f"dataset.class_encode_column makes numbers of names; after it, dataset.map can write -100 for no label."
         ) from error
     if given.ndim != 1 or (given.is_floating_point() and len(given)):  # lists of nothing are of floats
         raise ValueError(

@@ -5,6 +5,7 @@ import pytest
 from test_kept_rows import texts
 
 from amal_hf import answered_rows, kept_rows
+from amal_hf.embedded_rows import labels_of_both
 
 
 BOTH = pytest.mark.parametrize("take", [kept_rows, answered_rows])
@@ -53,6 +54,18 @@ def test_what_cannot_be_weighed_is_refused_before_anything_is_read(take, change,
     """In words: to embed many texts takes long."""
     with pytest.raises(error, match=words):
         take(*change(texts(3), texts(3)), None, None)
+
+
+@BOTH
+def test_names_and_missing_labels_become_numbers_as_is_advised(take):
+    """In this order: -100 among the names would be a class of its own."""
+    rows, clean = labelled(texts(3), ["b", None, "a"], "string"), labelled(texts(3), ["b", "a", "a"], "string")
+    with pytest.raises(TypeError, match="class_encode_column makes numbers of names; after it, dataset.map .* -100"):
+        take(rows, clean, None, None)
+    rows, clean = (part.class_encode_column("label") for part in (rows, clean))
+    rows = rows.map(lambda row: {"label": -100 if row["label"] is None else row["label"]})
+    labels, right = labels_of_both(take.__name__, rows, clean, None)
+    assert labels.tolist() == [1, -100, 0] and right.tolist() == [1, 0, 0]
 
 
 @BOTH
