@@ -46,7 +46,7 @@ def label_weights(
     found. The caller's random numbers are left alone. Among several processes all must call it, and all get the same.
 
     Args:
-        features: `(N, d)`, one row a text, as of `embed_texts`; array or tensor.
+        features: `(N, d)`, one row a text, as of `embed_texts`; array, tensor, table or column of a dataset.
         labels: `(N,)`, class numbers; a negative one is none, and has no weight.
         clean_features: `(M, d)`, those of rows whose labels are right.
         clean_labels: `(M,)`, class numbers.

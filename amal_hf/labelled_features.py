@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amal_hf.tensor_of import tensor_of
+
 
 LEAST_VARIANCE = 1e-12
 """Added to that of a row: more than rounding leaves where numbers are alike, and next to nothing beside the 1e-6 of
@@ -17,7 +19,7 @@ def read_labelled(reader: str, name: str, features: Any, labels: Any) -> tuple[T
     Args:
         reader: the function that was called, for messages.
         name: what it calls these features.
-        features: array, tensor or lists.
+        features: whatever `tensor_of` reads.
         labels: the same; negative for none.
 
     Raises:
@@ -25,11 +27,11 @@ def read_labelled(reader: str, name: str, features: Any, labels: Any) -> tuple[T
         ValueError: other shapes, or features that are not finite.
     """
     try:
-        rows = torch.as_tensor(features).detach().cpu().to(torch.get_default_dtype())
+        rows = tensor_of(features).to(torch.get_default_dtype())
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"{reader}: {name} must be an array, a tensor or lists of numbers, got {type(features).__name__}. "
-            f"embed_texts(texts, encoder, tokenizer) makes features."
+            f"{reader}: {name} must be an array, a tensor, a table or lists of numbers, got "
+            f"{type(features).__name__}. embed_texts(texts, encoder, tokenizer) makes features."
         ) from error
     given = read_labels(reader, f"labels of {name}", labels)
     if rows.ndim != 2 or given.shape != rows.shape[:1]:
@@ -52,14 +54,14 @@ def read_labels(reader: str, name: str, labels: Any) -> Tensor:
     Args:
         reader: the function that was called, for messages.
         name: what it calls these labels.
-        labels: array, tensor or list; negative for none.
+        labels: whatever `tensor_of` reads; negative for none.
 
     Raises:
         TypeError: what is no array of numbers.
         ValueError: several a row, or numbers with a fraction.
     """
     try:
-        given = torch.as_tensor(labels).cpu()
+        given = tensor_of(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{reader}: {name} must be whole numbers, one a row, and some are not: names of classes, or None. "

@@ -28,7 +28,7 @@ def out_of_fold_logits(
     have a normal prior, under which a logit has standard deviation two.
 
     Args:
-        features: `(N, d)`, one row a text, as of `embed_texts`; array or tensor.
+        features: `(N, d)`, one row a text, as of `embed_texts`; array, tensor, table or column of a dataset.
         labels: `(N,)`, class numbers; a negative one is none.
         classes: C; by default one more than the highest label.
         folds: how many, two or more.

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from amal_hf.tensor_of import tensor_of
 
 
 def read_predicted(reader: str, logits: Any, labels: Any) -> tuple[Tensor, Tensor]:
@@ -11,7 +12,7 @@ def read_predicted(reader: str, logits: Any, labels: Any) -> tuple[Tensor, Tenso
 
     Args:
         reader: the function that was called, for messages.
-        logits: array, tensor or lists.
+        logits: whatever `tensor_of` reads.
         labels: the same; negative for none.
 
     Raises:
@@ -40,7 +41,7 @@ def read_predicted(reader: str, logits: Any, labels: Any) -> tuple[Tensor, Tenso
 
 def _array(reader: str, name: str, values: Any) -> Tensor:
     try:
-        return torch.as_tensor(values).detach().cpu()
+        return tensor_of(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{reader}: {name} must be an array, a tensor or a list of numbers, got {type(values).__name__}. "

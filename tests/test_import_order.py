@@ -14,7 +14,7 @@ PACKAGE = Path(amal_hf.__file__).parent
 
 LEVELS = [
     {"shapes"},
-    {"batch_rows", "student_states"},
+    {"batch_rows", "student_states", "tensor_of"},
     {
         "divergences",
         "tokens",
