@@ -41,6 +41,22 @@ def parse_arguments(classes: Sequence[type], command_line: Sequence[str]) -> tup
     return tuple(parser.parse_args_into_dataclasses(given))
 
 
+def refuse_resuming(args: Any) -> None:
+    """Refuse a flag of `TrainingArguments` that `Trainer` leaves to scripts, in one that does nothing with it.
+
+    Args:
+        args: of the run.
+
+    Raises:
+        ValueError: it is to go on from a checkpoint.
+    """
+    if args.resume_from_checkpoint is not None:
+        raise ValueError(
+            f"--resume_from_checkpoint: this script trains all its models from the beginning, got "
+            f"{args.resume_from_checkpoint!r}. Leave it out; trainer.train(resume_from_checkpoint=...) goes on."
+        )
+
+
 def _as_flags(file: Path, parser: HfArgumentParser) -> list[str]:
     """Settings as flags; a list that no flag could take, an empty one or one of an option of one value, as default."""
     settings = (json.loads if file.suffix == ".json" else yaml.safe_load)(file.read_text(encoding="utf-8"))

@@ -53,7 +53,7 @@ from amal_hf import (
 )
 from amal_hf.aggregation import add_aggregated, label_by_votes, label_model, majority_vote
 from amal_hf.columns import dataset_fingerprint, find_text_columns
-from amal_hf.command_line import parse_arguments
+from amal_hf.command_line import parse_arguments, refuse_resuming
 from amal_hf.data import read_dataset
 from amal_hf.demo import FEW_ROWS, TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
 from amal_hf.demo_rules import docstring_rules
@@ -245,6 +245,7 @@ def main() -> None:
 def parse(command_line: list[str]) -> tuple[RecipeArguments, DenoiseArguments]:
     """Arguments from flags, or from one YAML or JSON file."""
     recipe, args = parse_arguments([RecipeArguments, DenoiseArguments], command_line)
+    refuse_resuming(args)
     unknown = sorted(set(recipe.runs) - set(RUNS))
     if unknown:
         raise ValueError(f"--runs: {unknown} are not among {list(RUNS)}.")

@@ -56,7 +56,7 @@ from amal_hf import (
     student_from_teacher,
 )
 from amal_hf.columns import dataset_fingerprint, find_text_columns
-from amal_hf.command_line import parse_arguments
+from amal_hf.command_line import parse_arguments, refuse_resuming
 from amal_hf.data import read_dataset
 from amal_hf.demo import FEW_ROWS, TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
 from amal_hf.intervals import bootstrap_interval
@@ -209,6 +209,7 @@ def mixtures(recipe: RecipeArguments) -> list[tuple[str, list[float], Method | N
 def parse(command_line: list[str]) -> tuple[RecipeArguments, DistilArguments]:
     """Arguments from flags, or from one YAML or JSON file."""
     recipe, args = parse_arguments([RecipeArguments, DistilArguments], command_line)
+    refuse_resuming(args)
     if recipe.clean_teacher and recipe.teacher_epochs == 0:
         raise ValueError(
             "--clean_teacher fine-tunes the teacher, --teacher_epochs 0 takes it as it is: leave out one."

@@ -47,7 +47,7 @@ from amal_hf import (
     student_from_teacher,
 )
 from amal_hf.columns import dataset_fingerprint, find_text_columns
-from amal_hf.command_line import parse_arguments
+from amal_hf.command_line import parse_arguments, refuse_resuming
 from amal_hf.data import read_dataset
 from amal_hf.demo import FEW_ROWS, TEACHER_ID, demo_teacher_path, docstring_corpus
 from amal_hf.metrics import auc, classification_metrics
@@ -152,6 +152,7 @@ def kind_of(commentary: Commentary) -> str:
 def parse(command_line: list[str]) -> tuple[RecipeArguments, CommentaryArguments]:
     """Arguments from flags, or from one YAML or JSON file."""
     recipe, args = parse_arguments([RecipeArguments, CommentaryArguments], command_line)
+    refuse_resuming(args)
     if recipe.smoke:
         args.num_train_epochs, args.eval_steps, args.logging_steps = 1.0, 4, 4
     return recipe, args

@@ -55,7 +55,7 @@ from amal_hf import (
     student_from_teacher,
 )
 from amal_hf.columns import dataset_fingerprint, find_text_columns
-from amal_hf.command_line import parse_arguments
+from amal_hf.command_line import parse_arguments, refuse_resuming
 from amal_hf.data import read_dataset
 from amal_hf.demo import FEW_ROWS, TEACHER_ID, data_details, demo_teacher_path, docstring_corpus
 from amal_hf.intervals import bootstrap_interval
@@ -169,6 +169,7 @@ def main() -> None:
 def parse(command_line: list[str]) -> tuple[RecipeArguments, ReweightArguments]:
     """Arguments from flags, or from one YAML or JSON file."""
     recipe, args = parse_arguments([RecipeArguments, ReweightArguments], command_line)
+    refuse_resuming(args)
     unknown = sorted(set(recipe.methods) - set(METHODS))
     if unknown:
         raise ValueError(f"--methods: {unknown} are not among {list(METHODS)}.")

@@ -57,7 +57,7 @@ from amal_hf import (
     translation_metrics,
 )
 from amal_hf.card_check import is_language
-from amal_hf.command_line import parse_arguments
+from amal_hf.command_line import parse_arguments, refuse_resuming
 from amal_hf.demo_translation import translation_corpus
 from amal_hf.metrics import auc
 from amal_hf.publishing import reach_hub
@@ -159,6 +159,7 @@ def main() -> None:
 def parse(command_line: list[str]) -> tuple[RecipeArguments, TranslateArguments]:
     """Arguments from flags, or from one YAML or JSON file."""
     recipe, args = parse_arguments([RecipeArguments, TranslateArguments], command_line)
+    refuse_resuming(args)
     if not recipe.runs or not set(recipe.runs) <= set(RUNS):
         raise ValueError(f"--runs: expected some of {list(RUNS)}, got {recipe.runs}.")
     if len(set(recipe.runs)) < len(recipe.runs):

@@ -15,14 +15,26 @@ from transformers import pipeline
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
+import denoise_rules  # noqa: E402
+import distil_bert  # noqa: E402
 import learn_commentary  # noqa: E402
 import reweight_noisy_labels  # noqa: E402
 import translate_deep_interactions  # noqa: E402
-from distil_bert import shown_answer  # noqa: E402
 
 from amal_hf.card_check import check_card  # noqa: E402
 from amal_hf.card_facts import RunFacts  # noqa: E402
 from amal_hf.cards import render_card  # noqa: E402
+
+
+RECIPES = [denoise_rules, distil_bert, learn_commentary, reweight_noisy_labels, translate_deep_interactions]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.__name__)
+def test_a_recipe_goes_on_from_no_checkpoint(recipe):
+    """It says so, where it would begin anew."""
+    with pytest.raises(ValueError, match="--resume_from_checkpoint: this script .* from the beginning, got 'out'"):
+        recipe.parse(["--resume_from_checkpoint", "out"])
+    assert recipe.parse([])[1].resume_from_checkpoint is None
 
 
 @pytest.mark.parametrize(
@@ -38,7 +50,7 @@ def test_a_saved_student_is_asked_about_any_row(tmp_path, row, asked):
     """Of a text that is longer than it can read, and of the two of a pair; what is printed can be typed."""
     tiny_bert().save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
-    call, answer = shown_answer(tmp_path, {"label": 0, **row}, 16).splitlines()
+    call, answer = distil_bert.shown_answer(tmp_path, {"label": 0, **row}, 16).splitlines()
     assert asked in call
     again = eval(call, {"pipeline": pipeline})
     assert answer == f"  -> {again[0] if isinstance(again, list) else again}"
