@@ -373,6 +373,7 @@ def new_model(bench: Bench) -> PreTrainedModel:
         bench.recipe.model or demo_teacher_path(),
         id2label=dict(enumerate(bench.names)),
         label2id={name: number for number, name in enumerate(bench.names)},
+        ignore_mismatched_sizes=True,  # it may have a head for other classes
     )
     return model
 

@@ -334,9 +334,7 @@ def show(rows: list[dict[str, Any]], target: float) -> None:
 def first_student(bench: Bench) -> PreTrainedModel:
     """Two layers of the pretrained encoder, or the student that was asked for."""
     set_seed(bench.args.seed)
-    student = AutoModelForSequenceClassification.from_pretrained(
-        bench.recipe.student or demo_teacher_path(), **labels_of(bench)
-    )
+    student = with_head(bench, bench.recipe.student or demo_teacher_path())
     return student if bench.recipe.student else student_from_teacher(student, 2)
 
 
@@ -344,7 +342,7 @@ def other_student(bench: Bench) -> PreTrainedModel:
     """A DistilBERT that knows words (those of the encoder) and nothing else yet; or the student that was asked for."""
     set_seed(bench.args.seed)
     if bench.recipe.student:
-        return AutoModelForSequenceClassification.from_pretrained(bench.recipe.student, **labels_of(bench))
+        return with_head(bench, bench.recipe.student)
     words = word_vectors(bench)
     size, width = words.shape
     heads = next(count for count in (6, 4, 2, 1) if width % count == 0)
@@ -354,6 +352,14 @@ def other_student(bench: Bench) -> PreTrainedModel:
     student = DistilBertForSequenceClassification(config)
     student.distilbert.embeddings.word_embeddings.weight.data.copy_(words)
     return student
+
+
+def with_head(bench: Bench, checkpoint: str | Path) -> PreTrainedModel:
+    """A checkpoint with a head for these classes, whether it had one for others or not."""
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        checkpoint, ignore_mismatched_sizes=True, **labels_of(bench)
+    )
+    return model
 
 
 def word_vectors(bench: Bench) -> Tensor:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import tiny_bert
-from datasets import Dataset, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, concatenate_datasets
 from test_teachers import tokenizer
 from transformers import pipeline
 
@@ -35,6 +35,29 @@ def test_a_recipe_goes_on_from_no_checkpoint(recipe):
     with pytest.raises(ValueError, match="--resume_from_checkpoint: this script .* from the beginning, got 'out'"):
         recipe.parse(["--resume_from_checkpoint", "out"])
     assert recipe.parse([])[1].resume_from_checkpoint is None
+
+
+@pytest.mark.parametrize(
+    "student_of",
+    [
+        denoise_rules.new_student,
+        reweight_noisy_labels.new_student,
+        learn_commentary.first_student,
+        learn_commentary.other_student,
+        lambda bench: distil_bert.with_head(bench.recipe.model, bench.data["train"].features["label"]),
+    ],
+    ids=["denoise_rules", "reweight_noisy_labels", "learn_commentary", "to reuse one", "distil_bert"],
+)
+def test_a_student_may_have_a_head_for_other_classes(tmp_path, student_of):
+    """It was fine-tuned on something else: it gets a new head, and is not refused."""
+    tiny_bert(num_labels=3).save_pretrained(tmp_path)
+    rows = Dataset.from_dict({"label": [0, 1]}, features=Features({"label": ClassLabel(names=["no", "yes"])}))
+    recipe = SimpleNamespace(model=str(tmp_path), student=str(tmp_path))
+    bench = SimpleNamespace(
+        recipe=recipe, args=SimpleNamespace(seed=0), data={"train": rows}, names=rows.features["label"].names
+    )
+    student = student_of(bench)
+    assert student.classifier.out_features == 2 and student.config.id2label == {0: "no", 1: "yes"}
 
 
 @pytest.mark.parametrize(
