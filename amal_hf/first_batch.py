@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amal_hf.class_counts import one_class_labels
 from amal_hf.collator import rows_of
 from amal_hf.cross_entropy import CrossEntropy
 from amal_hf.losses import Loss
@@ -21,8 +22,9 @@ def check_first_rows(
     losses: Sequence[Loss],
     task: Task,
     by_token: bool,
+    one_class_readers: Sequence[str] = (),
 ) -> None:
-    """Make a batch of the first two rows, and refuse one that losses cannot read.
+    """Make a batch of the first two rows, and refuse one that losses or policies cannot read.
 
     Args:
         dataset: has rows by number.
@@ -31,6 +33,7 @@ def check_first_rows(
         losses: that are to be taken of it.
         task: how the student's logits are read.
         by_token: whether the student answers for every token.
+        one_class_readers: names of policies that are for examples of one class each.
 
     Raises:
         ValueError: no batch can be made, or it lacks what a loss reads, or its labels are of another kind.
@@ -41,6 +44,8 @@ def check_first_rows(
     labels = batch.get("labels")
     if isinstance(labels, Tensor):
         _check_kind(labels, rows, name, task, by_token)
+        for reader in one_class_readers:
+            one_class_labels(batch, rows, reader)
 
 
 def _first_batch(dataset: Any, collate: Callable[[list[Any]], Batch], name: str) -> tuple[Batch, int]:

@@ -53,7 +53,9 @@ class NumberedRowsTrainer(MixingTrainer):
         self._set_signature_columns_if_needed()
         self.data_collator = ExampleCollator(self._collate, self._loss_columns)
         self._plain_collator = ExampleCollator(self._collate, self._loss_columns, put_back=False)
-        self._check_first_rows(self.train_dataset, "train_dataset", self.mixture.losses)
+        policies = (self.method.policy, self.method.batch_policy)
+        readers = [_reader(policy) for policy in policies if policy is not None and policy.needs_one_class]
+        self._check_first_rows(self.train_dataset, "train_dataset", self.mixture.losses, readers)
         if self.method.learns:
             self._check_first_rows(self.meta_dataset, "meta_dataset", [self.method.objective])
         self.train_dataset, self._given_ids = numbered(self.train_dataset)
@@ -163,12 +165,14 @@ class NumberedRowsTrainer(MixingTrainer):
             return self._remove_unused_columns(rows, name), self.data_collator
         return rows, self._get_collator_with_removed_columns(self.data_collator, name)
 
-    def _check_first_rows(self, dataset: Any, name: str, losses: Sequence[Loss]) -> None:
+    def _check_first_rows(
+        self, dataset: Any, name: str, losses: Sequence[Loss], one_class_readers: Sequence[str] = ()
+    ) -> None:
         """Make a batch of two rows, before teachers or training cost anything."""
         if dataset is not None and not is_stream(dataset):
             rows, collate = self._rows_and_collator(dataset, name)
             by_token = answers_by_token(self.model)
-            check_first_rows(rows, collate, name, losses, self.mixture.task, by_token)
+            check_first_rows(rows, collate, name, losses, self.mixture.task, by_token, one_class_readers)
 
     def _set_signature_columns_if_needed(self) -> None:
         """The student's inputs, and what losses and the objective read beside these.
@@ -187,3 +191,8 @@ class NumberedRowsTrainer(MixingTrainer):
                 # What BERT reads of a pair of texts and DistilBERT does not: which of them a token is of.
                 self._teacher_columns = {_TOKEN_TYPES} - set(known) if self.mixture.distillations else set()
                 self._signature_columns = [*known, EXAMPLE_ID, REPEATED, *self._loss_columns, *self._teacher_columns]
+
+
+def _reader(policy: Any) -> str:
+    """The name of a policy, or of the one that it only uses."""
+    return type(getattr(policy, "policy", policy)).__name__

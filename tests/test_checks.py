@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import torch
-from conftest import VOCABULARY, tiny_bert, toy_arguments, toy_rows
+from conftest import LENGTH, VOCABULARY, tiny_bert, toy_arguments, toy_rows
 from generation import tiny_generator
 from torch.distributed.fsdp import CPUOffloadPolicy
 from transformers import (
     BertForQuestionAnswering,
+    BertForSequenceClassification,
     BertForTokenClassification,
     MixtralConfig,
     MixtralForCausalLM,
@@ -22,15 +23,18 @@ from amal_hf import (
     AMALSeq2SeqArguments,
     AMALSeq2SeqTrainer,
     AMALTrainer,
+    ClassProportional,
     CommentaryNetwork,
     CorrectedCrossEntropy,
     CrossEntropy,
     CustomLoss,
+    Delayed,
     Distillation,
     ExactProduct,
     ExampleTable,
     ForwardMode,
     Frozen,
+    LabelBlend,
     LastLayer,
     Method,
     TokenMask,
@@ -216,6 +220,27 @@ BAD = {
     ),
     "question answering": ({"model": tiny_bert(head=BertForQuestionAnswering)}, "start_positions"),
 }
+
+
+ONE_CLASS = {
+    "LabelBlend": lambda: commentaries(LabelBlend(3)),
+    "CommentaryNetwork": lambda: commentaries(CommentaryNetwork(torch.randn(8, 4), 3)),
+    "ClassProportional": lambda: Method("balanced", ClassProportional([4, 2, 2])),
+    "CommentaryNetwork, reused": lambda: Method("reused", Frozen(CommentaryNetwork(torch.randn(8, 4), 3), {})),
+    "CommentaryNetwork, later": lambda: Method("later", Delayed(CommentaryNetwork(torch.randn(8, 4), 3), 0.5)),
+}
+
+
+@pytest.mark.parametrize("several", ["yes or no", "tokens"])
+@pytest.mark.parametrize(("name", "method"), ONE_CLASS.items(), ids=ONE_CLASS)
+def test_several_labels_are_refused_by_what_reads_one(tmp_path, name, method, several):
+    """Before the first step, in which they would be looked up."""
+    labels = [[0.0, 1.0, 1.0]] * 8 if several == "yes or no" else [[0] * LENGTH] * 8
+    head = BertForSequenceClassification if several == "yes or no" else BertForTokenClassification
+    rows = with_labels(labels)
+    changes = {"model": tiny_bert(head=head), "train_dataset": rows, "meta_dataset": rows.select(range(4))}
+    with pytest.raises(ValueError, match=f"{name.partition(',')[0]} is for examples of one class each.*amal()"):
+        make(tmp_path, method=method(), **changes)
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD.keys())

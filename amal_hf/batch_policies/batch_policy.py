@@ -43,6 +43,7 @@ class BatchPolicy(nn.Module, ABC):
 
     Attributes:
         learns: whether it wants gradients; `freeze` ends that.
+        needs_one_class: whether it is for examples of one class each, so that others are refused.
         replaces_attention: whether the student gets a mask for every pair of tokens in the place of its own.
 
     Raises:
@@ -51,6 +52,7 @@ class BatchPolicy(nn.Module, ABC):
 
     optimizer: torch.optim.Adam
     learns: bool = True
+    needs_one_class: bool = False
     replaces_attention: bool = False
 
     def __init__(self, learning_rate: float) -> None:

@@ -32,6 +32,8 @@ class LabelBlend(BatchPolicy):
         Teaching with Commentaries, arXiv:2011.03037, label-dependent augmentation.
     """
 
+    needs_one_class = True
+
     def __init__(self, labels: int, initial: float = -1.0, learning_rate: float = 1e-2, seed: int = 0) -> None:
         super().__init__(learning_rate)
         if labels < 2:

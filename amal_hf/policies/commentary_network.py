@@ -46,6 +46,7 @@ class CommentaryNetwork(NetworkPolicy):
     """
 
     needs_ids = True
+    needs_one_class = True
     embeddings: Tensor
 
     def __init__(

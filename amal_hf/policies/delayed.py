@@ -55,6 +55,7 @@ class Delayed(Policy):
         self.draws = draw
         self.needs_hidden_states = policy.needs_hidden_states
         self.needs_source_gain = policy.needs_source_gain
+        self.needs_one_class = policy.needs_one_class
         self.notes_steps = policy.notes_steps
         self.reads_clean_states = policy.reads_clean_states
         self.interval = policy.interval

@@ -66,6 +66,7 @@ class Frozen(Policy):
         self.needs_ids = policy.needs_ids
         self.needs_hidden_states = policy.needs_hidden_states
         self.needs_source_gain = policy.needs_source_gain
+        self.needs_one_class = policy.needs_one_class
 
     def reset(self, sizes: Sizes, initial: Tensor) -> None:
         """Take over what was saved.

@@ -73,9 +73,10 @@ class ClassProportional(Heuristic):
         power: weights are `n_c` to the power of `-power`, scaled to a mean of one; 0.5 is half way to equal classes.
 
     Raises:
-        ValueError: fewer than two classes, or one without a row; a power outside [0, 1]; at the first batch, labels
-            that are not one class each.
+        ValueError: fewer than two classes, or one without a row; a power outside [0, 1].
     """
+
+    needs_one_class = True
 
     def __init__(self, counts: Sequence[int], power: float = 1.0) -> None:
         super().__init__()

@@ -123,6 +123,7 @@ class Policy(nn.Module, ABC):
         needs_ids: whether weights belong to examples by id, so that a stream has to bring a column of ids.
         needs_hidden_states: whether `observe` reads the student's hidden states.
         needs_source_gain: whether `observe` reads what the targets cost a student that sees no source.
+        needs_one_class: whether it is for examples of one class each, so that others are refused.
         draws: whether `rates` may want rows drawn.
         notes_steps: whether `note_step` wants to be told of the examples of every step.
         reads_clean_states: whether `note_clean` wants to be told of clean rows, where a student can show its states.
@@ -139,6 +140,7 @@ class Policy(nn.Module, ABC):
     needs_ids: bool = False
     needs_hidden_states: bool = False
     needs_source_gain: bool = False
+    needs_one_class: bool = False
     draws: bool = False
     notes_steps: bool = False
     reads_clean_states: bool = False
