@@ -128,6 +128,25 @@ def test_columns_of_pairs_may_have_any_name(names, languages):
     check_card(str(render_card(RunFacts("student", details, "BartForConditionalGeneration").plain())))
 
 
+def test_a_translator_is_saved_last(tmp_path):
+    """It is published as it is saved, and has its card by then; what was measured is kept even if that is refused."""
+    found = []
+
+    def note(part):
+        found.append((part, sorted(file.name for file in tmp_path.iterdir())))
+
+    trainer = SimpleNamespace(
+        example_weights=lambda: Dataset.from_dict({"example_id": [0], "labels": [1.0]}),
+        create_model_card=lambda details: note(details.comparison.student),
+        save_model=lambda folder: note(folder),
+    )
+    recipe = SimpleNamespace(dataset=None, source="en", target="de", shuffled=0.3)
+    rows = [{"name": "long_runs", "exact_match": 0.5, "train_seconds": 1.0}]
+    translate_deep_interactions.save(trainer, rows, recipe, SimpleNamespace(output_dir=str(tmp_path)))
+    measured = ["example_weights.csv", "results.json"]
+    assert found == [("long_runs", measured), (str(tmp_path / "student"), measured)]
+
+
 def test_a_commentary_is_reused_on_the_rows_that_it_was_learned_on():
     """The command that is printed makes the same rows: of the same data, seed and share of wrong labels."""
     rows = ["--dataset", "my data.csv", "--label_noise", "0.2", "--meta_rows", "50", "--seed", "7", "--smoke"]
