@@ -23,8 +23,9 @@ def variants(monkeypatch):
 def test_meta_gradients_are_averaged_with_those_before(variants):
     """By hand: after 3 and 6 the mean that keeps half is (3/4 + 6/2) / (3/4) = 5; the first is its own mean."""
     direction = variants.MeanOfGradients(0.5)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
-    found = [direction({"w": torch.tensor([g])}, {}, optimizer, None)["w"].item() for g in (3.0, 6.0)]
+    params = {"w": torch.zeros(1, requires_grad=True)}
+    optimizer = torch.optim.SGD(params.values())
+    found = [direction({"w": torch.tensor([g])}, params, optimizer, None)["w"].item() for g in (3.0, 6.0)]
     assert found == pytest.approx([3.0, 5.0])
 
 
