@@ -45,8 +45,8 @@ def answered_rows(
     """
     if ANSWERS in (*rows.column_names, *clean.column_names):
         raise ValueError(
-            f"answered_rows: expected no column `{ANSWERS}`, where the teacher's go. Rename it, or take it out of "
-            f"both sets."
+            f"answered_rows: expected no column `{ANSWERS}`, where the teacher's go; there are {rows.column_names} "
+            f"and {clean.column_names}. Rename it, or take it out of both sets."
         )
     labels = labels_of_both("answered_rows", rows, clean, wrong)
     joined = concatenate_datasets([rows, clean])

@@ -135,9 +135,9 @@ def at_their_rates(vector: Params, params: Params, optimizer: Optimizer) -> Para
     """
     rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
     own = {name: rates[id(params[name])] for name in vector if id(params[name]) in rates}
-    largest = max(rates.values())
-    if not own or (len(own) == len(vector) and largest == min(rates.values())):
+    if not own or (len(own) == len(vector) and len(set(rates.values())) == 1):
         return vector
+    largest = max(rates.values())
     shares = {name: rate / largest if largest else 1.0 for name, rate in own.items()}
     return {name: part * shares.get(name, 0.0) for name, part in vector.items()}
 

@@ -112,6 +112,9 @@ def test_what_runs_reach_at_twice_the_learning_rate(cells):
     assert f"{figure(groups.mean_by_seed(over_kept))} over these rows alone" in told
     assert f"{figure(groups.mean_by_seed(over_control))} over dev's control" in told
     assert gains.standing(over_control) == "2, 0 of 3"
+    ours = goal.gains_of(goal.Recipe(goal.ON_DEV, ("2@4e-4",)), groups_there)
+    gained = figure(groups.mean_by_seed(list(ours.values()))).removeprefix("+")
+    assert f"and there ours gain {gained} points" in passage("README.md", "The goal is to be nowhere below")
 
 
 def test_means_over_settings_are_of_all_that_there_are(cells):
