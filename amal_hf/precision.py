@@ -11,10 +11,14 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def has_fast_bf16() -> bool:
-    """Whether bfloat16 is faster than float32 here: on GPUs that have it, and on CPUs with instructions for it."""
+    """Whether bfloat16 is faster than float32 here: on GPUs that have it, and on CPUs with instructions for it.
+
+    Not on CPUs whose instructions torch does not tell, as 2.8 does not.
+    """
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    features = torch.cpu.get_capabilities()
+    told = getattr(torch.cpu, "get_capabilities", None)
+    features = told() if told else {}
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import TrainerCallback
 
 from amal_hf import AMALTrainer, CrossEntropy, ExampleTable, amal
-from amal_hf.precision import quick_backward
+from amal_hf.precision import has_fast_bf16, quick_backward
 
 
 def checkpointing(reentrant):
@@ -212,3 +212,10 @@ def test_attention_is_plain_where_the_fused_one_goes_back_slowly(kind, dtype, ch
         with quick_backward(model, dtype):
             assert torch.backends.cuda.flash_sdp_enabled() != plain
     assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_a_torch_that_tells_no_instructions_has_no_fast_bf16(monkeypatch):
+    """The lower end of the range does not; recipes, which ask for a default, run there too."""
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not has_fast_bf16()
