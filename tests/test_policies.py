@@ -32,6 +32,7 @@ from amal_hf import (
     clamp,
     convex,
 )
+from amal_hf.policies.heuristics import quantile
 from amal_hf.policies.policy import Observation, Signals, Sizes, as_mixture
 from amal_hf.policies.shared_weights import SharedWeights
 from amal_hf.task import Task
@@ -555,6 +556,15 @@ def test_a_selection_goes_by_the_losses_that_an_example_has():
     seen = Observation(torch.arange(4), policy.observe(signals), 1.0, losses > 0)
     torch.testing.assert_close(seen.features[:, 0], torch.tensor([2.0, 2.0, 0.5, 0.5]))
     assert (policy.weights(seen).sum(1) > 0).tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 7, 100])
+def test_a_quantile_is_that_of_what_is_known(count, share):
+    """As torch has it; of nothing at all it is none."""
+    values = torch.randn(count, generator=torch.Generator().manual_seed(count))
+    values[::3] = torch.nan
+    torch.testing.assert_close(quantile(values, share), values.nanquantile(share), equal_nan=True)
 
 
 def test_an_example_that_comes_twice_moves_twice():

@@ -173,12 +173,23 @@ class SmallLoss(Heuristic):
         if self.among is None:
             return highest(-costs, 1 - left_out, observation.present)
         # NaN: nothing seen so far, or an example without a loss. Without any bar all are kept.
-        bar = self.latest.to(costs).nanquantile(1 - left_out).nan_to_num(torch.inf)
+        bar = quantile(self.latest.to(costs), 1 - left_out).nan_to_num(torch.inf)
         return (costs <= bar) / (1 - left_out) if left_out else torch.ones_like(costs)
 
     def note_step(self, features: Features) -> None:
         """The newest take the place of the oldest."""
         self.latest = torch.cat([self.latest.to(features), features[:, 0]])[-len(self.latest) :]
+
+
+def quantile(values: Tensor, share: float) -> Tensor:
+    """`()`: that of those which are not NaN; NaN if all are. In their own precision.
+
+    `torch.nanquantile` computes in float64 from torch 2.14 on, which Apple's GPUs do not have.
+    """
+    ranked = values.sort().values  # NaN last
+    place = share * ((~values.isnan()).sum() - 1).clamp(min=0).to(values)
+    below, above = ranked.index_select(0, torch.stack([place.floor(), place.ceil()]).long())
+    return below.lerp(above, place.frac())
 
 
 def highest(scores: PerExample, share: float, present: Tensor | None) -> PerExample:
