@@ -236,7 +236,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         """In training the weighed losses over the examples of the optimizer step; otherwise the plain task loss."""
         if not self.mixes or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        window = self._window
+        window = self._window_of(inputs)
         window.weighed += 1
         batch = window.prepared[window.position] if window.prepared else self._prepare_batch(inputs)
         self._warn_of_anonymous_rows(batch)
@@ -253,6 +253,12 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         # Gradients are averaged over processes, while the examples are those of all of them.
         loss = total * (self.accelerator.num_processes / window.examples)
         return (loss, outputs) if return_outputs else loss
+
+    def _window_of(self, batch: Batch) -> _Window:
+        """The optimizer step that is under way; a batch that comes by hand, outside of one, is a step by itself."""
+        if self._window.position == len(self._window.batches):
+            self._window = _Window([batch], len(ids_of(batch)) * self.accelerator.num_processes)
+        return self._window
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """`Trainer`'s, with the parts of the loss and the weights beside the training loss."""
@@ -438,6 +444,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         states = policy.needs_hidden_states or probes
         self._inputs = StudentInputs(self.model, self._student_columns, states, changes)
         self._learner = self._new_learner() if self.method.learns else None
+        self._window = _Window([], 0)
         self._forward = None
         self._anonymous = False
         self._labels_shown = False

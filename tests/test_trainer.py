@@ -322,6 +322,25 @@ def test_a_mixture_of_labels_alone_is_the_mean_loss(tmp_path):
         torch.testing.assert_close(seen.steps[0][name], gradient)
 
 
+def test_a_batch_by_hand_is_a_step_by_itself(tmp_path):
+    """`compute_loss` in a notebook, before training and after: the mean over the rows, however many make a step."""
+    trainer = new_trainer(
+        tmp_path, METHODS["fixed"], losses=[CrossEntropy()], model=no_dropout(), gradient_accumulation_steps=2
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    plain = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+
+    def agree():
+        torch.testing.assert_close(
+            trainer.compute_loss(trainer.model.train(), dict(batch)), trainer.model(**plain).loss
+        )
+
+    agree()
+    trainer.train()
+    agree()
+    agree()
+
+
 def test_logs_hold_the_parts(tmp_path):
     """Users tune by the parts of the loss and the spread of the weights.
 
