@@ -187,6 +187,7 @@ class WeightLearner:
         if not self.method.learns_at(student.progress):
             recorder.clear()
             return None
+        recorder.follow(student.optimizer)
         report = None
         if recorder.full:
             report = self.learn_from_trajectory(recorder, student, prepare(self.next_meta_batch()))

@@ -15,7 +15,7 @@ from amal_hf.policies.policy import Observation
 from amal_hf.processes import process_count, process_rank, total_count, values_of_all
 from amal_hf.random_numbers import put_back_on, set_randomness
 from amal_hf.shapes import Batch, Evaluation
-from amal_hf.steps import Snapshot, Step, joined, put, raw, snapshot
+from amal_hf.steps import Snapshot, Step, joined, put, raw, snapshot, trained_parameters
 from amal_hf.top_logits import TopLogits
 from amal_hf.trajectories import Trajectory, check_optimizer
 
@@ -48,6 +48,7 @@ class Recorder:
         self.restart_every = restart_every
         self.steps: list[RecordedStep] = []
         self.start: Snapshot | None = None
+        self.trained: list[int] | None = None
         self.clear()  # a trajectory of another run may have stopped half way
 
     @property
@@ -67,6 +68,22 @@ class Recorder:
                 f"Trajectory: the weights learn after every {self.interval} student steps, and this run has only "
                 f"{max_steps} in all. Train for longer, or use Trajectory(steps=...) with fewer."
             )
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Begin a new trajectory where other parameters are trained than before: the way back would miss them.
+
+        Raises:
+            ValueError: the student is to begin again where it began, as one that trains these.
+        """
+        trained = [id(p) for p in trained_parameters(raw(optimizer))]
+        if trained != self.trained and self.trained is not None:
+            if self.start is not None:
+                raise ValueError(
+                    f"Trajectory: layers of the student were frozen or set free in the run, and it is put back after "
+                    f"every {self.restart_every} steps. Do so before training, or use a method without restarts."
+                )
+            self.clear()
+        self.trained = trained
 
     def restart(self, optimizer: Optimizer, step: int) -> None:
         """Put the student back where it began, if that is due before optimizer step `step` of the run."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import tiny_bert, toy_arguments, toy_rows
 from torch import nn
+from transformers import TrainerCallback
 
 from amal_hf import (
     AMALTrainer,
@@ -274,6 +275,45 @@ def test_learning_less_often_than_every_trajectory(tmp_path):
         again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         for ours, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
             assert torch.equal(ours, theirs)
+
+
+class Unfreeze(TrainerCallback):
+    """After step 4 the second layer is trained, in the place of the first or beside it."""
+
+    def __init__(self, model, both):
+        self.model, self.both = model, both
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 4:
+            self.model.bert.encoder.layer[0].requires_grad_(self.both)
+            self.model.bert.encoder.layer[1].requires_grad_(True)
+
+
+@pytest.mark.parametrize("both", [True, False], ids=["one more", "another of the same shape"])
+def test_layers_set_free_in_the_run(tmp_path, both):
+    """What was trained on before cannot be walked back to: the trajectory that this falls into is not learned from,
+    all others are.
+    """
+    model = tiny_bert()
+    model.bert.encoder.layer[1].requires_grad_(False)
+    method = deep_interactions(trajectory=Trajectory(3))
+    trainer = new_trainer(tmp_path, method, model, max_steps=12, logging_steps=1)
+    trainer.optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    trainer.add_callback(Unfreeze(model, both))
+    trainer.train()
+    assert [entry["step"] for entry in trainer.state.log_history if "meta_loss" in entry] == [4, 10]
+
+
+def test_layers_set_free_between_restarts_are_refused(tmp_path):
+    """The student that began without them cannot be put back."""
+    model = tiny_bert()
+    model.bert.encoder.layer[1].requires_grad_(False)
+    method = Method("short runs", StateNetwork(), trajectory=Trajectory(3), restart_every=3)
+    trainer = new_trainer(tmp_path, method, model, lr_scheduler_type="constant")
+    trainer.optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    trainer.add_callback(Unfreeze(model, both=False))
+    with pytest.raises(ValueError, match="put back after every 3 steps"):
+        trainer.train()
 
 
 def test_what_cannot_work_is_said_before_the_first_step(tmp_path):
