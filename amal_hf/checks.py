@@ -231,8 +231,18 @@ def _check_vectors(trainer: Any) -> None:
 
 
 def _check_meta_step(trainer: Any) -> None:
-    for check in (_check_processes, _check_attention, _check_interval, _check_restarts, _check_replay, _check_scaler):
+    for check in (_check_processes, _check_attention, check_timing, _check_replay, _check_scaler):
         check(trainer)
+
+
+def check_timing(trainer: Any) -> None:
+    """Refuse steps at which a method cannot learn; asked before every run, since a search sets arguments.
+
+    Raises:
+        ValueError: says which argument, and what to set it to.
+    """
+    _check_interval(trainer)
+    _check_restarts(trainer)
 
 
 def _check_attention(trainer: Any) -> None:

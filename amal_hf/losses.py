@@ -36,7 +36,7 @@ class Loss(ABC):
     exponent: float = 0.0
 
     def bind(self, task: Task) -> None:
-        """Learn how the student's logits are read. Called once, before training."""
+        """Learn how the student's logits are read. Called before training, again if a search has changed it."""
         del task
 
     def check(self, rows: Any, classes: int) -> None:

@@ -70,13 +70,17 @@ class Mixture:
     def __init__(self, losses: Sequence[Loss | Any], policy: Policy, task: Task) -> None:
         self.losses = [_as_loss(loss) for loss in losses]
         self.policy = policy
-        self.task = task
         self.names = [name for loss in self.losses for name in loss.names]
         if not self.names or len(set(self.names)) < len(self.names):
             raise ValueError(
                 f"losses must be at least one, each with a name of its own; got {self.names}. Pass `name=` to tell "
                 f"them apart."
             )
+        self.bind(task)
+
+    def bind(self, task: Task) -> None:
+        """Read the student's logits so from now on."""
+        self.task = task
         for loss in self.losses:
             loss.bind(task)
 

@@ -14,17 +14,18 @@ Evaluation is the plain task loss of `Trainer`. Without losses and method, every
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import datasets
 import torch
 from torch import Tensor, nn
+from transformers.trainer_pt_utils import LabelSmoother
 from transformers.trainer_utils import IntervalStrategy
 
 from amal_hf.arguments import AMALArguments
 from amal_hf.batch_rows import ids_of
-from amal_hf.checks import check_arguments, check_smoothing, check_trainer, use_one_gpu
+from amal_hf.checks import check_arguments, check_smoothing, check_timing, check_trainer, use_one_gpu
 from amal_hf.collator import is_stream
 from amal_hf.compiled import meta_forward
 from amal_hf.cross_entropy import CrossEntropy
@@ -424,6 +425,9 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         """Start a run, all that can be learned at its beginning."""
         policy, changes = self.method.policy, self.method.batch_policy
         self._check_replaced()
+        if self.method.learns:
+            check_timing(self)
+        self._follow_smoothing()
         say_problem_type(self.model, self.mixture.task.problem_type)
         if self.args.meta_learning_rate is not None:
             policy.learning_rate = self.args.meta_learning_rate
@@ -448,6 +452,14 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         self._forward = None
         self._anonymous = False
         self._labels_shown = False
+
+    def _follow_smoothing(self) -> None:
+        """Smooth labels as the arguments say now, in training and evaluation: `Trainer` reads them only once."""
+        task, smoothing = self.mixture.task, self.args.label_smoothing_factor
+        if smoothing != task.label_smoothing:
+            check_smoothing(task.problem_type, smoothing)
+            self.mixture.bind(replace(task, label_smoothing=smoothing))
+            self.label_smoother = LabelSmoother(epsilon=smoothing) if smoothing else None
 
     @property
     def _has_rows(self) -> bool:

@@ -22,6 +22,8 @@ from amal_hf import (
     ForwardMode,
     LastLayer,
     amal,
+    deep_interactions,
+    learning_to_reweight,
 )
 from amal_hf.run_facts import gather
 from amal_hf.run_record import settings_of
@@ -186,6 +188,42 @@ def test_hyperparameter_search_reaches_the_options(tmp_path):
         backend="optuna",
     )
     assert seen == [(0.125, 0.5)] * 2
+
+
+def searched(folder, method, options, **given):
+    """A trainer that was made with some arguments, after one trial with others."""
+    pytest.importorskip("optuna")
+    trainer = AMALTrainer(
+        model_init=lambda: tiny_bert(),
+        args=toy_arguments(folder, **given),
+        train_dataset=toy_rows(24),
+        eval_dataset=toy_rows(8, 2),
+        meta_dataset=toy_rows(10, 4),
+        method=method,
+    )
+    best = trainer.hyperparameter_search(lambda trial: trial.suggest_int("n", 1, 1) and options, n_trials=1)
+    return trainer, best.objective
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_a_trial_smooths_labels_as_it_was_told(tmp_path, smoothing):
+    """`Trainer` reads that argument when it is made: a trial is the run of a trainer that was made with its options,
+    in its weights and in its objective.
+    """
+    trainer, objective = searched(tmp_path, amal(), {"label_smoothing_factor": smoothing}, label_smoothing_factor=0.1)
+    made, same = searched(tmp_path, amal(), {}, label_smoothing_factor=smoothing)
+    assert objective == same
+    assert trainer.example_weights()[:] == made.example_weights()[:]
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [(learning_to_reweight, "every step needs its slopes; meta_interval is 3"), (deep_interactions, "every 3")],
+)
+def test_a_trial_that_could_not_learn_is_refused(tmp_path, method, message):
+    """What is refused of a new trainer: weights of another step were used, or none were ever learned."""
+    with pytest.raises(ValueError, match=message):
+        searched(tmp_path, method(), {"meta_interval": 3}, max_steps=12)
 
 
 class Watch(StopAt):
