@@ -119,6 +119,21 @@ def test_a_saved_student_says_how_it_is_read(tmp_path, outputs, labels, kind):
     assert type(trainer.model).from_pretrained(tmp_path / "student").config.problem_type == kind
 
 
+def test_yes_or_no_labels_are_not_smoothed(tmp_path, caplog):
+    """Nor in evaluation, where `Trainer` would take them for numbers of classes, as a configuration does not say what
+    they are: the same numbers as without smoothing, and a word that it does nothing.
+    """
+    rows = toy_rows(12).remove_columns("labels").map(lambda row: {"labels": [1.0, 0.0, 1.0]})
+    scores = []
+    for smoothing in (0.0, 0.1):
+        args = toy_arguments(tmp_path, max_steps=1, label_smoothing_factor=smoothing)
+        trainer = AMALTrainer(tiny_bert(), args, train_dataset=rows, eval_dataset=rows, losses=[CrossEntropy()])
+        trainer.train()
+        scores.append(trainer.evaluate()["eval_loss"])
+    assert scores[0] == scores[1]
+    assert "label_smoothing_factor is not used" in caplog.text
+
+
 def test_evaluation_reads_no_column_of_losses(tmp_path):
     """One schema for all splits leaves them empty where they are for training alone, ids among them."""
 
