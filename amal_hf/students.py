@@ -39,10 +39,11 @@ def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
     """
     stack, depth = _layer_stack(teacher)
     kept = _evenly_spaced(layers, depth) if isinstance(layers, int) else _checked(layers, depth)
-    student = type(teacher)(_shortened(teacher.config, kept))
-    student.to(device=teacher.device, dtype=teacher.dtype)  # type: ignore[call-arg] # transformers hides `self`
+    student, weights = type(teacher)(_shortened(teacher.config, kept)), _renumbered(teacher.state_dict(), stack, kept)
+    student.to(device=teacher.device)  # type: ignore[call-arg] # transformers hides `self`
+    _give_dtypes(student, weights)
     try:
-        student.load_state_dict(_renumbered(teacher.state_dict(), stack, kept))
+        student.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
             f"Layers {kept} of {type(teacher).__name__} do not fit a model of {len(kept)} layers, because some "
@@ -96,6 +97,13 @@ def _shortened(config: PreTrainedConfig, kept: list[int]) -> PreTrainedConfig:
     if types is not None:  # ModernBERT: a layer keeps its kind of attention (full or sliding) at its new place
         short.layer_types = [types[layer] for layer in kept]
     return short
+
+
+def _give_dtypes(student: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    """Weights in the precision of those they will take over; what is not saved, as rotary frequencies, in its own."""
+    for name, weight in student.state_dict(keep_vars=True).items():
+        if name in weights:
+            weight.data = weight.data.to(weights[name].dtype)
 
 
 def _renumbered(state: dict[str, Tensor], stack: str, kept: list[int]) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from transformers import (
     RobertaForTokenClassification,
     T5Config,
     T5ForSequenceClassification,
+    T5ForTokenClassification,
 )
 
 from amal_hf.students import student_from_teacher
@@ -52,6 +53,7 @@ DISTIL = {
     "hidden_dim": 24,
     "max_position_embeddings": 32,
 }
+T5 = {"vocab_size": 40, "d_model": 16, "num_layers": DEPTH, "num_heads": 2, "d_kv": 8, "d_ff": 24}
 
 BERT = (BertConfig, SIZES | NO_DROPOUT, "bert.encoder.layer")
 ROBERTA = (RobertaConfig, SIZES | NO_DROPOUT, "roberta.encoder.layer")
@@ -171,6 +173,29 @@ def test_dtype_is_kept() -> None:
     """A bfloat16 teacher gives a bfloat16 student."""
     teacher = build(BertForSequenceClassification, *BERT[:2]).bfloat16()
     assert student_from_teacher(teacher, 2).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_of_weights_alone(dtype: torch.dtype, tmp_path: Any) -> None:
+    """A teacher loaded in half precision keeps its rotary frequencies in fp32, and so does its student."""
+    build(ModernBertForSequenceClassification, *MODERNBERT[:2]).save_pretrained(tmp_path)
+    teacher = ModernBertForSequenceClassification.from_pretrained(tmp_path, dtype=dtype)
+    student = student_from_teacher(teacher, DEPTH)
+    frequencies = {name: buffer for name, buffer in teacher.named_buffers() if "inv_freq" in name}
+    assert {buffer.dtype for buffer in frequencies.values()} == {torch.float32}
+    for name, buffer in student.named_buffers():
+        torch.testing.assert_close(buffer, frequencies[name], rtol=0, atol=0)
+    torch.testing.assert_close(logits(student), logits(teacher), rtol=0, atol=0)
+
+
+def test_weights_of_several_precisions(tmp_path: Any) -> None:
+    """T5 in fp16 has projections in fp32, without which it overflows; a student's are too."""
+    build(T5ForTokenClassification, T5Config, T5).save_pretrained(tmp_path)
+    teacher = T5ForTokenClassification.from_pretrained(tmp_path, dtype=torch.float16)
+    student = student_from_teacher(teacher, [0, 2])
+    kept = {weight.dtype for name, weight in student.named_parameters() if name.endswith("wo.weight")}
+    assert kept == {torch.float32}
+    assert student.dtype == torch.float16
 
 
 def test_ready_to_train() -> None:
