@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 
+_BY_LAYER = ("attention_layers", "attention_window", "layer_types", "mlp_layer_types", "no_rope_layers")
+"""What configurations list by layer, as full or sliding attention; a layer keeps its own at its new place."""
+
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
@@ -56,10 +59,10 @@ def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
 
 def _layer_stack(teacher: PreTrainedModel) -> tuple[str, int]:
     """Name and length of the one stack of encoder layers."""
-    depth: int = teacher.config.num_hidden_layers
+    depth = getattr(teacher.config, "num_hidden_layers", None)  # models of several parts have none of their own
     stacks = {name: len(module) for name, module in teacher.named_modules() if isinstance(module, nn.ModuleList)}
     fitting = [name for name, length in stacks.items() if length == depth]
-    if len(fitting) != 1:
+    if depth is None or len(fitting) != 1:
         raise ValueError(
             f"{type(teacher).__name__} is not supported: expected exactly one ModuleList of num_hidden_layers={depth} "
             f"layers, found {len(fitting)} among {stacks}. Build the student by hand from a configuration."
@@ -93,9 +96,11 @@ def _shortened(config: PreTrainedConfig, kept: list[int]) -> PreTrainedConfig:
     """A copy of the configuration for the kept layers only."""
     short = copy.deepcopy(config)
     short.num_hidden_layers = len(kept)
-    types = config.to_dict().get("layer_types")
-    if types is not None:  # ModernBERT: a layer keeps its kind of attention (full or sliding) at its new place
-        short.layer_types = [types[layer] for layer in kept]
+    for name, entries in config.to_dict().items():
+        if name in _BY_LAYER and isinstance(entries, list):
+            setattr(short, name, [entries[layer] for layer in kept])
+    if hasattr(short, "attention_layers"):  # of GPT-Neo: what `attention_types` says in short
+        short.attention_types = [[short.attention_layers, 1]]
     return short
 
 

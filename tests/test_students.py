@@ -18,6 +18,12 @@ from transformers import (
     ElectraConfig,
     ElectraForSequenceClassification,
     ElectraForTokenClassification,
+    Gemma3Config,
+    Gemma3ForSequenceClassification,
+    GPTNeoConfig,
+    GPTNeoForSequenceClassification,
+    LongformerConfig,
+    LongformerForSequenceClassification,
     ModernBertConfig,
     ModernBertForSequenceClassification,
     ModernBertForTokenClassification,
@@ -25,6 +31,8 @@ from transformers import (
     RobertaConfig,
     RobertaForSequenceClassification,
     RobertaForTokenClassification,
+    SmolLM3Config,
+    SmolLM3ForSequenceClassification,
     T5Config,
     T5ForSequenceClassification,
     T5ForTokenClassification,
@@ -94,6 +102,11 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
         return model.eval()(input_ids=ids, attention_mask=mask).logits
 
 
+def passed_over(module: nn.Module, given: tuple[Any, ...], found: Any) -> Any:
+    """As if the layer were not there."""
+    return (given[0], *found[1:]) if isinstance(found, tuple) else given[0]
+
+
 def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """A copy of the weights."""
     return {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -161,6 +174,50 @@ def test_modernbert_layers_keep_their_attention() -> None:
     assert teacher.config.layer_types == ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
     student = student_from_teacher(teacher, [0, 3])
     assert student.config.layer_types == ["full_attention", "full_attention"]
+
+
+DECODER = SIZES | {"num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+NEO = {"num_layers": DEPTH, "hidden_size": 16, "num_heads": 2, "vocab_size": 40, "window_size": 2, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config", "stack", "listed"),
+    [
+        (
+            SmolLM3ForSequenceClassification,
+            SmolLM3Config(**DECODER, no_rope_layers=[1, 0, 0, 1], **LABELS),
+            "model.layers",
+            {"no_rope_layers": [1, 1]},
+        ),
+        (
+            GPTNeoForSequenceClassification,
+            GPTNeoConfig(**NEO, attention_types=[[["global", "local"], 1], [["local", "global"], 1]], **LABELS),
+            "transformer.h",
+            {"attention_layers": ["global", "global"]},
+        ),
+        (
+            LongformerForSequenceClassification,
+            LongformerConfig(**SIZES, pad_token_id=1, attention_window=[4, 16, 16, 8], **LABELS),
+            "longformer.encoder.layer",
+            {"attention_window": [4, 8]},
+        ),
+    ],
+)
+def test_layers_keep_what_the_configuration_lists_of_them(
+    model_class: Any, config: Any, stack: str, listed: dict[str, Any], tmp_path: Any
+) -> None:
+    """Positions, attention and its window, listed by layer, go with a layer, and with the saved student."""
+    torch.manual_seed(0)
+    teacher = model_class(config).eval()
+    for weight in teacher.parameters():
+        weight.data.normal_(std=0.3)
+    student = student_from_teacher(teacher, [0, 3])
+    assert {name: getattr(student.config, name) for name in listed} == listed
+    for layer in (1, 2):
+        teacher.get_submodule(f"{stack}.{layer}").register_forward_hook(passed_over)
+    torch.testing.assert_close(logits(student), logits(teacher))
+    student.save_pretrained(tmp_path)
+    torch.testing.assert_close(logits(model_class.from_pretrained(tmp_path)), logits(student), rtol=0, atol=0)
 
 
 def test_modernbert_needs_its_first_layer() -> None:
@@ -246,3 +303,12 @@ def test_other_architectures_are_named(model_class: Any, config_class: Any, opti
     """One shared layer (ALBERT) or two stacks (T5) cannot be cut, and the message says which model it was."""
     with pytest.raises(ValueError, match=model_class.__name__):
         student_from_teacher(build(model_class, config_class, options), 1)
+
+
+def test_models_of_several_parts_are_named() -> None:
+    """A model whose text part has a configuration of its own is refused like others that cannot be cut."""
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+    text = DECODER | {"num_hidden_layers": 2, "head_dim": 8}
+    teacher = Gemma3ForSequenceClassification(Gemma3Config(text_config=text, vision_config=vision))
+    with pytest.raises(ValueError, match="Gemma3ForSequenceClassification is not supported"):
+        student_from_teacher(teacher, 1)
