@@ -119,9 +119,9 @@ def _label(row: dict[str, Any], tokenwise: bool) -> Any:
 
 def _read_names(file: Path) -> list[str]:
     names = json.loads(file.read_text(encoding="utf-8"))
-    codes = sorted(names, key=int)
-    if [int(code) for code in codes] != list(range(len(codes))):
-        raise ValueError(f"{file} should name the classes 0 to {len(codes) - 1}, but names {codes}.")
+    codes = [str(code) for code in range(len(names))]
+    if set(names) != set(codes):
+        raise ValueError(f"{file} should name the classes 0 to {len(codes) - 1}, but names {list(names)}.")
     return [names[code] for code in codes]
 
 

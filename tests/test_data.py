@@ -49,10 +49,11 @@ def test_wrench_folder_of_labelled_tokens(tmp_path):
     assert row == {"id": "7", "tokens": ["to", "Rome"], "labels": [0, 1], "weak_labels": [[-1, 1], [0, -1]]}
 
 
-def test_wrench_folder_with_a_gap_in_its_classes(tmp_path):
+@pytest.mark.parametrize("names", [{"0": "HAM", "2": "SPAM"}, {"HAM": 0, "SPAM": 1}])
+def test_wrench_folder_with_a_gap_in_its_classes(tmp_path, names):
     """Class names must cover every number, or all classes after the gap would get a wrong name."""
     write_wrench(tmp_path)
-    (tmp_path / "label.json").write_text(json.dumps({"0": "HAM", "2": "SPAM"}))
+    (tmp_path / "label.json").write_text(json.dumps(names))
     with pytest.raises(ValueError, match="0 to 1"):
         read_dataset(tmp_path)
 
