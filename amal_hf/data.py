@@ -60,7 +60,8 @@ def read_dataset(
 
     Raises:
         FileNotFoundError: if `source` is named like a table file and there is none.
-        ValueError: if text or labels are not found; the message lists the columns there are.
+        ValueError: if text or labels are not found; the message lists the columns there are. Or a table has lines of
+            more fields than columns, as texts do whose commas are not quoted.
     """
     path = Path(source)
     if (path / "label.json").is_file() and _is_wrench(path / "train.json"):
@@ -146,6 +147,11 @@ def _read_table(file: Path) -> Dataset:
     if not isinstance(table.index, pd.RangeIndex) and (table.iloc[:, -1] == "").all():
         # Each line ends with a delimiter: the first column was taken for names of rows.
         table = pd.read_csv(file, index_col=False, usecols=range(len(table.columns)), **options)
+    elif not pd.api.types.is_integer_dtype(table.index):  # no numbers of rows, as R writes them
+        raise ValueError(
+            f"{file}: the first line names {len(table.columns)} columns, {list(table.columns)}, and other lines have "
+            f"more fields. Quote texts that have the delimiter in them."
+        )
     read = Dataset.from_pandas(table, preserve_index=False)
     # Words of pandas 3 are of another type, which does not go with other datasets.
     words = {name: Value("string") for name, feature in read.features.items() if feature == Value("large_string")}

@@ -87,6 +87,15 @@ def test_a_delimiter_at_the_end_of_each_line_is_no_column(tmp_path, name, betwee
     assert train["text"][:] == ["hello", "you there"] and train["label"][:] == [1, 0]
 
 
+@pytest.mark.parametrize("second", ["So long, all,ask", "So long,ask"])
+@pytest.mark.parametrize("first", ["Hello, you,play", "Hello, you, there,play"])
+def test_a_comma_without_quotes_is_not_lost(tmp_path, first, second):
+    """What stands before a text's own comma would pass for the name of a row, and be left out of every text."""
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", first, second]))
+    with pytest.raises(ValueError, match="Quote texts"):
+        read_dataset(tmp_path / "a.csv")
+
+
 def test_folder_of_tables_shares_its_classes(tmp_path):
     """Classes are numbered over all splits together, or a class missing from one split would shift the others."""
     (tmp_path / "train.csv").write_text("sentence,label\na,zebra\nb,ant\n")
