@@ -4,7 +4,8 @@ Backwards from the newest step, with the adjoints `θ̄ = dV/dθ` and one more f
 
 1. Stand where the step began (`Snapshots`, or `Reversal` for SGD with momentum).
 2. The adjoint of the optimizer's arithmetic turns `θ̄` into `ḡ = dV/dg`, the adjoint of the gradient of that step.
-3. Slopes of the step: `s_ik = −⟨ḡ, ∇ℓ_ik⟩`, so that `dV/dw_ik = −s_ik / N`: positive ones earn weight, as everywhere.
+3. Slopes of the step: `s_ik = −⟨ḡ, ∇ℓ_ik⟩ N / N_t` of N_t examples, N on the mean of the steps, so that
+   `dV/dw_ik = −s_ik / N`: positive ones earn weight, as everywhere.
 4. `θ̄ ← θ̄ + H ḡ` with the Hessian of the step's weighed loss.
 
 One pair of gradients at `θ ± εḡ` gives 3 and 4 together (`FiniteProduct`): the losses' difference is the slopes, the
@@ -161,6 +162,7 @@ def walk_back(
     adjoint = dict(gradient)
     states: Adjoints = {}
     found: list[LossTable] = []
+    usual = sum(step.examples for step in steps) / len(steps)
     with _put_back(optimizer):
         for position in trajectory.rewind.back(optimizer, steps, max_grad_norm):
             step = steps[position]
@@ -171,7 +173,8 @@ def walk_back(
             of_gradient = clip_adjoint(of_gradient, gradients, norm, max_grad_norm)
             slopes, product = trajectory.product(step, params, of_gradient, dtype)
             adjoint = {name: value + product[name] for name, value in adjoint.items()}
-            found.append(-slopes)
+            # dV/dw is one over the examples of the step: those of a shorter one, as ends an epoch, count for more.
+            found.append(-slopes * (usual / step.examples))
     return joined([step.observation for step in steps]), torch.cat(found[::-1])
 
 

@@ -27,12 +27,13 @@ def rate(number):
 class Setting:
     """A small smooth student, different examples and weights at every step, and a meta set."""
 
-    def __init__(self, steps):
+    def __init__(self, steps, last=EXAMPLES):
         torch.manual_seed(0)
+        self.sizes = [EXAMPLES] * (steps - 1) + [last]
         self.student = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
-        self.inputs = torch.randn(steps, EXAMPLES, 3, dtype=torch.float64)
-        self.targets = torch.randn(steps, EXAMPLES, 2, dtype=torch.float64)
-        self.weights = [torch.rand(EXAMPLES, 2, dtype=torch.float64) for _ in range(steps)]
+        self.inputs = [torch.randn(size, 3, dtype=torch.float64) for size in self.sizes]
+        self.targets = [torch.randn(size, 2, dtype=torch.float64) for size in self.sizes]
+        self.weights = [torch.rand(size, 2, dtype=torch.float64) for size in self.sizes]
         self.meta = torch.randn(6, 3, dtype=torch.float64)
         self.params = dict(self.student.named_parameters())
 
@@ -46,13 +47,13 @@ class Setting:
     def steps(self):
         return [
             Step(
-                lambda number=number: Evaluation(self.losses(self.params, number), torch.zeros(EXAMPLES, 0)),
+                lambda number=number, size=size: Evaluation(self.losses(self.params, number), torch.zeros(size, 0)),
                 weights,
-                Observation(torch.arange(EXAMPLES) + number * EXAMPLES, torch.zeros(EXAMPLES, 0), number / 10),
+                Observation(torch.arange(size) + number * EXAMPLES, torch.zeros(size, 0), number / 10),
                 [rate(number)],
-                EXAMPLES,
+                size,
             )
-            for number, weights in enumerate(self.weights)
+            for number, (weights, size) in enumerate(zip(self.weights, self.sizes, strict=True))
         ]
 
     def train(self, optimizer, trajectory, max_grad_norm=0.0):
@@ -159,6 +160,17 @@ def test_exact_products_equal_unrolling(make, rule, frozen, steps, bound, clip):
     _, slopes = setting.train(make(setting.student.parameters()), trajectory, clip)
     expected = trajectory_slopes_by_unrolling(start, setting.losses, setting.meta_loss, setting.weights, rule, clip)
     assert error(slopes, expected) < bound
+
+
+def test_slopes_of_a_shorter_step_are_in_the_unit_of_the_others():
+    """An epoch ends with fewer examples, and each moves the student further: slopes are in proportion to dV/dw."""
+    setting = Setting(3, last=1)
+    start = {name: p.detach().clone() for name, p in setting.params.items()}
+    optimizer = SGD(setting.student.parameters(), lr=RATE)
+    _, slopes = setting.train(optimizer, Trajectory(3, ExactProduct()))
+    by_step = trajectory_slopes_by_unrolling(start, setting.losses, setting.meta_loss, setting.weights, sgd())
+    of_weights = torch.cat([part / len(part) for part in by_step.split(setting.sizes)])
+    assert error(slopes, 3 * of_weights) < 1e-6  # nine examples in three steps
 
 
 @every_optimizer
