@@ -151,6 +151,7 @@ class RunFacts:
         hardware: on which it was trained.
         weights_dataset: repository of the weights of every example, if they are published.
         loads_with: class of `transformers` that loads the student.
+        configured: what a pipeline must be told of its classes, as the files of adapters do not say it.
     """
 
     repo_id: str
@@ -184,6 +185,7 @@ class RunFacts:
     hardware: str = ""
     weights_dataset: str = ""
     loads_with: str = "AutoModel"
+    configured: dict[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """As dictionaries, lists, strings and numbers: what is written beside the card, and rendered.

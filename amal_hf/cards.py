@@ -39,11 +39,12 @@ def render_card(facts: Mapping[str, Any]) -> ModelCard:
     template = environment.from_string((files("amal_hf") / "card.md").read_text(encoding="utf-8"))
     # Of cards that were written before there were these.
     usual = {"weighed": facts["learned"], "shared": False, "changes": "", "changes_learned": False}
-    facts = {**usual, "loads_with": facts["architecture"], **facts}
+    facts = {**usual, "loads_with": facts["architecture"], "configured": {}, **facts}
     example = facts["details"]["example"] or EXAMPLES.get(facts["task"], "The text to begin with")
     compared = facts["details"]["comparison"]
     table = None if compared is None else _table(compared)
-    body = template.render(**{**facts, "example": _quoted(example), "table": table})
+    told = {"example": _quoted(example), "configured": _model_kwargs(facts["configured"]), "table": table}
+    body = template.render(**{**facts, **told})
     return ModelCard(f"---\n{metadata(facts).to_yaml()}\n---\n\n{body.strip()}\n")
 
 
@@ -174,9 +175,18 @@ def _cell(text: str) -> str:
     return re.sub(r"([|`\[\]])", r"\\\1", flat)
 
 
-def _quoted(text: str) -> str:
-    """A string of Python that cannot end the block of code that it stands in."""
+def _quoted(text: Any) -> str:
+    """A string of Python, a number or a list of them, that cannot end the block of code that it stands in."""
     return json.dumps(text, ensure_ascii=False).replace("`", "\\u0060")
+
+
+def _model_kwargs(configured: Mapping[str, Any]) -> str:
+    """What a pipeline is told of a student's classes, as its last argument."""
+    told = {f'"{name}"': _quoted(value) for name, value in configured.items()}
+    if "id2label" in configured:
+        told['"id2label"'] = f"dict(enumerate({_quoted(configured['id2label'])}))"
+    pairs = ", ".join(f"{name}: {value}" for name, value in told.items())
+    return f", model_kwargs={{{pairs}}}" if pairs else ""
 
 
 def _caption(figure: str) -> str:

@@ -19,7 +19,7 @@ from amal_hf.last_scores import last_scores
 from amal_hf.latency import hardware_name
 from amal_hf.losses import Loss
 from amal_hf.method import Method
-from amal_hf.model_labels import class_count, label_column, label_names
+from amal_hf.model_labels import are_generic, class_count, label_column, label_names
 from amal_hf.policies.shared_weights import SharedWeights
 from amal_hf.run_record import present_weights, texts_of
 from amal_hf.shapes import EXAMPLE_ID, IGNORED
@@ -83,6 +83,7 @@ def gather(trainer: Any, details: CardDetails) -> RunFacts:
         "details": details,
         "architecture": architecture,
         "loads_with": _loads_with(plain_model),
+        "configured": {} if plain_model is model else _configured(plain_model, task),
         "task": task,
         "library": "transformers" if plain_model is model else "peft",
         "base_model": details.finetuned_from or _hub_name(getattr(plain_model.config, "_name_or_path", "")),
@@ -169,6 +170,15 @@ def _labels(model: Any) -> list[str]:
     """The names of the classes, where there are several and they are no words."""
     names = label_names(model.config)
     return names if class_count(model) == len(names) > 1 else []
+
+
+def _configured(model: Any, task: str) -> dict[str, Any]:
+    """What of a classifier's configuration is its own; with adapters a pipeline reads that of the model below."""
+    if not task.endswith("classification"):
+        return {}
+    names, kind = label_names(model.config), getattr(model.config, "problem_type", None)
+    told = {"num_labels": model.config.num_labels} if are_generic(names) else {"id2label": names}
+    return told if kind in (None, "single_label_classification") else {**told, "problem_type": kind}
 
 
 def _rows(trainer: Any) -> dict[str, int]:

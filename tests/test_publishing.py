@@ -14,6 +14,7 @@ from hub import TOKEN, Fault, connect, running_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import _http
+from peft import LoraConfig, get_peft_model
 from test_teachers import tokenizer
 from transformers import (
     AutoModelForSequenceClassification,
@@ -112,6 +113,31 @@ def test_the_whole_path(hub, tmp_path):
     assert not any(TOKEN.encode() in content for content in hub.received)
     assert not any(TOKEN.encode() in file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file())
     assert trainer.args.hub_token == TOKEN
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels"),
+    [({"id2label": {0: "`red`", 1: 'a "b"', 2: "blue"}}, None), ({"num_labels": 3}, None), ({"num_labels": 1}, 0.5)],
+    ids=["named", "numbered", "a number"],
+)
+def test_a_student_with_adapters(hub, tmp_path, classes, labels):
+    """Its files do not say which classes there are, and the model below them has two: the card's snippet does, and
+    answers as the student did.
+    """
+    tiny_bert(num_labels=2).bert.save_pretrained(tmp_path / "base")
+    tokenizer().save_pretrained(tmp_path / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", **classes)
+    student = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    args = toy_arguments(tmp_path / "out", hub_model_id="me/student", push_to_hub=True)
+    rows = toy_rows(24) if labels is None else toy_rows(24).map(lambda row: {"labels": labels})
+    trainer = AMALTrainer(student, args, train_dataset=rows, processing_class=tokenizer(), losses=[CrossEntropy()])
+    trainer.train()
+    trainer.push_to_hub(example="question")
+    snippet = re.search("```python\n(.*?)```", student_of(hub)["README.md"].decode(), re.DOTALL)[1]
+    exec(snippet, ran := {})
+    (ours,) = pipeline("text-classification", student.eval(), tokenizer=tokenizer())("question")
+    (read,) = ran["student"]("question")
+    assert read["label"] == ours["label"] and read["score"] == pytest.approx(ours["score"])
 
 
 def test_large_files_take_their_own_way(hub, tmp_path):
