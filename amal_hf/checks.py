@@ -14,7 +14,7 @@ from amal_hf.arguments import AMALArguments
 from amal_hf.collator import is_stream
 from amal_hf.generators import answers_by_token, is_encoder_decoder, without_adapters
 from amal_hf.loggers import logger_of
-from amal_hf.losses import Loss
+from amal_hf.losses import JointLoss, Loss
 from amal_hf.method import Method
 from amal_hf.shown_states import state_widths, takes_states
 
@@ -23,10 +23,10 @@ logger = logger_of(__name__)
 
 
 def check_arguments(losses: Any, method: Any) -> None:
-    """Refuse losses and a method of the wrong kind.
+    """Refuse losses and a method of the wrong kind, and a trajectory through a loss with a model of its own.
 
     Raises:
-        TypeError: says what to write instead.
+        TypeError, ValueError: says what to write instead.
     """
     if isinstance(losses, Loss) or (losses is not None and not isinstance(losses, Sequence)):
         raise TypeError(f"AMALTrainer: losses must be a list, got {losses!r}. Write losses=[CrossEntropy(), ...].")
@@ -34,6 +34,13 @@ def check_arguments(losses: Any, method: Any) -> None:
         raise TypeError(
             f"AMALTrainer: method must be a Method, got {method!r}. Call what makes one: method=amal(), or "
             f"amal(LossNetwork()) for a policy of your own."
+        )
+    moving = [loss.name for loss in losses or () if isinstance(loss, JointLoss)]
+    if moving and method is not None and method.trajectory is not None:
+        raise ValueError(
+            f"AMALTrainer: '{method.name}' walks back through the student's steps, and the model inside loss "
+            f"'{moving[0]}' does not stand where it stood then. Use a method without a trajectory: amal(), or "
+            f"deep_interactions(window=...)."
         )
 
 

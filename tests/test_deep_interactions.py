@@ -1,5 +1,6 @@
 """A network on the student's states, and learning through several student steps, inside a trainer."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -22,9 +23,11 @@ from amal_hf import (
     deep_interactions,
     save_policy,
 )
+from amal_hf.cage import Cage
 from amal_hf.learner import WeightLearner
 from amal_hf.policies.policy import Observation, Signals, Sizes
 from amal_hf.policies.state_network import label_shares, margin
+from amal_hf.spear import Spear
 from amal_hf.steps import put, raw
 from amal_hf.student_states import hidden_states
 from amal_hf.task import Task
@@ -336,6 +339,15 @@ def test_what_cannot_work_is_said_before_the_first_step(tmp_path):
         Method("online", RectifiedSlopes(), trajectory=Trajectory())
     with pytest.raises(ValueError, match="must cover the whole"):
         Method("short runs", StateNetwork(), trajectory=Trajectory(3), restart_every=5)
+
+
+def test_a_loss_whose_own_model_moves_cannot_be_walked_back(tmp_path):
+    """Steps taken again would be others: at SPEAR's start all classes tie, and any step turns its pseudo-labels."""
+    rows, losses = toy_rows(24), [CrossEntropy(), Spear(Cage([0, 1, 2], 3))]
+    given = {"train_dataset": rows.add_column("weak_labels", [[0, 1, -1]] * 24), "meta_dataset": toy_rows(10, 4)}
+    for method in (deep_interactions(), deep_interactions(window=2)):
+        with pytest.raises(ValueError, match="loss 'spear' does not stand") if method.trajectory else nullcontext():
+            AMALTrainer(tiny_bert(), toy_arguments(tmp_path), losses=losses, method=method, **given)
 
 
 # ---- reuse ----
