@@ -44,7 +44,7 @@ from amal_hf import (
 )
 from amal_hf.clean_probe import CleanRows
 from amal_hf.policies.bounds import Normalisation
-from amal_hf.policies.policy import Independent, Observation, Signals, Sizes, weights_of
+from amal_hf.policies.policy import Independent, Observation, Signals, Sizes, as_mixture, weights_of
 from amal_hf.shapes import WITHOUT_SOURCE
 from amal_hf.task import Task
 
@@ -196,6 +196,23 @@ def test_weights_are_numbers_of_at_least_zero(make):
             assert weights.shape == (B, 2) and weights.isfinite().all() and (weights >= 0).all()
             assert weights[7, 0] == 0 and weights.sum() > 0
         taught(policy, 1 + step)
+
+
+@every_policy
+def test_it_works_where_float64_is_the_default(make, monkeypatch):
+    """Of torch: then its layers have that, and so have the run's equal shares and what a policy is shown."""
+    given = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        monkeypatch.setattr(f"{__name__}.TEACHER", TEACHER.double())
+        monkeypatch.setattr(f"{__name__}.SLOPES", SLOPES.double())
+        monkeypatch.setattr(f"{__name__}.EQUAL", as_mixture(None, 2))
+        policy = begun(make)
+        if policy.learns:
+            taught(policy)
+        assert weights_at(policy, 0.6).isfinite().all()
+    finally:
+        torch.set_default_dtype(given)
 
 
 @every_policy

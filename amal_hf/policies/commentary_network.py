@@ -114,7 +114,7 @@ class CommentaryNetwork(NetworkPolicy):
     def inputs(self, observation: Observation) -> Tensor:
         """`(B, d + 2 · frequencies)`: the text and the waves of progress."""
         follow_to(observation.features.device, self, self.optimizer)
-        texts = self.embeddings[observation.ids]
+        texts = self.embeddings[observation.ids].to(next(self.network.parameters()).dtype)
         waves = fourier(observation.progress_of(texts)[:, 0], self.frequencies)
         return torch.cat([F.layer_norm(texts, texts.shape[1:]), waves], 1)
 

@@ -56,7 +56,7 @@ class AnnealedWeights(FixedWeights):
             ValueError: `final` is not one number for each loss.
         """
         super().reset(sizes, initial)
-        self.register_buffer("end", as_mixture(self.final, sizes.losses))
+        self.register_buffer("end", as_mixture(self.final, sizes.losses).to(initial))
 
     def weights(self, observation: Observation) -> LossTable:
         """The mixture of the moment, once for each example, `(B, K)`."""
