@@ -113,7 +113,7 @@ class Reversal(Rewind):
         if not reversible:
             raise ValueError(
                 f"Reversal: only torch.optim.SGD with momentum (not Nesterov, no dampening) can be run backwards; "
-                f"this is {type(raw(optimizer)).__name__}. Use Snapshots(), which works with any optimizer."
+                f"this is {type(raw(optimizer)).__name__}. Use Snapshots(), which works with others."
             )
         if steps > LONGEST_REVERSAL:
             raise ValueError(
