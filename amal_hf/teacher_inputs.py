@@ -4,6 +4,7 @@ Both encodings turn row numbers of the training set into model inputs, so live a
 A teacher shares the student's encoding when both tokenizers have the same vocabulary; otherwise it reads the text.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -122,7 +123,7 @@ class TextEncoding:
 
     def settings(self) -> dict[str, str]:
         """The tokenizer's content and the maximum length."""
-        return {"tokenizer": Hasher.hash(self.tokenizer), "max_length": str(self.max_length)}
+        return {"tokenizer": _tokenizer_digest(self.tokenizer), "max_length": str(self.max_length)}
 
 
 def student_encoding(inputs: TeacherInputs) -> StudentEncoding:
@@ -221,6 +222,14 @@ def _digest(batch: Batch) -> str:
         told = value.tolist() if isinstance(value, Tensor) else value
         digest.update(f"{name} {json.dumps(told, default=str)}\n".encode())
     return digest.hexdigest()
+
+
+def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of what it does, wherever and however it was read from."""
+    told = copy.deepcopy(tokenizer)
+    told.name_or_path, told.init_kwargs = "", {}
+    digest: str = Hasher.hash(told)
+    return digest
 
 
 def _looked_up(dataset: Any, columns: Sequence[str], field: str) -> Dataset:

@@ -324,6 +324,15 @@ class TestCache:
             open_teacher(teacher, student=student, inputs=inputs(dataset=rows), cache_dir=tmp_path)
         assert len(list(tmp_path.iterdir())) == 1
 
+    def test_a_moved_teacher_has_the_same_cache(self, tmp_path: Path) -> None:
+        """What it answers does not depend on the folder that it, and the tokenizer of its own, are read from."""
+        teacher, own = model(1, words=7), tokenizer(TestOwnTokenizer.OTHER)
+        for place in ("here", "there"):
+            source = saved(teacher, tmp_path / place, own)
+            rows = inputs(text_columns=["text"])
+            open_teacher(source, student=model(0), inputs=rows, cache_dir=tmp_path / "cache")
+        assert len(list((tmp_path / "cache").iterdir())) == 1
+
     def test_one_cache_serves_every_label_order(self, tmp_path: Path) -> None:
         """Logits are kept in the teacher's order, so another student needs no other cache."""
         teacher, batch = model(1, "no", "yes", "perhaps"), batch_of([0, 1])
