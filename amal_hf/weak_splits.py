@@ -139,7 +139,7 @@ def _training(labelled: Dataset, unlabelled: Dataset) -> Dataset:
     if VOTES in unlabelled.column_names and VOTES not in labelled.column_names:
         # Labelled by hand: no rule has looked at these rows.
         feature = unlabelled.features[VOTES]
-        labelled = replace_column(labelled, VOTES, _silent(labelled, unlabelled[0][VOTES]), feature)
+        labelled = replace_column(labelled, VOTES, _silent(labelled, unlabelled.with_format(None)[0][VOTES]), feature)
     parts = []
     for rows, given in ((labelled, True), (unlabelled, False)):
         truth = [np.array(label, dtype=np.int64) for label in _truth(rows, column)]
@@ -152,11 +152,11 @@ def _training(labelled: Dataset, unlabelled: Dataset) -> Dataset:
 def _silent(rows: Dataset, votes: list[Any]) -> list[list[Any]]:
     """What rules that vote as in `votes`, on a row or on each of its tokens, have said of rows that they never saw."""
     if votes and isinstance(votes[0], list):
-        return [[[ABSTAIN] * len(votes[0])] * len(tokens) for tokens in rows["tokens"]]
+        return [[[ABSTAIN] * len(votes[0])] * len(tokens) for tokens in rows.with_format(None)["tokens"]]
     return [[ABSTAIN] * len(votes)] * len(rows)
 
 
 def _truth(rows: Dataset, column: str) -> list[Any]:
     """Labels, and -1 where none is known."""
-    given = rows[column][:] if column in rows.column_names else [None] * len(rows)
+    given = rows.with_format(None)[column][:] if column in rows.column_names else [None] * len(rows)
     return with_unlabelled(given, rows, column == "labels")

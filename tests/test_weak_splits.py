@@ -173,3 +173,11 @@ def test_rows_labelled_by_hand_need_no_votes():
     """No rule has looked at them, which is as if all had abstained."""
     splits = weak_splits(data(labeled=rows(300, 5).remove_columns("weak_labels")))
     assert splits["train"]["weak_labels"][:5] == [[-1, -1]] * 5
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_the_format_of_a_dataset_does_not_matter(kind):
+    """Splits whose rows come as tensors or arrays give the training set that plain ones do."""
+    given = data(labeled=rows(300, 5).remove_columns("weak_labels"))
+    formatted = DatasetDict({name: split.with_format(kind) for name, split in given.items()})
+    assert weak_splits(formatted)["train"].with_format(None)[:] == weak_splits(given)["train"][:]
