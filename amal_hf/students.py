@@ -48,9 +48,10 @@ def student_from_teacher(teacher: Model, layers: int | Sequence[int]) -> Model:
     try:
         student.load_state_dict(weights)
     except RuntimeError as error:
+        advice = "Try others, such as the first ones" if kept[0] == 0 else "Keep layer 0 and try again"
         raise ValueError(
             f"Layers {kept} of {type(teacher).__name__} do not fit a model of {len(kept)} layers, because some "
-            f"architectures build a layer according to its place. Keep layer 0 and try again. PyTorch said: {error}"
+            f"architectures build a layer according to its place. {advice}. PyTorch said: {error}"
         ) from error
     if teacher.can_generate():
         student.generation_config = copy.deepcopy(teacher.generation_config)

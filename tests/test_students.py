@@ -28,6 +28,8 @@ from transformers import (
     ModernBertForSequenceClassification,
     ModernBertForTokenClassification,
     PreTrainedModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
     RobertaForTokenClassification,
@@ -224,6 +226,15 @@ def test_modernbert_needs_its_first_layer() -> None:
     """ModernBERT's layer 0 has no norm before attention, so another layer in its place would lose one silently."""
     with pytest.raises(ValueError, match="Keep layer 0"):
         student_from_teacher(build(ModernBertForSequenceClassification, *MODERNBERT[:2]), [1, 2])
+
+
+def test_layers_of_several_kinds_by_place() -> None:
+    """Where layer 0 is kept already, other advice is given: here every second layer has experts."""
+    moe = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "mlp_only_layers": [0, 2]}
+    teacher = build(Qwen3MoeForSequenceClassification, Qwen3MoeConfig, DECODER | moe)
+    with pytest.raises(ValueError, match="Try others, such as the first ones"):
+        student_from_teacher(teacher, [0, 2])
+    assert student_from_teacher(teacher, [0, 1]).config.num_hidden_layers == 2
 
 
 def test_dtype_is_kept() -> None:
