@@ -310,7 +310,7 @@ def _check_replay(trainer: Any) -> None:
 
 
 def check_smoothing(kind: str | None, smoothing: float) -> None:
-    """Refuse smoothed numbers, of which evaluation would make classes.
+    """Refuse smoothed numbers, of which evaluation would make classes; say that answers of yes or no are left alone.
 
     Raises:
         ValueError: label smoothing for a student that hits numbers.
@@ -319,6 +319,10 @@ def check_smoothing(kind: str | None, smoothing: float) -> None:
         raise ValueError(
             f"AMALTrainer: label_smoothing_factor={smoothing} spreads a label over classes, and the labels of this "
             f"student are numbers. Leave it out."
+        )
+    if kind == "multi_label_classification" and smoothing:
+        logger.warning(
+            "Labels that are answers of yes or no are not smoothed: label_smoothing_factor=%s is not used.", smoothing
         )
 
 

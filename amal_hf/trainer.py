@@ -459,12 +459,8 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         if smoothing != task.label_smoothing:
             check_smoothing(task.problem_type, smoothing)
             self.mixture.bind(replace(task, label_smoothing=smoothing))
-            self.label_smoother = LabelSmoother(epsilon=smoothing) if smoothing else None
-        if task.problem_type == "multi_label_classification" and self.label_smoother is not None:
-            logger.warning(
-                "Labels that are answers of yes or no are not smoothed: label_smoothing_factor is not used."
-            )
-            self.label_smoother = None
+        spread = smoothing and task.problem_type != "multi_label_classification"
+        self.label_smoother = LabelSmoother(epsilon=smoothing) if spread else None
 
     @property
     def _has_rows(self) -> bool:

@@ -182,9 +182,9 @@ class SmallLoss(Heuristic):
 
 
 def quantile(values: Tensor, share: float) -> Tensor:
-    """`()`: that of those which are not NaN; NaN if all are. In their own precision.
+    """The quantile `()`, at a share from 0 to 1, of those values `(n,)` that are not NaN; NaN if all are.
 
-    `torch.nanquantile` computes in float64 from torch 2.14 on, which Apple's GPUs do not have.
+    In their own precision: `torch.nanquantile` computes in float64 from torch 2.14 on, which Apple's GPUs do not have.
     """
     ranked = values.sort().values  # NaN last
     place = share * ((~values.isnan()).sum() - 1).clamp(min=0).to(values)
