@@ -88,10 +88,13 @@ class NeumannDirection(Direction):
     converges for a scale below 2 over the largest eigenvalue of `H`; with few terms it stays close to the gradient.
     Begin after some training: `AMALArguments.meta_warmup_steps`.
 
+    Where groups of the optimizer have learning rates of their own, α is one for each parameter, in their proportion,
+    `(I − αH)^j α ∇V`; it tends to `H⁻¹ ∇V` of what the optimizer was given, the rest stays where it is.
+
     Args:
         terms: J, each costing one Hessian-vector product. 1 in the official code, two terms of the series with the
             one for j = 0.
-        scale: α; `None` takes the student's learning rate of the moment, as the official code does.
+        scale: α, the largest; `None` takes the student's learning rates of the moment, as the official code does.
 
     Raises:
         ValueError: a negative number of terms, or a scale that is not positive and finite.
@@ -115,16 +118,14 @@ class NeumannDirection(Direction):
 
     def __call__(self, gradient: Params, params: Params, optimizer: Optimizer, product: HessianProduct) -> Params:
         """The truncated series; the gradient itself where the learning rate is zero, as in a warm-up's first step."""
-        del params
-        scale = optimizer.param_groups[0]["lr"] if self.scale is None else self.scale
-        if scale == 0:
-            return gradient
-        term = total = gradient
-        for _ in range(self.terms):
-            curved = product(term)
+        moved = functools.partial(at_their_rates, params=params, optimizer=optimizer)
+        scale = max(group["lr"] for group in optimizer.param_groups) if self.scale is None else self.scale
+        term = total = moved(gradient)
+        for _ in range(self.terms if scale else 0):
+            curved = moved(product(term))
             term = {name: t - scale * curved[name] for name, t in term.items()}
             total = {name: sum_ + term[name] for name, sum_ in total.items()}
-        return {name: scale * t for name, t in total.items()}
+        return {name: scale * t for name, t in total.items()} if scale else total
 
 
 def at_their_rates(vector: Params, params: Params, optimizer: Optimizer) -> Params:
