@@ -83,13 +83,21 @@ class PublishingTrainer(MixingTrainer):
             told: single fields of it instead; those of `Trainer.create_model_card` are among them.
 
         Raises:
-            ValueError: the Hub would refuse it; says why.
+            ValueError: the Hub would refuse it, or there is no student, as after a search; says why.
             TypeError: a field that `CardDetails` does not have.
         """
+        self._check_student()
         details = _told(self.card_details if details is None else details, told)
         if self.is_world_process_zero():
             self._write_card(gather(self, details).plain())
         self.card_details = details
+
+    def _check_student(self) -> None:
+        if self.model is None:
+            raise ValueError(
+                "There is no student to describe or to publish: a search over hyperparameters keeps none. Set the "
+                "arguments to the best run's (`setattr(trainer.args, name, value)`), and call train()."
+            )
 
     def _write_card(self, facts: dict[str, Any]) -> None:
         folder = Path(self.args.output_dir)
@@ -144,9 +152,10 @@ class PublishingTrainer(MixingTrainer):
             told: fields of `CardDetails`, or `details=` all of them.
 
         Raises:
-            ValueError: the card is not fit to be published.
+            ValueError: the card is not fit to be published, or there is no student, as after a search.
             HfHubHTTPError: the Hub refused; the files in `args.output_dir` are complete.
         """
+        self._check_student()
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         stage = self._saved_student()
         try:

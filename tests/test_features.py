@@ -205,6 +205,17 @@ def searched(folder, method, options, **given):
     return trainer, best.objective
 
 
+def test_after_a_search_there_is_nothing_to_publish(tmp_path):
+    """It keeps no student of its trials: a card and a push say what to do, and do after it was done."""
+    trainer, _ = searched(tmp_path, amal(), {"learning_rate": 1e-3})
+    for publish in (trainer.create_model_card, trainer.push_to_hub):
+        with pytest.raises(ValueError, match="search .* call train"):
+            publish()
+    trainer.train()
+    trainer.create_model_card()
+    assert (tmp_path / "README.md").is_file()
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_a_trial_smooths_labels_as_it_was_told(tmp_path, smoothing):
     """`Trainer` reads that argument when it is made: a trial is the run of a trainer that was made with its options,
