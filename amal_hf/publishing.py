@@ -43,6 +43,7 @@ logger = logger_of(__name__)
 
 CARD_NAME, FACTS_NAME = "README.md", "card.json"
 """The card, and the facts that it can be rendered from again."""
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def reach_hub(args: TrainingArguments) -> None:
@@ -268,6 +269,7 @@ class PublishingTrainer(MixingTrainer):
         folder = Path(self.args.output_dir)
         for name in (CARD_NAME, FACTS_NAME):
             shutil.copy(folder / name, stage / name)
+        _name_base(stage, self.card_details.finetuned_from)
         if (folder / FIGURES).is_dir():
             shutil.copytree(folder / FIGURES, stage / FIGURES, ignore=shutil.ignore_patterns(TRAINING_TEXTS))
         policy = self.method.policy if self._shows_weights() else None
@@ -303,6 +305,24 @@ class PublishingTrainer(MixingTrainer):
         written = {file.name for file in folder.iterdir() if file.suffix not in SAVED}
         of_run = {STATE_NAME, TRAINER_STATE_NAME, *(file.name for file in folder.glob(SEGMENTS))}
         self._student_files = frozenset(written - of_run)
+
+
+def _name_base(stage: Path, known: str) -> None:
+    """Adapters name the model that they belong to; a folder of this machine is of no use to those who load them."""
+    file = stage / ADAPTER_CONFIG
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    base = config.get("base_model_name_or_path") or ""
+    if not Path(base).is_dir():
+        return
+    if known:
+        file.write_text(json.dumps({**config, "base_model_name_or_path": known}, indent=2), encoding="utf-8")
+        return
+    logger.warning(
+        "The adapters are published, but the model that they belong to is a folder of this machine, %s, so that "
+        "nobody else can load them. push_to_hub(finetuned_from='organisation/model') names it by its Hub id; "
+        "model.merge_and_unload().push_to_hub(...) publishes both in one.",
+        base,
+    )
 
 
 def _link(source: str, target: str) -> None:
