@@ -60,8 +60,8 @@ def read_dataset(
 
     Raises:
         FileNotFoundError: if `source` is named like a table file and there is none.
-        ValueError: if text or labels are not found; the message lists the columns there are. Or a table has lines of
-            more fields than columns, as texts do whose commas are not quoted.
+        ValueError: if text or labels are not found; the message lists the columns there are. Or a text is null, a
+            file is empty, or a table has lines of more fields than columns, as texts do whose commas are not quoted.
     """
     path = Path(source)
     if (path / "label.json").is_file() and _is_wrench(path / "train.json"):
@@ -71,8 +71,21 @@ def read_dataset(
     columns = next(iter(dataset.values())).column_names
     texts = text_columns or find_text_columns(columns)
     require_columns(columns, texts)
+    _require_texts(dataset, texts)
     names = _read_names(path / "label.json") if (path / "label.json").is_file() else None
     return with_label(dataset, label_column or first_present(columns, _LABEL_COLUMNS, "label_column=...")[0], names)
+
+
+def _require_texts(dataset: DatasetDict, columns: Sequence[str]) -> None:
+    """Refuse texts that are null, in the splits that have such columns."""
+    for name, split in dataset.items():
+        for column in set(columns) & set(split.column_names):
+            if split.data.column(column).null_count:
+                missing = [row for row, text in enumerate(split.with_format(None)[column]) if text is None]
+                raise ValueError(
+                    f"Split {name!r} has {len(missing)} rows whose {column!r} is null, the first is row {missing[0]}. "
+                    f'Leave them out, or write "" there.'
+                )
 
 
 def _read_wrench(folder: Path) -> DatasetDict:
@@ -138,6 +151,8 @@ def _read_tables(path: Path) -> DatasetDict | None:
 def _read_table(file: Path) -> Dataset:
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {file} (looked in {Path.cwd()}).")
+    if not file.stat().st_size:
+        raise ValueError(f"{file} is empty.")
     if file.suffix.startswith(".json"):
         return load_dataset("json", data_files=str(file), split="train")
     # A text may be "NA" or "null", which is no missing value. Not by `load_dataset`, which reads in pieces: a column

@@ -379,6 +379,21 @@ def test_texts_of_a_column_are_embedded_in_their_order(column):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        ([], "no texts"),
+        (["a", None, "b"], "1 of 3 texts are missing, the first at 1"),
+        (pd.Series(["a", "b", float("nan"), None]), "2 of 4 texts are missing, the first at 2"),
+    ],
+    ids=["none", "null", "table"],
+)
+def test_texts_that_are_missing_are_named(texts, told):
+    """Before a tokenizer fails on them."""
+    with pytest.raises(ValueError, match=told):
+        embed_texts(texts, None, None)
+
+
 def rows_of(count, seed, word_of):
     """Fillers (30 and above) with one word that tells the class, somewhere."""
     generator = torch.Generator().manual_seed(seed)

@@ -26,6 +26,28 @@ def write_wrench(folder, tokenwise=False):
     return folder
 
 
+@pytest.mark.parametrize("column", ["text", "sentence2"])
+def test_a_text_that_is_null_is_refused(tmp_path, column):
+    """With its place, before a tokenizer fails on it; one that is empty is a text."""
+    other = {"sentence1": "a"} if column == "sentence2" else {}
+    rows = [{**other, column: text, "label": "x"} for text in ("a", "", None, "b")]
+    for name, kept in (("train", rows[:2]), ("test", rows)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, kept)))
+    with pytest.raises(ValueError, match=f"Split 'test' has 1 rows whose '{column}' is null, the first is row 2"):
+        read_dataset(tmp_path)
+    (tmp_path / "test.jsonl").unlink()
+    assert read_dataset(tmp_path)["train"][column] == ["a", ""]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.csv"])
+def test_an_empty_file_is_named(tmp_path, name):
+    """Where reading it would end in an error of the reader's own."""
+    (tmp_path / name).touch()
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(ValueError, match=f"{name} is empty"):
+            read_dataset(source)
+
+
 def labelled(count, classes=3, duplicates=0):
     """Numbered texts with labels in turn; the last `duplicates` rows repeat the first texts in capitals."""
     texts = [f"text {i}" for i in range(count)]

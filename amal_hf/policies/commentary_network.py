@@ -162,8 +162,17 @@ def embed_texts(texts: Sequence[str], encoder: Any, tokenizer: Any, batch_size: 
         encoder: a transformers model without a head (`AutoModel`).
         tokenizer: the encoder's own.
         batch_size: texts in one forward pass.
+
+    Raises:
+        ValueError: there are none, or one is missing (`None` or NaN).
     """
     texts = list(texts)  # a column of a pandas table goes by the names of its rows, not by their places
+    missing = [place for place, text in enumerate(texts) if text is None or text != text]
+    if missing or not texts:
+        told = (
+            f"{len(missing)} of {len(texts)} texts are missing, the first at {missing[0]}" if missing else "no texts"
+        )
+        raise ValueError(f"embed_texts: {told}. Leave such rows out, or pass '' for them.")
     training, limit = encoder.training, text_limit(tokenizer, encoder.config)
     encoder.eval()
     # Texts of like length together: one long text pads a whole batch.
