@@ -21,6 +21,15 @@ logger = logger_of(__name__)
 PICKLES = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.distcp", "*.metadata"]
 """Never sent, wherever they come from."""
 
+STUDENT = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+]
+"""Weights, whole, in parts or as adapters: of an earlier student's, one kind would be read in place of another."""
+
 PAUSES = (1.0, 5.0)
 """Seconds before a commit that the server failed on is tried again. The client itself retries all but commits."""
 
@@ -127,7 +136,7 @@ class Pushes:
                 revision=revision,
                 ignore_patterns=list(PICKLES),
                 # Nothing that an earlier checkpoint had besides is left beside this one.
-                delete_patterns=["*"] if push.path_in_repo else None,
+                delete_patterns=["*"] if push.path_in_repo else STUDENT,
             )
 
         for pause in PAUSES:

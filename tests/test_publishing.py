@@ -158,6 +158,18 @@ def test_adapters_to_a_folder_of_this_machine(hub, tmp_path, caplog):
     assert published() == "some/base" and "nobody" not in caplog.text
 
 
+def test_an_earlier_students_weights_are_not_left(hub, tmp_path):
+    """What was published as adapters, or in parts, and then whole, is read as the last student; other files stay."""
+    trainer = new_trainer(tmp_path, push_to_hub=True)
+    others = {"last-checkpoint/model.safetensors", "weights/policy.safetensors", "notes.txt"}
+    earlier = {"adapter_config.json", "adapter_model.safetensors", "model.safetensors.index.json"}
+    student_of(hub).update(dict.fromkeys(others | earlier | {"model-00001-of-00002.safetensors"}, b"{}"))
+    trainer.push_to_hub()
+    assert set(student_of(hub)) == PUBLISHED | others
+    read = AutoModelForSequenceClassification.from_pretrained("me/student")
+    assert all(torch.equal(value, read.state_dict()[name]) for name, value in trainer.model.state_dict().items())
+
+
 def test_large_files_take_their_own_way(hub, tmp_path):
     """Weights go out as LFS objects; a second push of the same student sends nothing again."""
     trainer = new_trainer(tmp_path, push_to_hub=True)
