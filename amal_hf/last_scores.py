@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,23 @@ def last_scores(trainer: Any) -> dict[str, float]:
     return {name.removeprefix("eval_"): float(value) for name, value in pairs}
 
 
+def best_step(trainer: Any) -> int | None:
+    """The step of the best student, where it is that one which was loaded at the end of training.
+
+    A better one may have been evaluated where nothing was saved: `Trainer` then loads the best of those that were, or
+    none.
+    """
+    folder = trainer.state.best_model_checkpoint
+    if not trainer.args.load_best_model_at_end or not folder:
+        return None
+    return int(Path(folder).name.rpartition("-")[2])
+
+
 def _of_this_student(trainer: Any) -> list[Mapping[str, Any]]:
     """The entries of the log that say something of the student as it stands."""
     state = trainer.state
     history: list[Mapping[str, Any]] = state.log_history
-    best = state.best_global_step if trainer.args.load_best_model_at_end else None
+    best = best_step(trainer)
     ended = max((n for n, entry in enumerate(history) if "train_runtime" in entry), default=-1)
     # What was evaluated after training is the student as it stands, whatever has been done to it since.
     if not best or any(name.startswith("eval_") for entry in history[ended + 1 :] for name in entry):

@@ -662,6 +662,27 @@ def test_scores_are_those_of_the_student_that_is_published(tmp_path):
     assert "near_score 0.25" in card and "far_score 0.25" in card
 
 
+@pytest.mark.parametrize(("scores", "loaded"), [((0.2, 0.3, 0.9, 0.4), 0.3), ((0.9, 0.4, 0.3, 0.2), 0.2)])
+def test_a_best_student_that_was_not_saved_is_not_published(tmp_path, scores, loaded):
+    """Evaluated more often than saved, the best may be gone: the card has the score of the student that is there."""
+    trainer = new_trainer(
+        tmp_path,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=1,
+        save_steps=2,
+        max_steps=len(scores),
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=True,
+    )
+    given = iter(scores)
+    trainer.compute_metrics = lambda prediction: {"score": next(given)}
+    trainer.train()
+    trainer.create_model_card()
+    assert f"score {loaded}" in (tmp_path / "README.md").read_text()
+
+
 def test_figures_of_an_earlier_run_are_not_shown(tmp_path):
     """A run with fixed weights in the same folder has none."""
     pytest.importorskip("matplotlib")
