@@ -141,6 +141,7 @@ class RunFacts:
         rows: of every set.
         hyperparameters: by name.
         steps: optimizer steps.
+        best_step: of which the student is, where it is the best of several and not the last; 0 for the last.
         evaluation: the last evaluation's scores.
         evaluation_sets: names of the sets, if there are several; scores begin with them.
         weights: of each column of losses its mean, 5th and 95th percentile.
@@ -174,6 +175,7 @@ class RunFacts:
     rows: dict[str, int] = field(default_factory=dict)
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     steps: int = 0
+    best_step: int = 0
     evaluation: dict[str, float] = field(default_factory=dict)
     evaluation_sets: list[str] = field(default_factory=list)
     weights: list[dict[str, Any]] = field(default_factory=list)

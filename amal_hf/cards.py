@@ -38,7 +38,7 @@ def render_card(facts: Mapping[str, Any]) -> ModelCard:
     }
     template = environment.from_string((files("amal_hf") / "card.md").read_text(encoding="utf-8"))
     # Of cards that were written before there were these.
-    usual = {"weighed": facts["learned"], "shared": False, "changes": "", "changes_learned": False}
+    usual = {"weighed": facts["learned"], "shared": False, "changes": "", "changes_learned": False, "best_step": 0}
     facts = {**usual, "loads_with": facts["architecture"], "configured": {}, **facts}
     example = facts["details"]["example"] or EXAMPLES.get(facts["task"], "The text to begin with")
     compared = facts["details"]["comparison"]

@@ -15,7 +15,7 @@ from amal_hf.card_check import is_repository
 from amal_hf.card_facts import CardDetails, RunFacts
 from amal_hf.cards import EXAMPLES
 from amal_hf.generators import without_adapters
-from amal_hf.last_scores import last_scores
+from amal_hf.last_scores import best_step, last_scores
 from amal_hf.latency import hardware_name
 from amal_hf.losses import Loss
 from amal_hf.method import Method
@@ -92,6 +92,7 @@ def gather(trainer: Any, details: CardDetails) -> RunFacts:
         "rows": _rows(trainer),
         "hyperparameters": _hyperparameters(trainer),
         "steps": trainer.state.global_step,
+        "best_step": _earlier_step(trainer),
         "evaluation": last_scores(trainer),
         "evaluation_sets": list(trainer.eval_dataset) if isinstance(trainer.eval_dataset, dict) else [],
         "figures": [f"{FIGURES}/{file.name}" for file in sorted((folder / FIGURES).glob("*.[ps][nv]g"))],
@@ -99,6 +100,12 @@ def gather(trainer: Any, details: CardDetails) -> RunFacts:
         "hardware": hardware_name(trainer.args.device),
     }
     return RunFacts(**common, **(_mixing(trainer, details) if trainer.mixes else {}))
+
+
+def _earlier_step(trainer: Any) -> int:
+    """The step of the student, if that is not the last."""
+    step = best_step(trainer)
+    return 0 if step is None or step == trainer.state.global_step else step
 
 
 def _task(model: Any) -> str:

@@ -633,7 +633,9 @@ def test_names_and_texts_may_say_anything(hub, tmp_path):
 
 
 def test_scores_are_those_of_the_student_that_is_published(tmp_path):
-    """With the best checkpoint loaded, its evaluation; of several sets, one of each."""
+    """With the best checkpoint loaded, its evaluation, and its step beside those of the run, at whose end the weights
+    are; of several sets, one of each.
+    """
     trainer = new_trainer(
         tmp_path,
         eval_strategy="steps",
@@ -648,7 +650,13 @@ def test_scores_are_those_of_the_student_that_is_published(tmp_path):
     trainer.compute_metrics = lambda prediction: {"score": next(scores)}
     trainer.train()
     trainer.create_model_card()
-    assert "score 0.9" in (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text()
+    assert "score 0.9" in card
+    assert (
+        "- 6 optimizer steps" in card
+        and "; the student is that of step 2, the best in evaluation of those that were saved" in card
+    )
+    assert "that have them, as at the end of training. A loss weighs much" in card
     trainer.compute_metrics = lambda prediction: {"score": 0.5}
     trainer.evaluate()
     trainer.create_model_card()
@@ -680,7 +688,9 @@ def test_a_best_student_that_was_not_saved_is_not_published(tmp_path, scores, lo
     trainer.compute_metrics = lambda prediction: {"score": next(given)}
     trainer.train()
     trainer.create_model_card()
-    assert f"score {loaded}" in (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text()
+    assert f"score {loaded}" in card
+    assert ("the student is that of step 2" in card) == (loaded == 0.3)
 
 
 def test_figures_of_an_earlier_run_are_not_shown(tmp_path):
