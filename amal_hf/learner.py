@@ -300,14 +300,27 @@ class WeightLearner:
             "recorded": {} if self.recorder is None else self.recorder.state_dict(),
             "direction": {name: whole(value).cpu() for name, value in (self.direction or {}).items()},
             "steps_left": self.steps_left,
+            "meta_set": self.meta_set.identity,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`."""
+        """Restore `state_dict`; says so if the meta set is another one."""
+        self._compare_meta_set(state.get("meta_set", self.meta_set.identity))  # older checkpoints do not say
         self.steps_taken, self.last_phase = state["steps_taken"], state["last_phase"]
         if self.recorder is not None:
             self.recorder.load_state_dict(state["recorded"])
         self.direction, self.steps_left = state["direction"] or None, state["steps_left"]
+
+    def _compare_meta_set(self, written: list[int]) -> None:
+        if written != self.meta_set.identity:
+            logger.warning(
+                "The checkpoint was written with another meta set (%d rows) than that of this run (%d rows). What was "
+                "learned from the other one is kept, and the run goes on with this one. If you did not change it, it "
+                "was drawn anew: the student may have been trained on rows that are now to judge it. Draw it by a "
+                "fixed seed, or set it aside in a file.",
+                written[0],
+                len(self.meta_set.rows),
+            )
 
 
 def _run(student: Student, module: nn.Module, batch: Batch) -> Callable[[], Any]:

@@ -4,14 +4,21 @@ Batch n is a function of the seed and n alone, so a run that was interrupted onl
 random number is drawn.
 """
 
+import zlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from amal_hf.collator import rows_of
 from amal_hf.random_numbers import own_random_numbers
 from amal_hf.shapes import Batch
+
+
+COMPARED_ROWS = 16
+"""By which two meta sets of one size are told apart: drawn anew, they differ in these."""
 
 
 class MetaSet:
@@ -42,6 +49,15 @@ class MetaSet:
         """Batch `number`, counted from 0."""
         with own_random_numbers(self.seed * 1_000_003 + number):
             return self.collate(rows_of(self.rows, self.numbers(number)))
+
+    @cached_property
+    def identity(self) -> list[int]:
+        """How many rows, and a checksum of what the collator makes of the first: what tells this set from another."""
+        with own_random_numbers(0):
+            batch = self.collate(rows_of(self.rows, range(min(len(self.rows), COMPARED_ROWS))))
+        tensors = [batch[name] for name in sorted(batch) if isinstance(batch[name], Tensor)]
+        sums = [zlib.crc32(tensor.detach().cpu().double().numpy().tobytes()) for tensor in tensors]
+        return [len(self.rows), *sums]
 
     def numbers(self, number: int) -> list[int]:
         """Which rows batch `number` has."""

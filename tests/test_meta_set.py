@@ -47,6 +47,20 @@ def generator_states():
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
 
+def test_a_set_is_known_by_its_size_and_first_rows():
+    """Whatever batches are drawn from it, it is the same set; another is another. Nothing is drawn for it."""
+    sets = [
+        MetaSet(toy_rows(rows, seed), default_data_collator, size, order).identity
+        for rows, seed, size, order in ((20, 0, 4, 0), (20, 0, 8, 1), (21, 0, 4, 0), (20, 1, 4, 0))
+    ]
+    assert sets[0] == sets[1] and sets[0][0] == 20
+    assert sets[0] != sets[2] and sets[0] != sets[3]
+    drawn = MetaSet(range(6), lambda rows: {"drawn": torch.tensor(three_draws(rows))}, 2, seed=0)
+    before = generator_states()
+    assert drawn.identity == MetaSet(range(6), drawn.collate, 3, seed=1).identity
+    assert generator_states() == before
+
+
 def test_a_collator_that_draws_leaves_all_generators_as_they_were():
     """Training must go on with the dropout masks and shuffles it would have had without meta steps, even if the
     collator fails.

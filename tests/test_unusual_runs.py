@@ -49,6 +49,7 @@ from amal_hf import (
 from amal_hf.generators import answers_by_token, is_causal, is_encoder_decoder
 from amal_hf.learner import WeightLearner
 from amal_hf.model_labels import class_count
+from amal_hf.state import STATE_NAME
 from amal_hf.tokens import token_means
 
 
@@ -673,6 +674,25 @@ def test_a_checkpoint_given_as_a_path_is_that_checkpoint(tmp_path):
     resumed.training_step = lambda *given: steps.append(1) or AMALTrainer.training_step(resumed, *given)
     resumed.train(resume_from_checkpoint=Path(tmp_path) / "checkpoint-2")
     assert len(steps) == 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "seed", "warned"), [(12, 1, False), (12, 7, True), (13, 1, True)], ids=["same", "other rows", "more rows"]
+)
+def test_a_run_that_is_resumed_with_another_meta_set_says_so(tmp_path, caplog, rows, seed, warned):
+    """A split that is drawn anew makes clean rows of rows that were trained on. The order of batches is no other set,
+    and what an older checkpoint does not say is not held against it.
+    """
+    new_trainer(tmp_path, save_strategy="steps", save_steps=2).train()
+    resumed = new_trainer(tmp_path, meta=toy_rows(rows, seed), meta_seed=5, meta_batch_size=4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    said = f"another meta set (12 rows) than that of this run ({rows} rows)"
+    assert (said in caplog.text) == warned and ("another meta set" in caplog.text) == warned
+    caplog.clear()
+    state = torch.load(tmp_path / "checkpoint-2" / STATE_NAME)["learner"]
+    del state["meta_set"]
+    resumed._learner.load_state_dict(state)
+    assert "another meta set" not in caplog.text
 
 
 def test_a_trajectory_of_largest_logits_is_resumed(tmp_path):
