@@ -153,6 +153,7 @@ class RunFacts:
         weights_dataset: repository of the weights of every example, if they are published.
         loads_with: class of `transformers` that loads the student.
         configured: what a pipeline must be told of its classes, as the files of adapters do not say it.
+        vocabulary: how many words it has, if the model below its adapters has another number of them; 0 otherwise.
     """
 
     repo_id: str
@@ -188,6 +189,7 @@ class RunFacts:
     weights_dataset: str = ""
     loads_with: str = "AutoModel"
     configured: dict[str, Any] = field(default_factory=dict)
+    vocabulary: int = 0
 
     def plain(self) -> dict[str, Any]:
         """As dictionaries, lists, strings and numbers: what is written beside the card, and rendered.

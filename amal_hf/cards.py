@@ -39,11 +39,17 @@ def render_card(facts: Mapping[str, Any]) -> ModelCard:
     template = environment.from_string((files("amal_hf") / "card.md").read_text(encoding="utf-8"))
     # Of cards that were written before there were these.
     usual = {"weighed": facts["learned"], "shared": False, "changes": "", "changes_learned": False, "best_step": 0}
-    facts = {**usual, "loads_with": facts["architecture"], "configured": {}, **facts}
+    facts = {**usual, "loads_with": facts["architecture"], "configured": {}, "vocabulary": 0, **facts}
     example = facts["details"]["example"] or EXAMPLES.get(facts["task"], "The text to begin with")
     compared = facts["details"]["comparison"]
     table = None if compared is None else _table(compared)
-    told = {"example": _quoted(example), "configured": _model_kwargs(facts["configured"]), "table": table}
+    classes = _model_kwargs(facts["configured"])
+    told = {
+        "example": _quoted(example),
+        "configured": f", model_kwargs={classes}" if classes else "",
+        "keywords": f", **{classes}" if classes else "",
+        "table": table,
+    }
     body = template.render(**{**facts, **told})
     return ModelCard(f"---\n{metadata(facts).to_yaml()}\n---\n\n{body.strip()}\n")
 
@@ -181,12 +187,12 @@ def _quoted(text: Any) -> str:
 
 
 def _model_kwargs(configured: Mapping[str, Any]) -> str:
-    """What a pipeline is told of a student's classes, as its last argument."""
+    """What a pipeline is told of a student's classes, as a dictionary of Python; empty for nothing."""
     told = {f'"{name}"': _quoted(value) for name, value in configured.items()}
     if "id2label" in configured:
         told['"id2label"'] = f"dict(enumerate({_quoted(configured['id2label'])}))"
     pairs = ", ".join(f"{name}: {value}" for name, value in told.items())
-    return f", model_kwargs={{{pairs}}}" if pairs else ""
+    return f"{{{pairs}}}" if pairs else ""
 
 
 def _caption(figure: str) -> str:

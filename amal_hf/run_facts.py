@@ -84,6 +84,7 @@ def gather(trainer: Any, details: CardDetails) -> RunFacts:
         "architecture": architecture,
         "loads_with": _loads_with(plain_model),
         "configured": {} if plain_model is model else _configured(plain_model, task),
+        "vocabulary": 0 if plain_model is model else _own_vocabulary(plain_model.config),
         "task": task,
         "library": "transformers" if plain_model is model else "peft",
         "base_model": details.finetuned_from or _hub_name(getattr(plain_model.config, "_name_or_path", "")),
@@ -186,6 +187,16 @@ def _configured(model: Any, task: str) -> dict[str, Any]:
     names, kind = label_names(model.config), getattr(model.config, "problem_type", None)
     told = {"num_labels": model.config.num_labels} if are_generic(names) else {"id2label": names}
     return told if kind in (None, "single_label_classification") else {**told, "problem_type": kind}
+
+
+def _own_vocabulary(config: Any) -> int:
+    """How many words a student with adapters has, if the model below has others; 0 if not, or if that is unknown."""
+    try:
+        below = type(config).from_pretrained(config._name_or_path, local_files_only=True)
+    except (OSError, ValueError):  # not read from any file, or the files are gone
+        return 0
+    theirs, ours = (getattr(one.get_text_config(), "vocab_size", None) for one in (below, config))
+    return ours if ours is not None and ours != theirs else 0
 
 
 def _rows(trainer: Any) -> dict[str, int]:

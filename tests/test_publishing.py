@@ -21,6 +21,10 @@ from transformers import (
     AutoTokenizer,
     BartConfig,
     BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
     pipeline,
@@ -168,6 +172,61 @@ def test_an_earlier_students_weights_are_not_left(hub, tmp_path):
     assert set(student_of(hub)) == PUBLISHED | others
     read = AutoModelForSequenceClassification.from_pretrained("me/student")
     assert all(torch.equal(value, read.state_dict()[name]) for name, value in trainer.model.state_dict().items())
+
+
+_WORDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_NEW = [VOCABULARY, VOCABULARY + 1]
+
+
+@pytest.mark.parametrize(
+    ("below", "task", "adapters"),
+    [
+        (
+            lambda: tiny_bert(num_labels=2),
+            "SEQ_CLS",
+            {"target_modules": ["query"], "modules_to_save": ["word_embeddings"]},
+        ),
+        (tiny_bert, "SEQ_CLS", {"target_modules": ["query"], "trainable_token_indices": _NEW}),
+        (
+            lambda: GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, **_WORDS)),
+            "CAUSAL_LM",
+            {"target_modules": ["c_attn"], "fan_in_fan_out": True},
+        ),
+        (
+            lambda: T5ForConditionalGeneration(
+                T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0, **_WORDS)
+            ),
+            "SEQ_2_SEQ_LM",
+            {"target_modules": ["q"]},
+        ),
+    ],
+    ids=["its own table", "its own words", "continues texts", "translates"],
+)
+def test_a_student_with_adapters_that_knows_more_words(hub, tmp_path, below, task, adapters):
+    """The model below has no rows for them, and cannot be read beside files that do: the card's snippet gives it such
+    rows first, and the student is then the one that was trained.
+    """
+    set_seed(0)
+    model = below()
+    getattr(model, "bert", model).save_pretrained(tmp_path / "base")
+    tokenizer().save_pretrained(tmp_path / "base")
+    base = type(model).from_pretrained(tmp_path / "base", **({"num_labels": 3} if task == "SEQ_CLS" else {}))
+    base.resize_token_embeddings(VOCABULARY + 2)
+    student = get_peft_model(base, LoraConfig(task_type=task, r=2, **adapters))
+    args = toy_arguments(tmp_path / "out", hub_model_id="me/student", push_to_hub=True)
+    ids = torch.randint(5, VOCABULARY + 2, (24, 6)).tolist()
+    labels = list(range(3)) * 8 if task == "SEQ_CLS" else ids
+    rows = datasets.Dataset.from_dict({"input_ids": ids, "labels": labels})
+    trainer = AMALTrainer(student, args, train_dataset=rows, processing_class=tokenizer(), losses=[CrossEntropy()])
+    trainer.train()
+    trainer.push_to_hub(example="question")
+    exec(re.search("```python\n(.*?)```", student_of(hub)["README.md"].decode(), re.DOTALL)[1], ran := {})
+    told = {"input_ids": torch.tensor([[5, *_NEW]])}
+    if task == "SEQ_2_SEQ_LM":
+        read, told = ran["student"], told | {"decoder_input_ids": told["input_ids"]}
+    else:
+        read = ran["student"].model  # of a pipeline
+    assert read.eval()(**told).logits.equal(student.eval()(**told).logits)
 
 
 def test_large_files_take_their_own_way(hub, tmp_path):
