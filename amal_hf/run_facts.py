@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import transformers
 from numpy.typing import NDArray
+from torch import nn
 
 from amal_hf.card_check import is_repository
 from amal_hf.card_facts import CardDetails, RunFacts
@@ -88,7 +89,7 @@ def gather(trainer: Any, details: CardDetails) -> RunFacts:
         "task": task,
         "library": "transformers" if plain_model is model else "peft",
         "base_model": details.finetuned_from or _hub_name(getattr(plain_model.config, "_name_or_path", "")),
-        "parameters": sum(parameter.numel() for parameter in plain_model.parameters()),
+        "parameters": _parameter_count(plain_model),
         "labels": _labels(plain_model),
         "rows": _rows(trainer),
         "hyperparameters": _hyperparameters(trainer),
@@ -107,6 +108,19 @@ def _earlier_step(trainer: Any) -> int:
     """The step of the student, if that is not the last."""
     step = best_step(trainer)
     return 0 if step is None or step == trainer.state.global_step else step
+
+
+def _parameter_count(model: nn.Module) -> int:
+    """Of those that a student reads: PEFT keeps the old ones of modules that it trains whole (`modules_to_save`)."""
+    whole = [
+        name
+        for name, part in model.named_modules()
+        if isinstance(getattr(part, "modules_to_save", None), nn.ModuleDict)
+    ]
+    unread = tuple(f"{name}.original_module." for name in whole)
+    # Under all names that it has: an output layer may be tied to an old table of words.
+    named = model.named_parameters(remove_duplicate=False)
+    return sum(parameter.numel() for parameter in {one for name, one in named if not name.startswith(unread)})
 
 
 def _task(model: Any) -> str:

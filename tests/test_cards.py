@@ -367,6 +367,18 @@ def test_students_with_adapters(tmp_path):
     assert data["library_name"] == "peft" and data["pipeline_tag"] == "text-classification"
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_are_those_that_a_student_with_adapters_reads(tmp_path, tied):
+    """Of a table of words that it has a copy of to train, the old one counts only as the output layer tied to it."""
+    base = tiny_bert(head=BertForMaskedLM, tie_word_embeddings=tied)
+    count, table = base.num_parameters(), base.get_input_embeddings().weight.numel()
+    adapters = LoraConfig(r=2, target_modules=["query"], modules_to_save=["word_embeddings"])
+    student = get_peft_model(base, adapters)
+    lora = sum(part.numel() for name, part in student.named_parameters() if "lora" in name)
+    trainer = AMALTrainer(student, toy_arguments(tmp_path), train_dataset=toy_rows(8))
+    assert gather(trainer, CardDetails()).parameters == count + lora + (table if tied else 0)
+
+
 def test_a_comparison_names_its_student():
     """A table in which no row is the student's would bold nothing and score nothing."""
     with pytest.raises(ValueError, match="must be the name of one row; the rows are"):
