@@ -33,7 +33,7 @@ from amal_hf.mixing import MixingTrainer
 from amal_hf.policies.frozen import save_policy
 from amal_hf.policies.row_log import SEGMENTS
 from amal_hf.portable import SAVED
-from amal_hf.pushes import Push, Pushes
+from amal_hf.pushes import ADAPTER_CONFIG, Push, Pushes
 from amal_hf.run_facts import FIGURES, gather
 from amal_hf.run_figures import TRAINING_TEXTS
 from amal_hf.state import STATE_NAME
@@ -43,7 +43,6 @@ logger = logger_of(__name__)
 
 CARD_NAME, FACTS_NAME = "README.md", "card.json"
 """The card, and the facts that it can be rendered from again."""
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 def reach_hub(args: TrainingArguments) -> None:

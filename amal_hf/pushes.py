@@ -21,12 +21,15 @@ logger = logger_of(__name__)
 PICKLES = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.distcp", "*.metadata"]
 """Never sent, wherever they come from."""
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""What says that a student is adapters to another model."""
+
 STUDENT = [
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*-of-*.safetensors",
     "adapter_model.safetensors",
-    "adapter_config.json",
+    ADAPTER_CONFIG,
 ]
 """Weights, whole, in parts or as adapters: of an earlier student's, one kind would be read in place of another."""
 
@@ -51,6 +54,14 @@ class Push:
     message: str
     source: Path | None = None
     weights: datasets.Dataset | None = None
+
+
+def _replaced(push: Push) -> list[str] | None:
+    """What of an earlier push is not left beside this one; `upload_folder` keeps what is sent."""
+    if push.path_in_repo:  # a checkpoint, in a folder of its own
+        return ["*"]
+    # Adapters are read before others, and may be to the weights that are there.
+    return None if (push.stage / ADAPTER_CONFIG).exists() else STUDENT
 
 
 class Pushes:
@@ -135,8 +146,7 @@ class Pushes:
                 token=token,
                 revision=revision,
                 ignore_patterns=list(PICKLES),
-                # Nothing that an earlier checkpoint had besides is left beside this one.
-                delete_patterns=["*"] if push.path_in_repo else STUDENT,
+                delete_patterns=_replaced(push),
             )
 
         for pause in PAUSES:

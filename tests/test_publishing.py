@@ -229,6 +229,23 @@ def test_a_student_with_adapters_that_knows_more_words(hub, tmp_path, below, tas
     assert read.eval()(**told).logits.equal(student.eval()(**told).logits)
 
 
+def test_a_student_that_its_adapters_were_merged_into(hub, tmp_path):
+    """It takes the place of the adapters that were published before: of a repository that has both they are read."""
+    tiny_bert(num_labels=2).bert.save_pretrained(tmp_path / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    student = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    args = toy_arguments(tmp_path / "out", hub_model_id="me/student", push_to_hub=True, save_strategy="epoch")
+    trainer = AMALTrainer(student, args, train_dataset=toy_rows(24), losses=[CrossEntropy()])
+    trainer.train()
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(student_of(hub))
+    trainer.model = student.merge_and_unload()
+    trainer.push_to_hub()
+    assert set(student_of(hub)) == {"README.md", "card.json", "config.json", "model.safetensors"}
+    read = AutoModelForSequenceClassification.from_pretrained("me/student")
+    told = toy_rows(4).remove_columns("labels").with_format("torch")[:]
+    assert read(**told).logits.equal(trainer.model.eval()(**told).logits)
+
+
 def test_large_files_take_their_own_way(hub, tmp_path):
     """Weights go out as LFS objects; a second push of the same student sends nothing again."""
     trainer = new_trainer(tmp_path, push_to_hub=True)
