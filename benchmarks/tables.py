@@ -57,7 +57,7 @@ def main() -> None:
         print("\n\n".join(f"## {name}\n\n{text}" for name, text in blocks.items()))
         return
     for page in PAGES:
-        page.write_text(filled(page.read_text(), blocks))
+        page.write_text(filled(page.read_text(encoding="utf-8"), blocks), encoding="utf-8", newline="\n")
 
 
 def all_blocks(folder: Path) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """The tables of the quality benchmark: rendered from cells, gains by hand."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -266,3 +268,14 @@ def test_tables_in_the_pages_are_those_of_the_cells():
         found |= {name for name in blocks if f"<!-- {name} -->" in text}
         assert tables.filled(text, blocks) == text
     assert found == set(blocks)
+
+
+def test_pages_are_utf_8_wherever_tables_are_made(tmp_path):
+    """A system that reads text as ASCII, as Windows does in an encoding of its own, leaves a page as it was."""
+    page = tmp_path / "README.md"
+    page.write_bytes((tables.ROOT / "README.md").read_bytes())
+    script = f"import tables; tables.PAGES = [tables.Path({str(page)!r})]; tables.main()"
+    paths = os.pathsep.join([str(tables.ROOT), str(tables.ROOT / "benchmarks")])
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths, **ascii_alone}, check=True)
+    assert page.read_bytes() == (tables.ROOT / "README.md").read_bytes()
