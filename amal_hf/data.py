@@ -141,7 +141,7 @@ def _read_names(file: Path) -> list[str]:
 
 def _read_tables(path: Path) -> DatasetDict | None:
     """The file, or the split files of the folder; None if the path is neither."""
-    if path.suffix in _TABLE_OPTIONS:
+    if path.suffix.lower() in _TABLE_OPTIONS:
         return DatasetDict({"train": _read_table(path)})
     stems = [(name, path / f"{name}{suffix}") for name in _FOLDER_SPLITS for suffix in _TABLE_OPTIONS]
     splits = {name: _read_table(file) for name, file in stems if file.is_file()}
@@ -153,11 +153,11 @@ def _read_table(file: Path) -> Dataset:
         raise FileNotFoundError(f"There is no file {file} (looked in {Path.cwd()}).")
     if not file.stat().st_size:
         raise ValueError(f"{file} is empty.")
-    if file.suffix.startswith(".json"):
+    if file.suffix.lower().startswith(".json"):
         return load_dataset("json", data_files=str(file), split="train")
     # A text may be "NA" or "null", which is no missing value. Not by `load_dataset`, which reads in pieces: a column
     # would have the type of the first, and a blank further down, which makes text of numbers, be an error.
-    options = {"keep_default_na": False, "low_memory": False, **_TABLE_OPTIONS[file.suffix]}
+    options = {"keep_default_na": False, "low_memory": False, **_TABLE_OPTIONS[file.suffix.lower()]}
     table = pd.read_csv(file, **options)
     if not isinstance(table.index, pd.RangeIndex) and (table.iloc[:, -1] == "").all():
         # Each line ends with a delimiter: the first column was taken for names of rows.

@@ -39,6 +39,15 @@ def test_a_text_that_is_null_is_refused(tmp_path, column):
     assert read_dataset(tmp_path)["train"][column] == ["a", ""]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("A.CSV", "text,label\na,x\nb,y\n"), ("A.TSV", "text\tlabel\na\tx\nb\ty\n")]
+)
+def test_a_table_is_known_by_its_ending_in_capitals(tmp_path, name, content):
+    """As some systems write it."""
+    (tmp_path / name).write_text(content)
+    assert read_dataset(tmp_path / name)["train"]["text"] == ["a", "b"]
+
+
 @pytest.mark.parametrize("name", ["train.jsonl", "train.csv"])
 def test_an_empty_file_is_named(tmp_path, name):
     """Where reading it would end in an error of the reader's own."""
