@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from amal_hf.checkpoints import checkpoint_to_resume, named_failure, seal, unseal
@@ -13,6 +14,24 @@ from amal_hf.learner import WeightLearner
 from amal_hf.lost_process import lost_process_advice
 from amal_hf.mixing import MixingTrainer
 from amal_hf.state import STATE_NAME, load_state, save_state
+
+
+class SavedAfterSteps(JITCheckpointCallback):
+    """Saves what a signal has asked for when the step under way is over: within it, its meta step would come twice.
+
+    Args:
+        given: the callback of `Trainer`, which it takes the place of.
+    """
+
+    def __init__(self, given: JITCheckpointCallback) -> None:
+        super().__init__()
+        self.trainer, self.jit_manager = given.trainer, given.jit_manager
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing yet."""
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing yet."""
 
 
 class ResumableTrainer(MixingTrainer):
@@ -33,6 +52,12 @@ class ResumableTrainer(MixingTrainer):
             resume_from_checkpoint = checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
         with lost_process_advice() if self.mixes else nullcontext():
             return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_after_steps(self) -> None:
+        """Have a signal's checkpoint wait for the end of a step."""
+        given = self.pop_callback(JITCheckpointCallback)
+        if isinstance(given, JITCheckpointCallback):
+            self.add_callback(SavedAfterSteps(given))
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """`Trainer`'s; none where a run is resumed from its end within an epoch, after which `Trainer` would go on."""

@@ -187,6 +187,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
         self._train_batch_size = self.args.train_batch_size  # `Trainer` has multiplied it by the GPUs that it saw
         self._skipped_steps = SkippedSteps()
         self.add_callback(self._skipped_steps)
+        self._save_after_steps()
         # The loss is divided by the examples of the whole optimizer step here, so `Trainer` must neither divide by the
         # accumulation steps nor pass item counts on.
         self.loss_is_scaled_for_ga = True

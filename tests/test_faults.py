@@ -13,6 +13,7 @@ import torch
 from conftest import toy_arguments, toy_rows
 from test_trainer import METHODS, StopAt, new_trainer, state_of, table_teacher
 from transformers import TrainerCallback, TrainerState
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 from amal_hf import AMALTrainer, CrossEntropy, Distillation, last_checkpoint
 from amal_hf.checkpoints import FILES_NAME, fault
@@ -83,6 +84,30 @@ def test_a_checkpoint_that_a_signal_asked_for_is_whole(tmp_path):
     trainer.train()
     (found,) = tmp_path.glob("checkpoint-*")
     assert last_checkpoint(tmp_path) == str(found)
+
+
+@pytest.mark.parametrize("event", ["on_step_begin", "on_pre_optimizer_step"])
+def test_a_run_goes_on_from_what_a_signal_asked_for_within_a_step(tmp_path, event):
+    """To the same numbers: the step is ended first, or its meta step would be taken twice."""
+
+    def trainer(name, **options):
+        options = {"save_strategy": "steps", "save_steps": 100, "meta_interval": 1, **options}
+        return new_trainer(tmp_path / name, METHODS["network"], **options)
+
+    def asked(self, args, state, control, **kwargs):
+        for one in cut.callback_handler.callbacks:
+            if state.global_step == 2 and isinstance(one, JITCheckpointCallback):
+                one.jit_manager.is_checkpoint_requested = True
+
+    whole = trainer("whole")
+    whole.train()
+    cut = trainer("cut", enable_jit_checkpoint=True)
+    cut.callback_handler.callbacks.insert(0, type("Signal", (TrainerCallback,), {event: asked})())
+    cut.train()
+    resumed = trainer("cut")
+    resumed.train(resume_from_checkpoint=True)
+    assert 2 < cut.state.global_step < whole.state.global_step
+    assert_same(resumed, whole)
 
 
 def test_a_torn_checkpoint_is_passed_over_with_a_warning(folder, whole, caplog):
