@@ -418,6 +418,7 @@ class AMALTrainer(NumberedRowsTrainer, ResumableTrainer, PublishingTrainer):
             self._reset()
         output = super()._inner_training_loop(*args, **kwargs)
         if self.mixes:
+            self._window = _Window([], 0)  # a run may have been stopped within a step
             warn_of_seen_labels(self.mixture.policy.figures())
             write_outputs(self)
         return output

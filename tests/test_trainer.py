@@ -337,11 +337,24 @@ def test_a_mixture_of_labels_alone_is_the_mean_loss(tmp_path):
         torch.testing.assert_close(seen.steps[0][name], gradient)
 
 
-def test_a_batch_by_hand_is_a_step_by_itself(tmp_path):
-    """`compute_loss` in a notebook, before training and after: the mean over the rows, however many make a step."""
+class StopWithin(TrainerCallback):
+    """Ends a run between the micro-batches of a step."""
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        control.should_training_stop = True
+
+
+@pytest.mark.parametrize("callbacks", [[], [StopWithin()]], ids=["whole", "cut"])
+def test_a_batch_by_hand_is_a_step_by_itself(tmp_path, callbacks):
+    """`compute_loss` in a notebook, before training and after: the mean over the rows, however many make a step.
+
+    Also where training was stopped within one.
+    """
     trainer = new_trainer(
         tmp_path, METHODS["fixed"], losses=[CrossEntropy()], model=no_dropout(), gradient_accumulation_steps=2
     )
+    for callback in callbacks:
+        trainer.add_callback(callback)
     batch = next(iter(trainer.get_train_dataloader()))
     plain = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
 
