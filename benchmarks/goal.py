@@ -47,7 +47,7 @@ RULES_WITH_LAYERS = "amal(PerLossNetwork()), clean teacher, then clean rows"
 TEACHER_OF_LABELS = ("amal(), noisy and clean rows", "amal(), noisy and clean, then clean rows", "amal()")
 EITHER_TEACHER = (CLEAN_TEACHER, *TEACHER_OF_LABELS)
 KEPT = "rows that label_weights() keeps"
-TOLD = "nobody's: told which labels and votes are right"
+TOLD = "an oracle, told which labels and votes are right"
 RIGHT_VOTES = "right votes and clean teacher, then clean rows"
 RECIPES = [
     Recipe(
@@ -79,8 +79,8 @@ RECIPES = [
         right=(*EITHER_TEACHER, KEPT),
     ),
     Recipe(ON_DEV, ("frozen", "2", "2@4e-4", "3")),
-    Recipe(TOLD, ("frozen",), wrong="right labels", rules=RIGHT_VOTES, right=""),
-    Recipe(TOLD, ("2", "2@4e-4"), wrong="rows with right labels", rules=RIGHT_VOTES, right=""),
+    Recipe(TOLD, ("frozen",), wrong="right labels", rules=RIGHT_VOTES, right=()),
+    Recipe(TOLD, ("2", "2@4e-4"), wrong="rows with right labels", rules=RIGHT_VOTES, right=()),
 ]
 
 
