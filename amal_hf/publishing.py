@@ -309,18 +309,20 @@ class PublishingTrainer(MixingTrainer):
 def _name_base(stage: Path, known: str) -> None:
     """Adapters name the model that they belong to; a folder of this machine is of no use to those who load them."""
     file = stage / ADAPTER_CONFIG
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    base = config.get("base_model_name_or_path") or ""
-    if not Path(base).is_dir():
+    if not file.is_file():
+        return
+    config = json.loads(file.read_text(encoding="utf-8"))
+    base = config["base_model_name_or_path"]
+    if base and not Path(base).is_dir():
         return
     if known:
         file.write_text(json.dumps({**config, "base_model_name_or_path": known}, indent=2), encoding="utf-8")
         return
     logger.warning(
-        "The adapters are published, but the model that they belong to is a folder of this machine, %s, so that "
-        "nobody else can load them. push_to_hub(finetuned_from='organisation/model') names it by its Hub id; "
+        "The adapters are published, but the model that they belong to %s, so that nobody else can load them. "
+        "push_to_hub(finetuned_from='organisation/model') names it by its Hub id; "
         "model.merge_and_unload().push_to_hub(...) publishes both in one.",
-        base,
+        f"is a folder of this machine, {base}" if base else "has no name",
     )
 
 

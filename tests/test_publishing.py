@@ -144,10 +144,13 @@ def test_a_student_with_adapters(hub, tmp_path, classes, labels):
     assert read["label"] == ours["label"] and read["score"] == pytest.approx(ours["score"])
 
 
-def test_adapters_to_a_folder_of_this_machine(hub, tmp_path, caplog):
+@pytest.mark.parametrize(("named", "told"), [(True, "is a folder of this machine"), (False, "has no name")])
+def test_adapters_to_what_nobody_else_has(hub, tmp_path, caplog, named, told):
     """They are published with a word that nobody else can load them, or with the name that the base has on the Hub."""
-    tiny_bert().save_pretrained(tmp_path / "base")
-    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    base = tiny_bert()
+    if named:
+        base.save_pretrained(tmp_path / "base")
+        base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
     student = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
     args = toy_arguments(tmp_path / "out", hub_model_id="me/student", push_to_hub=True)
     trainer = AMALTrainer(student, args, train_dataset=toy_rows(24), losses=[CrossEntropy()])
@@ -156,10 +159,17 @@ def test_adapters_to_a_folder_of_this_machine(hub, tmp_path, caplog):
         return json.loads(student_of(hub)["adapter_config.json"])["base_model_name_or_path"]
 
     trainer.push_to_hub()
-    assert published() == str(tmp_path / "base") and "nobody else can load them" in caplog.text
+    assert (published() or "") == (str(tmp_path / "base") if named else "")
+    assert told in caplog.text and "nobody else can load them" in caplog.text
     caplog.clear()
     trainer.push_to_hub(finetuned_from="some/base")
     assert published() == "some/base" and "nobody" not in caplog.text
+
+
+def test_a_whole_student_has_no_adapters(hub, tmp_path, caplog):
+    """Whatever it is said to have been started from."""
+    new_trainer(tmp_path, push_to_hub=True).push_to_hub(finetuned_from="some/base")
+    assert set(student_of(hub)) == PUBLISHED and "adapters" not in caplog.text
 
 
 def test_an_earlier_students_weights_are_not_left(hub, tmp_path):
