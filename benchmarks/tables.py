@@ -1,5 +1,5 @@
-"""Writes the tables of README.md, benchmarks/README.md and docs/scaling.md: from the cells of the quality benchmark,
-and what it costs.
+"""Writes the tables of README.md, benchmarks/README.md and docs/: from the cells of the quality benchmark, and what it
+costs.
 
     python benchmarks/tables.py          # rewrites what stands between the markers
     python benchmarks/tables.py --show   # prints it instead
@@ -29,7 +29,7 @@ from spread import spread
 
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "scaling.md"]
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 SHORT_RULES = [
     "majority vote",

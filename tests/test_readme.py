@@ -1,4 +1,4 @@
-"""The code of the README and of docs/scaling.md runs as it stands there."""
+"""The code of the README and of docs/ runs as it stands there, and links lead somewhere."""
 
 import ast
 import inspect
@@ -19,13 +19,21 @@ from amal_hf.policies.network_policy import NetworkPolicy
 
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs").glob("*.md"),
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "CONTRIBUTING.md",
+]
+TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+SCALING = TEXTS[ROOT / "docs" / "scaling.md"]
+RESULTS = TEXTS[ROOT / "docs" / "results.md"]
+GUIDE = TEXTS[ROOT / "README.md"] + TEXTS[ROOT / "docs" / "guide.md"]
 
 
 def code_with(words):
     """The block of Python, or the new side of the one that is a difference, in which these words are."""
-    kinds = re.findall(r"^```(python|diff)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    kinds = re.findall(r"^```(python|diff)\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
     (block,) = [(kind, text) for kind, text in kinds if words in text]
     kind, text = block
     if kind == "python":
@@ -150,7 +158,7 @@ def test_rules(world):
 
 def test_calls_that_are_named_can_be_made():
     """Every call in the text and the tables: nothing that was renamed, no argument that is gone."""
-    text = re.sub(r"^```.*?^```", "", README, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^```.*?^```", "", GUIDE + RESULTS, flags=re.DOTALL | re.MULTILINE)
     homes = (amal_hf, AMALTrainer, NetworkPolicy, aggregation, Commentary)
     checked = set()
     for code in re.findall(r"`(?:\w+=)?([^`\n=]+\([^`\n]*\))`", text):
@@ -161,6 +169,22 @@ def test_calls_that_are_named_can_be_made():
             assert len(call.args) <= len(known), code
             checked.add(call.func.id)
     assert {"amal", "Distillation", "LossNetwork", "label_by_votes", "example_weights"} <= checked
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    """Each one that stays in the repository: to a file that is there, and to a heading that it has."""
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", TEXTS[page]):
+        file, _, anchor = target.partition("#")
+        there = (page.parent / file).resolve() if file else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), target
+
+
+def anchors(text):
+    """What headings of a page are called in its address."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("name", ["8gpus", "2x8", "fsdp2"])
