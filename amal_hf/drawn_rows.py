@@ -57,9 +57,9 @@ def drawn(rates: PerExample, generator: torch.Generator) -> Tensor:
     return torch.arange(len(wanted)).repeat_interleave(copies)[torch.randperm(len(wanted), generator=generator)]
 
 
-def draw_rows(loader: Any, rates: Callable[[], tuple[PerExample, torch.Generator] | None]) -> None:
-    """Have a loader of Accelerate's draw its rows, see `DrawnRows`."""
+def replace_order(loader: Any, by: Callable[[Any], Any]) -> None:
+    """Have a loader of Accelerate's take its rows in the order of another sampler, made of its own."""
     batches = loader.batch_sampler
     while hasattr(batches, "batch_sampler"):  # the shares of several processes
         batches = batches.batch_sampler
-    batches.sampler = DrawnRows(batches.sampler, rates)
+    batches.sampler = by(batches.sampler)

@@ -90,7 +90,8 @@ def _check_tokens(method: Method) -> None:
     if method.per_token and (method.policy.needs_ids or method.batch_policy is not None):
         raise ValueError(
             f"Method '{method.name}': per_token=True is for weights that are computed from what a token looks like; "
-            f"{type(method.batch_policy or method.policy).__name__} goes by example. Use LossNetwork or StateNetwork."
+            f"{type(method.batch_policy or method.policy).__name__} goes by example. Use LossNetwork(), or "
+            f"StateNetwork() without memory."
         )
 
 

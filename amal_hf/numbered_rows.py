@@ -12,9 +12,10 @@ from torch import nn
 
 from amal_hf.collator import ExampleCollator, is_stream, numbered, rows_of
 from amal_hf.columns import is_transformed
-from amal_hf.drawn_rows import draw_rows
+from amal_hf.drawn_rows import DrawnRows, replace_order
 from amal_hf.first_batch import check_first_rows
 from amal_hf.generators import answers_by_token, takes_keywords, with_decoder_inputs
+from amal_hf.grouped_rows import group_alike
 from amal_hf.losses import Loss
 from amal_hf.mixing import MixingTrainer
 from amal_hf.processes import process_count
@@ -74,13 +75,16 @@ class NumberedRowsTrainer(MixingTrainer):
             )
 
     def get_train_dataloader(self) -> Any:
-        """`Trainer`'s; rows that are repeated to fill up a batch can be told from others, and may be drawn."""
+        """`Trainer`'s; rows that fill up a batch can be told from others; all may be drawn, or grouped as before."""
         loader = super().get_train_dataloader()
         if not self.mixes:
             return loader
         if self.method.policy.draws:
-            every = self.args.gradient_accumulation_steps
-            draw_rows(loader, partial(self._rates, -(-len(loader) // every)))
+            rates = partial(self._rates, self._steps_of_pass(loader))
+            replace_order(loader, lambda order: DrawnRows(order, rates))
+        elif self.args.train_sampling_strategy == "group_by_length" and not is_stream(self.train_dataset):
+            numbers = partial(self._random_numbers, self._steps_of_pass(loader))
+            replace_order(loader, lambda order: group_alike(order, numbers))
         return filled(loader)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
@@ -103,6 +107,14 @@ class NumberedRowsTrainer(MixingTrainer):
         finally:
             self.data_collator = given
 
+    def _steps_of_pass(self, loader: Any) -> int:
+        return -(-len(loader) // self.args.gradient_accumulation_steps)
+
+    def _random_numbers(self, steps: int) -> torch.Generator:
+        """Those of the pass that the run is in, of so many optimizer steps."""
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return generator_of(seed, self.state.global_step // steps)
+
     def _rates(self, steps: int) -> tuple[PerExample, torch.Generator] | None:
         """How often rows are drawn in the pass that the run is in, of so many optimizer steps; and random numbers.
 
@@ -121,8 +133,7 @@ class NumberedRowsTrainer(MixingTrainer):
         if policy.wants_rows_at(began):
             self._show_rows(began)
         rates = policy.rates(began)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return None if rates is None else (rates, generator_of(seed, passes))
+        return None if rates is None else (rates, self._random_numbers(steps))
 
     def _show_rows(self, progress: float) -> None:
         """Let the policy see all training rows, which it asks for where rows are drawn."""

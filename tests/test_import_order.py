@@ -72,6 +72,7 @@ LEVELS = [
         "sharded",
         "shared_rows",
         "drawn_rows",
+        "grouped_rows",
         "ragged",
         "plots.style",
         "state",

@@ -152,11 +152,11 @@ def ask(logits):
     return torch.stack([-logits.log_softmax(-1)[:, 0], logits.new_zeros(B)], 1)
 
 
-def seen(policy, progress=0.6, place="cpu"):
-    """What a policy makes of the batch."""
-    states = tuple(drawn(B, WIDTH, seed=seed).to(place) for seed in (2, 3))
-    losses = (drawn(B, 2, seed=4).abs() * PRESENT).to(place)
-    logits = drawn(B, C, seed=5).to(place).requires_grad_()
+def seen(policy, progress=0.6, place="cpu", dtype=torch.float32):
+    """What a policy makes of the batch, where the student is of this type."""
+    states = tuple(drawn(B, WIDTH, seed=seed).to(place, dtype) for seed in (2, 3))
+    losses = (drawn(B, 2, seed=4).abs() * PRESENT).to(place, dtype)
+    logits = drawn(B, C, seed=5).to(place, dtype).requires_grad_()
     batch = {name: value.to(place) for name, value in BATCH.items()}
     signals = Signals(losses, logits, (TEACHER.to(place),), batch, Task(), states, ask)
     return Observation(torch.arange(B, device=place), policy.observe(signals), progress, PRESENT.to(place))
@@ -165,15 +165,15 @@ def seen(policy, progress=0.6, place="cpu"):
 SLOPES = drawn(B, 2, seed=6) * PRESENT
 
 
-def taught(policy, steps=3, place="cpu"):
+def taught(policy, steps=3, place="cpu", dtype=torch.float32):
     """Shown clean rows before every update, as by a trainer."""
     for step in range(steps):
         if policy.reads_clean_states:
-            rows = torch.arange(6), drawn(6, WIDTH, seed=step), torch.arange(6) % C
+            rows = torch.arange(6), drawn(6, WIDTH, seed=step).to(dtype), torch.arange(6) % C
             policy.note_clean(CleanRows(*(part.to(place) for part in rows)))
         if policy.rows_wanted:
             told(policy, place)
-        policy.update(seen(policy, 0.3, place), SLOPES.to(place))
+        policy.update(seen(policy, 0.3, place, dtype), SLOPES.to(place, dtype))
     return policy
 
 
@@ -237,19 +237,20 @@ def test_only_what_says_so_learns(make):
     assert before.equal(after) != policy.learns
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @every_policy
-def test_a_resumed_policy_goes_on_as_if_it_had_not_stopped(make):
+def test_a_resumed_policy_goes_on_as_if_it_had_not_stopped(make, dtype):
     """The state through a file gives the same weights to the last bit, and the same further updates: an optimizer's
-    memory is part of it.
+    memory is part of it. Also beside a student in fp64.
     """
-    first, second = taught(begun(make)), begun(make)
+    first, second = taught(begun(make), dtype=dtype), begun(make)
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
     second.load_state_dict(torch.load(file, weights_only=True))
     if not first.holds_for_one_step:
         assert weights_at(second, 0.6).equal(weights_at(first, 0.6))
-    assert weights_at(taught(second, 2), 0.6).equal(weights_at(taught(first, 2), 0.6))
+    assert weights_at(taught(second, 2, dtype=dtype), 0.6).equal(weights_at(taught(first, 2, dtype=dtype), 0.6))
 
 
 @every_policy

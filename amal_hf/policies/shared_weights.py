@@ -52,4 +52,5 @@ class SharedWeights(Policy):
         means = total(slopes.sum(0)) / counts.clamp(min=1)
         size = means.abs().sum() / (counts > 0).sum().clamp(min=1)
         moves = means / size.clamp(min=torch.finfo(means.dtype).tiny)
-        self.factors = (self.factors.to(moves.device) + self.learning_rate * moves).clamp(0, 2)
+        moves = (self.learning_rate * moves).to(self.factors.dtype)  # a checkpoint has these as they are
+        self.factors = (self.factors.to(moves.device) + moves).clamp(0, 2)
