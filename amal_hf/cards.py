@@ -20,6 +20,7 @@ EXAMPLES = {
     "token-classification": "The text whose words to classify",
     "image-classification": "picture.jpg",
     "audio-classification": "sound.wav",
+    "automatic-speech-recognition": "sound.wav",
     "fill-mask": "The text with a [MASK] in it",
 }
 """What the snippet reads where no example was given."""

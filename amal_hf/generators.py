@@ -4,7 +4,7 @@ A class derived from one of `transformers` is taken for it.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
 )
 
 from amal_hf.shapes import IGNORED
@@ -31,14 +32,19 @@ decoders of encoder-decoders, and masked ones under that name.
 """
 
 
+_WRITERS = {
+    *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values(),
+    *MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.values(),
+    "VisionEncoderDecoderModel",  # in no mapping of `transformers`
+}
 _NEXT_WORD = ("ForCausalLM", "ForConditionalGeneration")
 """Losses of `transformers` that compare logits with the next token."""
 
 
 def is_encoder_decoder(model: Any) -> bool:
-    """Whether the model translates: reads one text, writes another (T5, BART, Marian)."""
-    # Models that hear and continue a text (Qwen2-Audio) are in the mapping too.
-    return is_one_of(model, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES) and DECODER_INPUTS in _inputs_of(model)
+    """Whether the model writes with a decoder of its own what it reads (T5, BART, Marian), hears (Whisper) or sees."""
+    # Models that hear and continue a text (Qwen2-Audio) are in the mappings too.
+    return _is_named(model, _WRITERS) and DECODER_INPUTS in _inputs_of(model)
 
 
 def is_causal(model: Any) -> bool:
@@ -135,4 +141,8 @@ def without_adapters(model: Any) -> Any:
 
 def is_one_of(model: Any, names: Mapping[str, Any]) -> bool:
     """Whether the model is of a class in an auto mapping of `transformers`, or of one derived from it."""
-    return any(kind.__name__ in names.values() for kind in type(without_adapters(model)).__mro__)
+    return _is_named(model, names.values())
+
+
+def _is_named(model: Any, names: Collection[Any]) -> bool:
+    return any(kind.__name__ in names for kind in type(without_adapters(model)).__mro__)

@@ -63,7 +63,7 @@ def open_teachers(
             dataset=dataset,
             collator=collator,
             columns=[name for name in present if name in read],
-            tokenizer=tokenizer,
+            tokenizer=_tokenizer_in(tokenizer),
             text_columns=loss.text_columns,
         )
         loss.teacher = open_teacher(
@@ -77,3 +77,9 @@ def open_teachers(
         )
         if cut_over_processes and isinstance(loss.teacher, LiveTeacher):
             cut(loss.teacher.model)
+
+
+def _tokenizer_in(processing_class: Any) -> Any:
+    """A processor of sounds or pictures has a tokenizer beside it; what makes features of these alone has none."""
+    found = getattr(processing_class, "tokenizer", processing_class)
+    return found if hasattr(found, "get_vocab") else None

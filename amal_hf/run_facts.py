@@ -15,7 +15,7 @@ from torch import nn
 from amal_hf.card_check import is_repository
 from amal_hf.card_facts import CardDetails, RunFacts
 from amal_hf.cards import EXAMPLES
-from amal_hf.generators import without_adapters
+from amal_hf.generators import is_encoder_decoder, without_adapters
 from amal_hf.last_scores import best_step, last_scores
 from amal_hf.latency import hardware_name
 from amal_hf.losses import Loss
@@ -34,7 +34,7 @@ TASKS = {
     "ForCausalLM": "text-generation",
     "LMHeadModel": "text-generation",
 }
-"""Pipeline tags by the end of a model class. What an encoder-decoder is for, its class does not tell."""
+"""Pipeline tags by the end of a model class. What an encoder-decoder of texts is for, its class does not tell."""
 
 HYPERPARAMETERS = (
     "learning_rate",
@@ -126,6 +126,8 @@ def _parameter_count(model: nn.Module) -> int:
 def _task(model: Any) -> str:
     task = next((tag for end, tag in TASKS.items() if type(model).__name__.endswith(end)), "")
     hears = getattr(model, "main_input_name", "input_ids") in ("input_values", "input_features")
+    if hears and is_encoder_decoder(model):
+        return "automatic-speech-recognition"
     return task.replace("text-", "audio-") if hears else task
 
 

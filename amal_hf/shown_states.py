@@ -7,6 +7,14 @@ from amal_hf.generators import answers_by_token, takes_keywords, without_adapter
 from amal_hf.model_labels import class_count
 
 
+_TWO_SIDES = (
+    ("encoder_layers", "decoder_layers"),
+    ("num_layers", "num_decoder_layers"),
+    ("encoder_num_hidden_layers", "decoder_num_hidden_layers"),
+)
+"""Where encoder-decoders say how many layers either has."""
+
+
 def shows_states(model: Any) -> bool:
     """Whether a student can be asked for hidden states that a linear probe could tell its classes from."""
     student = without_adapters(model)
@@ -25,9 +33,8 @@ def state_widths(config: Any) -> tuple[int, ...]:
     Raises:
         ValueError: the configuration does not say.
     """
-    names = ("num_layers", "num_decoder_layers") if hasattr(config, "num_decoder_layers") else ()
-    names = ("encoder_layers", "decoder_layers") if hasattr(config, "decoder_layers") else names
-    layers = [getattr(config, name) for name in names or ("num_hidden_layers",) if hasattr(config, name)]
+    names = next((names for names in _TWO_SIDES if hasattr(config, names[1])), ("num_hidden_layers",))
+    layers = [getattr(config, name) for name in names if hasattr(config, name)]
     width = getattr(config, "hidden_size", None)
     if width is None or not layers:
         raise ValueError(

@@ -48,7 +48,7 @@ def student_from_teacher(
 
     Args:
         teacher: a transformers model with one stack of layers (BERT, RoBERTa, DistilBERT, ELECTRA, ModernBERT and
-            others built like them), or an encoder-decoder (BART, Marian, T5 and others built like them).
+            others built like them), or an encoder-decoder (BART, Marian, T5, Whisper and others built like them).
         layers: which layers stay, of an encoder-decoder those of the encoder. A number n keeps n evenly spaced layers,
             the first and the last among them (1 keeps the first): 6 of 12 are 0, 2, 4, 7, 9, 11, DistilBERT's choice.
             A sequence names the layers itself, counted from 0, in ascending order.

@@ -22,6 +22,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoTokenizer,
@@ -47,7 +48,11 @@ from amal_hf.teacher_inputs import (
 from amal_hf.top_logits import TopK
 
 
-_GENERATORS: tuple[Any, ...] = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING)
+_GENERATORS: tuple[Any, ...] = (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+)
 _BY_TOKEN: tuple[Any, ...] = (MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, *_GENERATORS)
 _TASKS: tuple[Any, ...] = (*_BY_TOKEN, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
 _SMALL_FILES = ("*.json", "*.txt", "*.model")  # configuration and tokenizer of a Hub repository

@@ -1,8 +1,10 @@
-"""What targets cost a translator that sees no source: its decoder alone."""
+"""What targets cost a translator that sees no source, or a recogniser that hears nothing: its decoder alone."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from amal_hf.learner import Student
@@ -11,6 +13,13 @@ from amal_hf.shapes import Batch, PerExample
 from amal_hf.student_states import with_logits
 from amal_hf.task import Task
 from amal_hf.undisturbed import undisturbed
+
+
+@dataclass
+class _Source(BaseModelOutput):
+    """What an encoder has read; decoders of sounds ask it how much of that counts."""
+
+    attention_mask: Tensor | None = None
 
 
 def cost_without_source(student: Student, batch: Batch, task: Task) -> PerExample:
@@ -32,4 +41,4 @@ def _decoder_inputs(student: Student, batch: Batch) -> dict[str, Any]:
     model: Any = student.model
     nothing = torch.zeros(len(labels), 1, model.get_encoder().config.hidden_size, device=labels.device)
     seen = {"attention_mask": labels.new_ones(len(labels), 1)} if "attention_mask" in given else {}
-    return {**own, **seen, "encoder_outputs": BaseModelOutput(last_hidden_state=nothing.to(model.dtype))}
+    return {**own, **seen, "encoder_outputs": _Source(last_hidden_state=nothing.to(model.dtype))}
