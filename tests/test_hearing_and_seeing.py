@@ -7,14 +7,13 @@ import torch
 from conftest import VOCABULARY
 from datasets import Dataset
 from generation import generator_arguments
-from test_generation import relative_difference
+from test_generation import check_cuts
 from transformers import (
     BertConfig,
     MoonshineConfig,
     MoonshineForConditionalGeneration,
     Speech2TextConfig,
     Speech2TextForConditionalGeneration,
-    TrainerCallback,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
@@ -135,17 +134,6 @@ def new_trainer(folder, kind, method=None, losses=None, callbacks=None, processi
     )
 
 
-class Gradients(TrainerCallback):
-    """Keeps those of every optimizer step; a pooler that nobody reads has none."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        moved = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-        self.steps.append(moved)
-
-
 @every_student
 def test_labels_cost_what_the_model_says(kind):
     """It writes words of a vocabulary, each compared with the label at its own place."""
@@ -162,23 +150,7 @@ def test_labels_cost_what_the_model_says(kind):
 @every_student
 def test_gradients_do_not_depend_on_how_a_batch_is_cut(tmp_path, kind):
     """With a teacher of its kind, and weights that learn."""
-    runs = []
-    for size, accumulation in ((6, 1), (2, 3)):
-        seen = Gradients()
-        new_trainer(
-            tmp_path / str(size),
-            kind,
-            callbacks=[seen],
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=accumulation,
-            optim="sgd",
-            learning_rate=0.1,
-            train_sampling_strategy="sequential",
-            max_grad_norm=0.0,
-        ).train()
-        runs.append(seen.steps)
-    for ours, theirs in zip(*runs, strict=True):
-        assert relative_difference(ours, theirs) < 1e-4
+    check_cuts(new_trainer, tmp_path, kind)
 
 
 def test_ways_of_measuring_slopes_agree(tmp_path):
@@ -249,10 +221,9 @@ def test_what_a_target_gains_from_what_is_heard(tmp_path, kind):
 def test_its_states_can_be_read(tmp_path, kind):
     """Those of both sides, by a network; with pictures the two sides have configurations of their own."""
     trainer = new_trainer(tmp_path, kind, deep_interactions(trajectory=Trajectory(2)), meta_interval=2, max_steps=4)
-    before = torch.tensor(trainer.example_weights()["labels"])
     trainer.train()
-    after = torch.tensor(trainer.example_weights()["labels"])
-    assert after.isfinite().all() and not after.equal(before)
+    weights = torch.tensor(trainer.example_weights()["labels"])
+    assert weights.isfinite().all() and (weights != 0.5).any()  # half is what they begin with
     with pytest.raises(ValueError, match="does not say how many there are"):
         new_trainer(tmp_path, "pictures", deep_interactions())
 
