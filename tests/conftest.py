@@ -97,7 +97,7 @@ def exported(kind: type) -> set[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def imports_are_no_garbage():
-    """Accelerate collects garbage before every run, a third of a second each where all that is imported is searched."""
+    """Accelerate collects garbage before every run: a third of a second where all that is imported is searched."""
     gc.collect()
     gc.freeze()
 

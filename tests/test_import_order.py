@@ -146,6 +146,7 @@ LEVELS = [
     {"checks", "data_checks", "mixing"},
     {"resumable", "run_outputs", "publishing"},
     {"numbered_rows"},
+    {"meta_steps"},
     {"trainer"},
     {"seq2seq", "label_weights"},
     {"embedded_rows"},
