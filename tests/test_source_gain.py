@@ -207,7 +207,7 @@ def test_no_pass_without_a_source_once_weights_are_used(tmp_path, monkeypatch):
         steps.append(student.step)
         return cost_without_source(student, batch, task)
 
-    monkeypatch.setattr("amal_hf.trainer.cost_without_source", counted)
+    monkeypatch.setattr("amal_hf.meta_steps.cost_without_source", counted)
     new_trainer(tmp_path, deep_interactions(NETWORKS["later"](), window=2), max_steps=12, meta_interval=None).train()
     assert {*steps} == {*range(6)}
 
