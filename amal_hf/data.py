@@ -73,7 +73,9 @@ def read_dataset(
     require_columns(columns, texts)
     _require_texts(dataset, texts)
     names = _read_names(path / "label.json") if (path / "label.json").is_file() else None
-    return with_label(dataset, label_column or first_present(columns, _LABEL_COLUMNS, "label_column=...")[0], names)
+    # Rules are for training texts without labels, and those to score them on have some.
+    labelled = next((s.column_names for s in dataset.values() if set(_LABEL_COLUMNS) & set(s.column_names)), columns)
+    return with_label(dataset, label_column or first_present(labelled, _LABEL_COLUMNS, "label_column=...")[0], names)
 
 
 def _require_texts(dataset: DatasetDict, columns: Sequence[str]) -> None:

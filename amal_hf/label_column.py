@@ -30,15 +30,16 @@ def with_label(dataset: DatasetDict, column: str, names: list[str] | None) -> Da
         ValueError: no such column, lists of labels without tokens, labels that `names` lacks, or missing numbers.
     """
     splits = list(dataset.values())
-    require_columns(splits[0].column_names, [column])
-    feature = splits[0].features[column]
+    labelled = next((split for split in splits if column in split.column_names), splits[0])
+    require_columns(labelled.column_names, [column])
+    feature = labelled.features[column]
     tokenwise = isinstance(feature, List)
     inner = feature.feature if isinstance(feature, List) else feature
     target = "labels" if tokenwise else "label"
-    if tokenwise and "tokens" not in splits[0].column_names:
+    if tokenwise and "tokens" not in labelled.column_names:
         raise ValueError(
             f"Column {column!r} holds lists, one label a token, but there is no column 'tokens' to go with them among "
-            f"{splits[0].column_names}. Several labels a text are not supported."
+            f"{labelled.column_names}. Several labels a text are not supported."
         )
     if column != target:
         dataset = DatasetDict({name: _renamed(split, column, target) for name, split in dataset.items()})

@@ -330,6 +330,25 @@ def test_classes_with_gaps(monkeypatch):
         assert data["test"].features[column] == data["train"].features[column]
 
 
+@pytest.mark.parametrize("column", ["label", "tag"])
+def test_a_training_set_without_labels(tmp_path, column):
+    """Rules vote on it; its file may have no column of labels, beside others that do."""
+    (tmp_path / "train.csv").write_text("text\na\nb\n")
+    for name in ("validation", "test"):
+        (tmp_path / f"{name}.csv").write_text(f"text,{column}\na,yes\nb,no\n")
+    data = read_dataset(tmp_path, label_column=None if column == "label" else column)
+    assert data["train"]["label"][:] == [-1, -1] and data["validation"]["label"][:] == [1, 0]
+    assert {tuple(split.features["label"].names) for split in data.values()} == {("no", "yes")}
+
+
+def test_words_of_a_training_set_without_labels(tmp_path):
+    """The same of tokens."""
+    lines = {"train": [{"tokens": ["z", "z"]}], "test": [{"tokens": ["x", "y"], "labels": ["A", "B"]}]}
+    for name, rows in lines.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    assert read_dataset(tmp_path)["train"]["labels"][:] == [[-1, -1]]
+
+
 def test_words_of_a_test_set_without_labels(tmp_path):
     """Its file holds tokens alone; each has -1."""
     lines = {"train": [{"tokens": ["x", "y"], "labels": ["A", "B"]}], "test": [{"tokens": ["z"]}]}
