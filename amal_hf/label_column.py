@@ -52,10 +52,8 @@ def with_label(dataset: DatasetDict, column: str, names: list[str] | None) -> Da
 
 def _renamed(split: Dataset, column: str, target: str) -> Dataset:
     """With the column under the name that it is read by; another one of that name was not asked for."""
-    if column not in split.column_names:
-        return split
     left = split.remove_columns(target) if target in split.column_names else split
-    return left.rename_column(column, target)
+    return left.rename_column(column, target) if column in split.column_names else left
 
 
 def without_nulls(split: Dataset, column: str, feature: Any) -> Dataset:

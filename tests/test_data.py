@@ -364,6 +364,14 @@ def test_the_column_that_was_asked_for_is_the_label(tmp_path):
     assert data.features["label"].names == ["buy", "sell"] and data.column_names == ["text", "label"]
 
 
+def test_a_split_that_lacks_the_column_has_no_other_labels(tmp_path):
+    """Those of a column that was not asked for would be classes beside those that were."""
+    (tmp_path / "train.csv").write_text("text,label,intent\na,9,buy\nb,9,sell\n")
+    (tmp_path / "test.csv").write_text("text,label\na,9\nb,9\n")
+    data = read_dataset(tmp_path, label_column="intent")
+    assert data["train"].features["label"].names == ["buy", "sell"] and data["test"]["label"][:] == [-1, -1]
+
+
 def test_missing_numbers_are_refused(tmp_path):
     """No code could stand for one."""
     (tmp_path / "train.csv").write_text("text,label\na,0.5\nb,\n")
