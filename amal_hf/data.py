@@ -61,7 +61,8 @@ def read_dataset(
     Raises:
         FileNotFoundError: if `source` is named like a table file and there is none.
         ValueError: if text or labels are not found; the message lists the columns there are. Or a text is null, a
-            file is empty, or a table has lines of more fields than columns, as texts do whose commas are not quoted.
+            file is empty or of another kind, or a table has lines of more fields than columns, as texts do whose
+            commas are not quoted.
     """
     path = Path(source)
     if (path / "label.json").is_file() and _is_wrench(path / "train.json"):
@@ -145,6 +146,11 @@ def _read_tables(path: Path) -> DatasetDict | None:
     """The file, or the split files of the folder; None if the path is neither."""
     if path.suffix.lower() in _TABLE_OPTIONS:
         return DatasetDict({"train": _read_table(path)})
+    if path.is_file():
+        raise ValueError(
+            f"{path} is none of {list(_TABLE_OPTIONS)}. Another file that `datasets` knows, as of parquet, is read by "
+            f"its folder: put it into one of its own, and call read_dataset with that."
+        )
     stems = [(name, path / f"{name}{suffix}") for name in _FOLDER_SPLITS for suffix in _TABLE_OPTIONS]
     splits = {name: _read_table(file) for name, file in stems if file.is_file()}
     return DatasetDict(splits) if splits else None

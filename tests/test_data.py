@@ -197,6 +197,15 @@ def test_columns_not_found(tmp_path, content, message):
     assert read_dataset(tmp_path / "a.csv", **options)["train"]["label"][:] == [0]
 
 
+def test_a_file_of_another_kind_is_read_by_its_folder(tmp_path):
+    """The reader of `datasets` says that a file is not there which is."""
+    file = tmp_path / "rows.parquet"
+    Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"]}).to_parquet(file)
+    with pytest.raises(ValueError, match=r"rows\.parquet is none of .*folder"):
+        read_dataset(file)
+    assert read_dataset(tmp_path)["train"]["label"][:] == [0, 1]
+
+
 def test_wrong_inputs_say_what_is_wrong(tmp_path):
     """A missing file, a misspelt column and several labels a text are refused by name, not deep inside a library."""
     with pytest.raises(FileNotFoundError, match=r"absent\.csv"):
