@@ -81,9 +81,9 @@ class _Tokens(NamedTuple):
 
 
 def _tokens_of(rows: Sequence[Mapping[str, Any]], batch: Mapping[str, Any]) -> _Tokens:
-    labelled = all(_is_several(row.get("labels")) for row in rows)
+    labelled = all(is_several(row.get("labels")) for row in rows)
     name = "labels" if labelled else "input_ids"
-    counts = [len(row[name]) for row in rows if _is_several(row.get(name))]
+    counts = [len(row[name]) for row in rows if is_several(row.get(name))]
     length = batch[name].shape[1] if getattr(batch.get(name), "ndim", 0) > 1 else 0
     return _Tokens(counts, length, labelled or not any({"label", "labels"} & row.keys() for row in rows))
 
@@ -122,7 +122,8 @@ def _check_rows(batch: Mapping[str, Any], rows: int) -> None:
         )
 
 
-def _is_several(value: Any) -> bool:
+def is_several(value: Any) -> bool:
+    """Whether an entry of a row is a list or an array of several, and not one number."""
     return value.ndim > 0 if hasattr(value, "ndim") else isinstance(value, Sequence)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from amal_hf.class_counts import one_class_labels
-from amal_hf.collator import rows_of
+from amal_hf.collator import is_several, rows_of
 from amal_hf.cross_entropy import CrossEntropy
 from amal_hf.losses import Loss
 from amal_hf.random_numbers import own_random_numbers
@@ -58,7 +58,7 @@ def _first_batch(dataset: Any, collate: Callable[[list[Any]], Batch], name: str)
             raise ValueError(
                 f"AMALTrainer: the data collator makes no batch of the first rows of {name}, which hold "
                 f"{sorted(rows[0]) if isinstance(rows[0], Mapping) else type(rows[0]).__name__}: "
-                f"{str(error).rstrip('.')}. {_collator_advice(rows[0])}"
+                f"{str(error).rstrip('.')}. {_collator_advice(rows)}"
             ) from error
 
 
@@ -95,14 +95,20 @@ def _are_several_classes(labels: Tensor, rows: int) -> bool:
     return labels.ndim > 1 and len(labels) == rows and not labels.is_floating_point()
 
 
-def _collator_advice(row: Any) -> str:
-    """What to do about a row that no batch can be made of."""
-    held = row if isinstance(row, Mapping) else {}
-    labels, texts = held.get("labels", held.get("label")), [n for n, value in held.items() if isinstance(value, str)]
-    if isinstance(labels, Sequence) and not isinstance(labels, str) and not texts:
+def _collator_advice(rows: Sequence[Any]) -> str:
+    """What to do about rows that no batch can be made of."""
+    held = [row for row in rows if isinstance(row, Mapping)]
+    texts = [name for name, value in (held[0].items() if held else ()) if isinstance(value, str)]
+    if not texts and _differ_in_length([row.get("labels", row.get("label")) for row in held]):
         return (
             "Labels of tokens need a collator that fills them up: DataCollatorForTokenClassification, or "
             "DataCollatorForSeq2Seq where the student writes."
         )
+    if not texts and _differ_in_length([row.get("input_ids") for row in held]):
+        return "Rows of several lengths have to be filled up: pass their tokenizer as processing_class."
     shown = f" (texts stand in {texts})" if texts else ""
     return f"Tokenise the rows, and make labels numbers (dataset.class_encode_column){shown}."
+
+
+def _differ_in_length(values: Sequence[Any]) -> bool:
+    return len({len(value) for value in values if is_several(value)}) > 1

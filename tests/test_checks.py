@@ -160,8 +160,16 @@ BAD = {
         "reads 'labels', and batches of meta_dataset hold",
     ),
     "no label in the meta set": ({"meta_dataset": with_labels([-100] * 3)}, "no row of meta_dataset.'labels'. has"),
-    "rows that no batch can be made of": (
+    "rows of several lengths": (
         {"train_dataset": with_ragged_ids(), "meta_dataset": toy_rows(4)},
+        r"makes no batch of the first rows of train_dataset, which hold.*[^.]\. Rows of several.* as processing_class",
+    ),
+    "rows of several lengths and labels": (
+        {"train_dataset": with_ragged_ids().map(lambda _: {"labels": [0.0, 1.0, 1.0]}), "meta_dataset": toy_rows(4)},
+        r"train_dataset, which hold.*\. Rows of several lengths .* as processing_class",
+    ),
+    "a row that is no numbers": (
+        {"train_dataset": toy_rows(3).map(lambda _: {"input_ids": ["a", "b"]}), "meta_dataset": toy_rows(4)},
         r"makes no batch of the first rows of train_dataset, which hold.*[^.]\. Tokenise",
     ),
     "a column that is not there": (
