@@ -130,9 +130,15 @@ def student_encoding(inputs: TeacherInputs) -> StudentEncoding:
     """The student's encoding, row by row, in the format that the training set has.
 
     Raises:
-        ValueError: the training set has no rows to look up, or not these columns, or a function (`with_transform`)
-            makes others of them.
+        ValueError: the training set has no rows to look up, or none of these columns, or a function
+            (`with_transform`) makes others of them.
     """
+    if isinstance(inputs.dataset, Dataset) and not inputs.columns:
+        raise ValueError(
+            f"A cache shows the data collator the student's inputs alone, and the training set has none, but "
+            f"{inputs.dataset.column_names}. Tokenise it by dataset.map(...), or leave teacher_cache_dir out: a live "
+            f"teacher reads what the student reads."
+        )
     rows = _looked_up(inputs.dataset, inputs.columns, "columns")
     kept = inputs.dataset.format
     if kept["type"] in _TENSORS:

@@ -65,6 +65,14 @@ def test_a_cache_shows_the_collator_what_training_shows_it() -> None:
         student_encoding(replace(plain, dataset=changed))
 
 
+def test_a_cache_of_rows_that_the_collator_tokenises() -> None:
+    """It would be of nothing; naming text columns, of which the teacher reads none, would not help."""
+    with pytest.raises(
+        ValueError, match=r"has none, but \['text', 'more'\]\. Tokenise it.*leave teacher_cache_dir out"
+    ):
+        student_encoding(inputs(ROWS.select_columns(["text", "more"])))
+
+
 @pytest.mark.parametrize(
     ("columns", "places", "ids"),
     [
