@@ -31,7 +31,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from amal_hf.generators import without_adapters
+from amal_hf.generators import is_causal, is_encoder_decoder, without_adapters
 from amal_hf.label_order import Order, label_order, same_words, word_order
 from amal_hf.model_labels import class_names, label_names
 from amal_hf.shapes import Batch, Logits
@@ -48,13 +48,13 @@ from amal_hf.teacher_inputs import (
 from amal_hf.top_logits import TopK
 
 
-_GENERATORS: tuple[Any, ...] = (
+_TASKS: tuple[Any, ...] = (
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
-_BY_TOKEN: tuple[Any, ...] = (MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, *_GENERATORS)
-_TASKS: tuple[Any, ...] = (*_BY_TOKEN, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
 _SMALL_FILES = ("*.json", "*.txt", "*.model")  # configuration and tokenizer of a Hub repository
 
 Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
@@ -166,7 +166,7 @@ def open_teacher(
         FileNotFoundError: `source` is a path, and no folder is there.
     """
     teacher = _from_folder(source, student) if isinstance(source, str | Path) else _from_model(source, student)
-    generates = any(_is_a(student, mapping) for mapping in _GENERATORS)
+    generates = is_causal(student) or is_encoder_decoder(student)
     known = teacher.tokenizer if tokenizer is None else tokenizer
     if generates:
         # A cache of the largest logits holds numbers of words, which cannot be cut afterwards.
@@ -176,7 +176,7 @@ def open_teacher(
     else:
         order = label_order(teacher.config, student.config, class_names(inputs.dataset))
     own = own_tokenizer(known, teacher.config, inputs.tokenizer, student.config)
-    if own is not None and any(_is_a(student, mapping) for mapping in _BY_TOKEN):
+    if own is not None and (generates or _is_a(student, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING)):
         raise ValueError(
             "The teacher's vocabulary differs from the student's, so their tokens stand at different positions and "
             "token logits cannot be compared. Use a teacher with the student's tokenizer for token classification "

@@ -103,10 +103,10 @@ def rows(kind, count, seed=0):
     """Noise, and ragged words."""
     generator = torch.Generator().manual_seed(seed)
     _, name, shape = STUDENTS[kind]
-    heard = torch.randn(count, *shape, generator=generator).tolist()
+    heard = torch.randn(count, *shape, generator=generator)
     lengths = torch.randint(2, 7, (count,), generator=generator).tolist()
     words = [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
-    return Dataset.from_dict({name: heard, "labels": words})
+    return Dataset.from_dict({name: heard.tolist(), "labels": words})
 
 
 def collate(features):
@@ -190,6 +190,15 @@ def test_a_teacher_of_a_folder_is_that_of_its_object_and_can_be_cached(tmp_path)
     for others in weights[1:4]:
         torch.testing.assert_close(others, weights[0], atol=1e-6, rtol=0)
     torch.testing.assert_close(weights[4], weights[0], atol=1e-3, rtol=0)  # a cache is in half precision
+
+
+@pytest.mark.parametrize("kind", ["pictures", "whisper"])
+def test_a_teacher_of_other_words_is_refused(tmp_path, kind):
+    """Before training, whether or not a mapping of `transformers` has the student."""
+    teacher = tiny(kind, 1)
+    (teacher.decoder if kind == "pictures" else teacher).resize_token_embeddings(VOCABULARY + 1)
+    with pytest.raises(ValueError, match=f"writes with {VOCABULARY + 1} tokens, the student with {VOCABULARY}"):
+        new_trainer(tmp_path, kind, losses=[CrossEntropy(), Distillation(teacher)])
 
 
 def test_a_card_says_what_it_is_for(tmp_path):
