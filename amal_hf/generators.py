@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
 )
@@ -35,6 +36,7 @@ decoders of encoder-decoders, and masked ones under that name.
 _WRITERS = {
     *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values(),
     *MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.values(),
+    *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values(),
     "VisionEncoderDecoderModel",  # in no mapping of `transformers`
 }
 _NEXT_WORD = ("ForCausalLM", "ForConditionalGeneration")
@@ -43,8 +45,8 @@ _NEXT_WORD = ("ForCausalLM", "ForConditionalGeneration")
 
 def is_encoder_decoder(model: Any) -> bool:
     """Whether the model writes with a decoder of its own what it reads (T5, BART, Marian), hears (Whisper) or sees."""
-    # Models that hear and continue a text (Qwen2-Audio) are in the mappings too.
-    return _is_named(model, _WRITERS) and DECODER_INPUTS in _inputs_of(model)
+    # Models that hear or see and continue a text (Qwen2-Audio, LLaVA, BLIP-2 over OPT) are in the mappings too.
+    return _is_named(model, _WRITERS) and DECODER_INPUTS in _inputs_of(model) and model.config.is_encoder_decoder
 
 
 def is_causal(model: Any) -> bool:

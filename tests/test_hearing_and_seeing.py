@@ -12,6 +12,8 @@ from transformers import (
     BertConfig,
     MoonshineConfig,
     MoonshineForConditionalGeneration,
+    Pix2StructConfig,
+    Pix2StructForConditionalGeneration,
     Speech2TextConfig,
     Speech2TextForConditionalGeneration,
     VisionEncoderDecoderConfig,
@@ -83,11 +85,19 @@ def reads_pictures():
     return VisionEncoderDecoderModel(config)
 
 
+def reads_patches():
+    sizes = {"hidden_size": 16, "d_kv": 8, "d_ff": 32, "num_attention_heads": 2, "dropout_rate": 0.0}
+    sees = {**sizes, "patch_embed_hidden_size": 8, "num_hidden_layers": 2, "attention_dropout": 0.0}
+    writes = {**sizes, "vocab_size": VOCABULARY, "num_layers": 2, "num_heads": 2}
+    return Pix2StructForConditionalGeneration(Pix2StructConfig(text_config=writes, vision_config=sees))
+
+
 STUDENTS = {
     "whisper": (whisper, "input_features", (8, 20)),
     "speech_to_text": (speech_to_text, "input_features", (20, 8)),
     "moonshine": (moonshine, "input_values", (1200,)),
     "pictures": (reads_pictures, "pixel_values", (3, 8, 8)),
+    "patches": (reads_patches, "flattened_patches", (4, 10)),
 }
 every_student = pytest.mark.parametrize("kind", STUDENTS)
 
@@ -104,6 +114,8 @@ def rows(kind, count, seed=0):
     generator = torch.Generator().manual_seed(seed)
     _, name, shape = STUDENTS[kind]
     heard = torch.randn(count, *shape, generator=generator)
+    if name == "flattened_patches":
+        heard[..., :2].abs_()  # of which row and column a patch is
     lengths = torch.randint(2, 7, (count,), generator=generator).tolist()
     words = [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
     return Dataset.from_dict({name: heard.tolist(), "labels": words})
@@ -192,7 +204,19 @@ def test_a_teacher_of_a_folder_is_that_of_its_object_and_can_be_cached(tmp_path)
     torch.testing.assert_close(weights[4], weights[0], atol=1e-3, rtol=0)  # a cache is in half precision
 
 
-@pytest.mark.parametrize("kind", ["pictures", "whisper"])
+def test_a_teacher_that_sees_is_loaded_by_its_folder(tmp_path):
+    """As one that hears: the mapping of `transformers` that has it says with which head."""
+    teacher, folder = tiny("patches", 1), str(tmp_path / "teacher")
+    teacher.save_pretrained(folder)
+    weights = []
+    for source in (teacher, folder):
+        trainer = new_trainer(tmp_path / "out", "patches", losses=[CrossEntropy(), Distillation(source)])
+        trainer.train()
+        weights.append(torch.tensor(trainer.example_weights()["teacher"]))
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["whisper", "pictures", "patches"])
 def test_a_teacher_of_other_words_is_refused(tmp_path, kind):
     """Before training, whether or not a mapping of `transformers` has the student."""
     teacher = tiny(kind, 1)
