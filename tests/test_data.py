@@ -494,6 +494,13 @@ def test_what_cannot_be_completed_is_refused():
             complete_splits(data, 1, seed=0)
 
 
+def test_numbers_are_not_completed(tmp_path):
+    """Those below nothing would be taken for rows without a label, and a recipe would have no names of classes."""
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"t{i},{i - 5.5}\n" for i in range(12)))
+    with pytest.raises(ValueError, match="takes labels that are classes.*float32"):
+        complete_splits(read_dataset(tmp_path / "a.csv"), 2, seed=0)
+
+
 def test_a_blank_far_down_a_wide_table(tmp_path):
     """pandas itself reads in pieces of a number of cells, and the wider a table the sooner comes the second."""
     wide = ",".join(["0"] * 40)
