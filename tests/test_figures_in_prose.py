@@ -92,6 +92,26 @@ def test_where_dev_does_not_say_which_use_of_clean_rows_is_better(cells):
     assert f"dev says so but with 20 % wrong, where the two are level on it ({kept:.1f} and {beside:.1f})" in told
 
 
+def test_of_how_many_controls_and_seeds_gains_are(cells):
+    """Over features, from the fewest that dev chooses of to the most; and the one line of advice with fewer seeds."""
+    told = passage(RESULTS_PAGE, "A *setting* is")
+    features = [group for (student, name, _), group in cells.items() if student == "frozen" and name != goal.RULES]
+    counts = [len(group.dev_scores(groups.CONTROLS)) for group in features]
+    assert f"{min(counts)} to {max(counts)} of them for labels over features" in told
+    seeds = {
+        one.runs: {
+            len(group.gains(gains.run_in(one.runs, group), group.best(one.against)))
+            for group in cells.values()
+            if (group.student, group.setting in one.settings, group.data in one.data) == (one.student, True, True)
+            and gains.run_in(one.runs, group) in group.cells
+        }
+        for one in advice.ADVICE
+    }
+    fewer = [runs for runs, counted in seeds.items() if counted != {5}]
+    assert fewer == [f"bayes_mixture(), {advice.REGRESSION}"] and seeds[fewer[0]] == {3}
+    assert "over 5 seeds (3 for `bayes_mixture()` beside a regression)" in told
+
+
 def test_what_dev_would_choose_among_runs_with_fewer_seeds(cells):
     """Of all ours, and of those beside either teacher: where it would be another one on the seeds that all have, and
     what that changes on test. No control is among them.
