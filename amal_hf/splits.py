@@ -5,7 +5,7 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Value
 
 from amal_hf.columns import find_text_columns, require_columns
 
@@ -69,7 +69,7 @@ def complete_splits(data: DatasetDict, meta_rows: int, seed: int) -> DatasetDict
         seed: of the draws.
 
     Raises:
-        ValueError: as `split_dataset`; or there is no training set with one label a row, a class.
+        ValueError: as `split_dataset`; or there is no training set with one label a row, or its labels are floats.
     """
     if "train" not in data or "label" not in data["train"].column_names:
         held = {name: split.column_names for name, split in data.items()}
@@ -77,10 +77,10 @@ def complete_splits(data: DatasetDict, meta_rows: int, seed: int) -> DatasetDict
             f"complete_splits: takes a split 'train' with one label a row, in a column 'label'; the data has {held}."
         )
     label = data["train"].features["label"]
-    if not isinstance(label, ClassLabel):
+    if isinstance(label, Value) and label.dtype.startswith("float"):
         raise ValueError(
-            f"complete_splits: takes labels that are classes, a ClassLabel, and column 'label' is {label}. Numbers to "
-            f"predict are split by split_dataset, and their student is loaded with num_labels=1."
+            f"complete_splits: takes labels that are classes, and column 'label' is {label}. Numbers to predict are "
+            f"split by split_dataset, and their student is loaded with num_labels=1."
         )
     labelled = {name: split.filter(lambda row: row["label"] >= 0) for name, split in data.items()}
     given = {name: split for name, split in labelled.items() if len(split) and name in ("validation", "test")}
