@@ -426,6 +426,7 @@ def test_a_class_that_both_exclude_has_no_gradient(divergence):
 ENTROPIES = {
     "uniform": (torch.zeros(1, C), Task(), {}, 1.0),
     "certain": (torch.tensor([[1e4, 0.0, 0.0]]), Task(), {}, 0.0),
+    "a class excluded": (torch.tensor([[0.0, 0.0, -math.inf]]), Task(), {}, math.log(2) / math.log(3)),
     "regression": (torch.ones(1, 1), Task(), {}, 0.0),
     "several labels": (torch.tensor([[0.0, 1e4]]), Task(SEVERAL), {}, 0.5),
     "several labels, as many as tokens": (
@@ -446,7 +447,7 @@ ENTROPIES = {
 @pytest.mark.parametrize("name", ENTROPIES)
 def test_entropy_is_a_share_of_the_largest(name):
     """From 0 (certain) to 1 (uniform) for every kind of task, so that policies see one scale; only tokens with a label
-    count.
+    count, and classes that a teacher excludes (-inf) have no share.
     """
     logits, task, batch, expected = ENTROPIES[name]
     torch.testing.assert_close(entropy(logits, task, batch), torch.tensor([expected]))
