@@ -136,6 +136,9 @@ class Distillation(Loss):
         logits = self._logits(found)
         if self.top is not None and isinstance(logits, Tensor):
             return {self.logits_key: self.top(logits)}
+        if isinstance(logits, Tensor) and self.task.is_multi_label(logits, batch.get("labels")):
+            wide = at_least_fp32(logits)  # an infinite logit is a probability of 0 or 1, and its pair no number
+            logits = wide.clamp(torch.finfo(wide.dtype).min, torch.finfo(wide.dtype).max)
         return {self.logits_key: logits}
 
     def _logits(self, found: Any) -> Logits | TopLogits:

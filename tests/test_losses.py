@@ -21,6 +21,8 @@ from amal_hf.cross_entropy import CrossEntropy
 from amal_hf.distillation import Distillation
 from amal_hf.divergences import forward_kl, jensen_shannon, logit_mse, reverse_kl
 from amal_hf.losses import CustomLoss, Loss
+from amal_hf.policies.policy import Signals
+from amal_hf.policies.surface import fit_and_entropy
 from amal_hf.robust_losses import GeneralizedCrossEntropy
 from amal_hf.task import Task, distilled_tokens, entropy
 
@@ -413,6 +415,26 @@ def test_a_class_that_the_teacher_excludes_is_a_probability_of_zero(divergence):
     """A teacher of fewer classes says -inf for those it does not know: a target of 0, finite for the student."""
     values = divergence(torch.zeros(1, 3), torch.tensor([[1.0, 0.0, -math.inf]]), 1.0)
     assert values.isfinite().all()
+
+
+@pytest.mark.parametrize("divergence", [forward_kl, jensen_shannon])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_teacher_may_be_certain_of_yes_or_no(divergence, dtype):
+    """Infinite logits are probabilities of 1 and 0, as large finite ones are, for the student and for policies."""
+    loss, task = Distillation(lambda batch: batch["seen"], divergence=divergence), Task(SEVERAL)
+    loss.bind(task)
+    loss.teacher = loss.source
+    outputs, found = SequenceClassifierOutput(logits=random(B, C, seed=1)), []
+    for most in (math.inf, 1e4):
+        batch = {
+            "labels": torch.tensor([[1.0, 0.0, 1.0]] * B),
+            "seen": torch.tensor([[most, -most, 0.5]] * B).to(dtype),
+        }
+        batch |= loss.prepare(batch)
+        signals = Signals(torch.zeros(B, 1), outputs.logits, (), batch, task)
+        found.append((loss(outputs, batch), fit_and_entropy(batch[loss.logits_key], signals)))
+    torch.testing.assert_close(*found)
+    assert found[0][0].isfinite().all()
 
 
 @pytest.mark.parametrize("divergence", [forward_kl, reverse_kl, jensen_shannon])
