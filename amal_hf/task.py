@@ -91,9 +91,8 @@ def entropy(logits: Logits, task: Task, batch: Batch) -> PerExample:
 
 def _entropy_share(logits: Logits) -> Tensor:
     log_p = F.log_softmax(at_least_fp32(logits), -1)
-    finite = log_p.clamp(
-        min=torch.finfo(log_p.dtype).min
-    )  # of a class that is excluded; 0 times infinity is no number
+    # Of a class that is excluded 0 times infinity is no number.
+    finite = log_p.clamp(min=torch.finfo(log_p.dtype).min)
     return -(log_p.exp() * finite).sum(-1) / math.log(logits.shape[-1])
 
 
