@@ -33,7 +33,8 @@ def reverse_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """`T²` times the Jensen–Shannon divergence, `(..., C) -> (...)`: symmetric, and bounded by `T² log 2`."""
     log_p, log_q = F.log_softmax(teacher / temperature, -1), F.log_softmax(student / temperature, -1)
-    log_m = torch.logaddexp(_finite(log_p), _finite(log_q)) - math.log(2)
+    # Not `logaddexp`, whose second derivative is no number where they are far apart.
+    log_m = torch.stack([_finite(log_p), _finite(log_q)]).logsumexp(0) - math.log(2)
     return temperature**2 * 0.5 * (_kl(log_p, log_m) + _kl(log_q, log_m))
 
 

@@ -248,13 +248,28 @@ def test_values_and_gradients_are_finite_at_extreme_logits(case, dtype):
     """Logits of ±10,000 from a student or a teacher, in half precision too, give no inf or NaN: one such value would
     end the training.
     """
-    logits = (case.logits.sign() * 1e4).to(dtype).requires_grad_()
-    teacher = {"seen": (-case.batch["seen"].sign() * 1e4).to(dtype)} if "seen" in case.batch else {}
-    batch = {**case.batch, **teacher}
+    logits, batch = at_extremes(case, dtype)
     values = values_of(case, logits, batch)
     values.sum().backward()
     assert values.isfinite().all()
     assert logits.grad.isfinite().all()
+
+
+@every_loss
+def test_second_derivatives_are_finite_at_extreme_logits(case):
+    """`ExactProduct` asks for these: one that is no number would be that of all parameters."""
+    logits, batch = at_extremes(case, torch.float32)
+    (gradient,) = torch.autograd.grad(values_of(case, logits, batch).sum(), logits, create_graph=True)
+    along = (gradient * random(*gradient.shape, seed=9)).sum() + 0 * logits.sum()  # one loss is linear
+    (product,) = torch.autograd.grad(along, logits)
+    assert product.isfinite().all()
+
+
+def at_extremes(case: Case, dtype: torch.dtype) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Logits of ±10,000, and a batch whose teacher is as sure of the opposite."""
+    logits = (case.logits.sign() * 1e4).to(dtype).requires_grad_()
+    teacher = {"seen": (-case.batch["seen"].sign() * 1e4).to(dtype)} if "seen" in case.batch else {}
+    return logits, {**case.batch, **teacher}
 
 
 def one_output(config):
