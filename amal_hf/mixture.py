@@ -6,7 +6,9 @@
 The one place where the student's losses are weighed and summed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -236,9 +238,12 @@ class Mixture:
         return batch
 
     def ask(self, logits: Logits | TopLogits, batch: Batch) -> LossTable:
-        """All losses, `(B, K)`, were these logits the student's; 0 for what depends on more than logits."""
+        """All losses, `(B, K)`, were these logits the student's and labels not smoothed.
+
+        0 for what depends on more than logits.
+        """
         # The largest logits alone do not say what any class would cost.
-        known = [None if isinstance(logits, TopLogits) else loss.of_teacher(logits, batch) for loss in self.losses]
+        known = [None if isinstance(logits, TopLogits) else loss.of_teacher(logits, batch) for loss in self._plain()]
         ids = all_ids_of(batch)
         columns = [
             ids.new_zeros(len(ids), len(loss.names), dtype=torch.float32)
@@ -247,6 +252,12 @@ class Mixture:
             for loss, cost in zip(self.losses, known, strict=True)
         ]
         return torch.cat(columns, 1).detach()
+
+    def _plain(self) -> Iterator[Loss]:
+        """The losses with labels as they stand: a probability is asked for, which a smoothed loss is not."""
+        for loss in map(copy, self.losses):
+            loss.bind(replace(self.task, label_smoothing=0.0))
+            yield loss
 
     def _table(self, outputs: Any, batch: Batch) -> LossTable:
         seen = with_one_gradient(outputs) if len(self.losses) > 1 else outputs

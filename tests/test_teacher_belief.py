@@ -90,9 +90,12 @@ def voted(count):
     return rows.remove_columns("labels").add_column("labels", labels).add_column("weak_labels", votes.tolist())
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("trusted", [("labels",), ()])
-def test_a_run_weighs_votes_by_what_its_teacher_says(tmp_path, trusted):
-    """Without a meta set; the weights that it records are those of the teacher's probabilities, example by example."""
+def test_a_run_weighs_votes_by_what_its_teacher_says(tmp_path, trusted, smoothing):
+    """Without a meta set; the weights that it records are those of the teacher's probabilities, example by example,
+    however smooth the labels are that the student learns.
+    """
     rows = voted(12)
     logits = 3 * torch.randn(VOCABULARY, 3, generator=torch.Generator().manual_seed(0))
     method = replace(teacher_belief(), policy=TeacherBelief(trusted))
@@ -101,7 +104,7 @@ def test_a_run_weighs_votes_by_what_its_teacher_says(tmp_path, trusted):
         RuleLosses(["right", "wrong"]),
         Distillation(lambda batch: logits[batch["input_ids"][:, 0]]),
     ]
-    arguments = toy_arguments(tmp_path, max_steps=3)
+    arguments = toy_arguments(tmp_path, max_steps=3, label_smoothing_factor=smoothing)
     trainer = AMALTrainer(tiny_bert(), arguments, train_dataset=rows, losses=losses, method=method)
     trainer.train()
     for row, (_, *found) in zip(rows, map(dict.values, trainer.example_weights()), strict=True):

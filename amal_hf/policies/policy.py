@@ -76,8 +76,8 @@ class Signals(NamedTuple):
 
     `hidden_states` has the student's hidden states `(B, D)`, averaged over tokens, the embeddings' first (of an
     encoder-decoder those of the encoder, then those of the decoder), for policies with `needs_hidden_states`; `ask`
-    says what all losses would be, `(B, K)`, were these logits the student's: 0 where that cannot be said; `present`
-    which losses the examples have, `(B, K)`, `None` for all.
+    says what all losses would be, `(B, K)`, were these logits the student's and labels not smoothed: 0 where that
+    cannot be said; `present` which losses the examples have, `(B, K)`, `None` for all.
     """
 
     losses: LossTable
