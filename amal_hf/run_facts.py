@@ -23,7 +23,7 @@ from amal_hf.method import Method
 from amal_hf.model_labels import are_generic, class_count, label_column, label_names
 from amal_hf.policies.shared_weights import SharedWeights
 from amal_hf.run_record import present_weights, texts_of
-from amal_hf.shapes import EXAMPLE_ID, IGNORED
+from amal_hf.shapes import IGNORED
 
 
 TASKS = {
@@ -287,7 +287,7 @@ def _extremes(
     order = np.argsort(weights)[: np.isfinite(weights).sum()]
     picked = [int(number) for number in (*order[:count], *order[::-1][:count])]
     texts, plain = texts_of(rows.select(picked), trainer.processing_class), rows.with_format(None)
-    ids = trainer.example_weights()[EXAMPLE_ID]
+    ids = range(len(rows)) if trainer._given_ids is None else trainer._given_ids
 
     def shown(place: int, number: int) -> dict[str, Any]:
         text = " / ".join(column[place] for column in texts.values())

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from amal_hf.batch_policies.label_blend import LabelBlend
 from amal_hf.batch_policies.token_mask import TokenMask
@@ -19,7 +20,7 @@ from amal_hf.losses import Loss
 from amal_hf.model_labels import label_column, label_names
 from amal_hf.rule_losses import RuleLosses
 from amal_hf.rule_summary import RuleSummary, summarise_rules
-from amal_hf.shapes import EXAMPLE_ID, IGNORED, TRUE_LABEL
+from amal_hf.shapes import IGNORED, TRUE_LABEL
 
 
 SHOWN_TEXTS = 8
@@ -93,9 +94,8 @@ class RunRecord:
 @torch.no_grad()
 def record_of(trainer: Any) -> RunRecord:
     """The record of a trainer that has trained with losses or a method; without the texts, which are many."""
-    table = trainer.example_weights().with_format("numpy")
-    columns = np.column_stack([table[name][:] for name in trainer.mixture.names]).astype(np.float32)
-    notes = _notes(trainer)
+    ids, columns = _weights(trainer)
+    notes = trainer.mixture.notes.of(ids)
     losses = _noted_losses(notes)
     voted = next((loss for loss in trainer.mixture.losses if isinstance(loss, RuleLosses)), None)
     rules = None if voted is None else rules_of(trainer, voted, columns, losses)
@@ -109,7 +109,7 @@ def record_of(trainer: Any) -> RunRecord:
     return RunRecord(
         settings=settings_of(trainer),
         log_history=trainer.state.log_history,
-        ids=table.with_format(None)[EXAMPLE_ID][:],
+        ids=ids.tolist() if trainer._given_ids is None else list(trainer._given_ids),
         weights=_where_present(_by_loss(columns, trainer.mixture.groups), losses),
         losses=losses,
         teachers={name.removeprefix("teacher/"): notes[name] for name in notes if name.startswith("teacher/")},
@@ -130,10 +130,10 @@ def present_weights(trainer: Any) -> dict[str, NDArray[np.float32]]:
     There a weight of 0 means nothing, such as that of a label on a row without one, or of a rule that abstained.
     """
     mixture = trainer.mixture
-    table = trainer.example_weights().with_format("numpy")
-    weights = {name: np.array(table[name][:], dtype=np.float32) for name in mixture.names}
+    ids, table = _weights(trainer)
+    weights = dict(zip(mixture.names, table.T, strict=True))
     if mixture.notes.noting:
-        names, noted = iter(weights), [np.isfinite(losses) for losses in _noted_losses(_notes(trainer)).values()]
+        names, noted = iter(weights), [np.isfinite(losses) for losses in _noted_losses(mixture.notes.of(ids)).values()]
         seen = np.logical_or.reduce(noted)  # by this process: other processes have notes of their own
         for there, columns in zip(noted, mixture.groups.values(), strict=True):
             for name in islice(names, columns):
@@ -146,9 +146,10 @@ def present_weights(trainer: Any) -> dict[str, NDArray[np.float32]]:
     return weights
 
 
-def _notes(trainer: Any) -> dict[str, NDArray[np.float32]]:
-    notes: dict[str, NDArray[np.float32]] = trainer.mixture.notes.of(trainer.mixture.record.contents()[0])
-    return notes
+def _weights(trainer: Any) -> tuple[Tensor, NDArray[np.float32]]:
+    """Numbers `(N,)` and weights `(N, K)` of the examples; `example_weights` leaves those of a file in another one."""
+    ids, rows = trainer.mixture.record.contents()
+    return ids, rows.float().cpu().numpy()
 
 
 def _noted_losses(notes: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

@@ -262,10 +262,7 @@ class AMALTrainer(MetaSteppingTrainer, ResumableTrainer, PublishingTrainer):
         Raises:
             RuntimeError: no losses or method were given.
         """
-        if not self.mixes:
-            raise RuntimeError(
-                "AMALTrainer.example_weights: there are no weights, since neither losses nor a method were given."
-            )
+        self._require_weights("example_weights")
         return weights_dataset(self.mixture.record, self.mixture.names, self._given_ids, self.args.weights_dir)
 
     def write_report(self, path: str | None = None, results: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -274,8 +271,18 @@ class AMALTrainer(MetaSteppingTrainer, ResumableTrainer, PublishingTrainer):
         Args:
             path: `report.html` in the output folder by default.
             results: rows of a table to show first.
+
+        Raises:
+            RuntimeError: no losses or method were given.
         """
+        self._require_weights("write_report")
         return write_page(self, path, results)
+
+    def _require_weights(self, asked: str) -> None:
+        if not self.mixes:
+            raise RuntimeError(
+                f"AMALTrainer.{asked}: there are no weights, since neither losses nor a method were given."
+            )
 
     # ---- set-up ----
 

@@ -16,6 +16,9 @@ from amal_hf import (
     run_figures,
     run_outputs,
 )
+from amal_hf.card_facts import CardDetails
+from amal_hf.run_facts import gather
+from amal_hf.run_record import record_of
 
 
 pytest.importorskip("matplotlib")
@@ -59,6 +62,18 @@ def test_the_page_is_written_if_asked_for(tmp_path):
     path = run.write_report(str(tmp_path / "other" / "page.html"), [{"name": "this one", "test": 0.5}])
     assert "this one" in (tmp_path / "other" / "page.html").read_text(encoding="utf-8")
     assert path == str(tmp_path / "other" / "page.html")
+
+
+def test_weights_in_a_file_are_read_where_they_stand(tmp_path):
+    """Figures, page and card are as of weights in memory, and leave no copy of all weights behind, one for each."""
+    found, folder = [], tmp_path / "weights"
+    for place in (None, str(folder)):
+        run = trainer(tmp_path / f"in {place and 'a file'}", write_report=True, weights_dir=place)
+        run.train()
+        record, facts = record_of(run), gather(run, CardDetails(shown_examples=2))
+        found.append((record.ids, record.weights["labels"].tolist(), facts.weights, facts.lowest, facts.highest))
+    assert found[0] == found[1]
+    assert not list(folder.iterdir())
 
 
 def test_without_matplotlib_there_is_one_notice(tmp_path, monkeypatch, caplog):
