@@ -48,5 +48,6 @@ def write_page(trainer: Any, path: str | None = None, results: Sequence[Mapping[
     if not trainer.is_world_process_zero():
         return str(target)
     record = record_of(trainer)
-    record.texts = texts_of(trainer.train_dataset, trainer.processing_class)
+    if record.ids:
+        record.texts = texts_of(trainer.train_dataset, trainer.processing_class)
     return str(write_report(record, target, results))

@@ -93,7 +93,12 @@ class RunRecord:
 
 @torch.no_grad()
 def record_of(trainer: Any) -> RunRecord:
-    """The record of a trainer that has trained with losses or a method; without the texts, which are many."""
+    """The record of a trainer that has trained with losses or a method; without the texts, which are many.
+
+    Of a training set too large for memory it has no examples.
+    """
+    if not trainer.mixture.notes.noting:
+        return RunRecord(settings_of(trainer), trainer.state.log_history, [], {}, {}, **_changes(trainer))
     ids, columns = _weights(trainer)
     notes = trainer.mixture.notes.of(ids)
     losses = _noted_losses(notes)
@@ -101,11 +106,10 @@ def record_of(trainer: Any) -> RunRecord:
     rules = None if voted is None else rules_of(trainer, voted, columns, losses)
     if voted is not None and rules is not None:
         columns[:, _columns_of(voted, trainer)] = rules.weights
-    changes = trainer.method.batch_policy
+    changed = _changes(trainer)
     names = label_names(trainer.model.config) if getattr(trainer.model.config, "num_labels", 0) > 1 else []
     labels = _classes_in(trainer.train_dataset, label_column(trainer.train_dataset)) if names else None
-    blends = isinstance(changes, LabelBlend)
-    of_one_class = labels is not None or blends or bool(np.isfinite(notes[GUESS]).any())
+    of_one_class = labels is not None or changed["shares"] is not None or bool(np.isfinite(notes[GUESS]).any())
     return RunRecord(
         settings=settings_of(trainer),
         log_history=trainer.state.log_history,
@@ -119,9 +123,17 @@ def record_of(trainer: Any) -> RunRecord:
         labels=labels,
         truth=_classes_in(trainer.train_dataset, TRUE_LABEL),
         rules=rules,
-        shares=changes.shares().cpu().numpy() if blends else None,
-        masked=_masked(changes, trainer) if isinstance(changes, TokenMask) else [],
+        **changed,
     )
+
+
+def _changes(trainer: Any) -> dict[str, Any]:
+    """What a batch policy has learned to change."""
+    changes = trainer.method.batch_policy
+    return {
+        "shares": changes.shares().cpu().numpy() if isinstance(changes, LabelBlend) else None,
+        "masked": _masked(changes, trainer) if isinstance(changes, TokenMask) else [],
+    }
 
 
 def present_weights(trainer: Any) -> dict[str, NDArray[np.float32]]:

@@ -13,10 +13,12 @@ from amal_hf import (
     Method,
     amal,
     commentaries,
+    example_notes,
     run_figures,
     run_outputs,
 )
 from amal_hf.card_facts import CardDetails
+from amal_hf.policies.store import RowStore
 from amal_hf.run_facts import gather
 from amal_hf.run_record import record_of
 
@@ -74,6 +76,18 @@ def test_weights_in_a_file_are_read_where_they_stand(tmp_path):
         found.append((record.ids, record.weights["labels"].tolist(), facts.weights, facts.lowest, facts.highest))
     assert found[0] == found[1]
     assert not list(folder.iterdir())
+
+
+def test_of_a_very_large_set_no_examples_are_shown(tmp_path, monkeypatch):
+    """All that is known of a hundred million is 14 GB, and would end the process before the student is saved: their
+    weights and texts are not even read.
+    """
+    monkeypatch.setattr(example_notes, "IN_MEMORY", 10)
+    monkeypatch.setattr(RowStore, "contents", None)
+    monkeypatch.setattr(run_outputs, "texts_of", None)
+    trainer(tmp_path, write_report=True).train()
+    assert [file.name for file in (tmp_path / "figures").iterdir()] == ["weights.png"]
+    assert '"ids":[]' in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_without_matplotlib_there_is_one_notice(tmp_path, monkeypatch, caplog):
