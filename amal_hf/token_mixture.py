@@ -130,8 +130,10 @@ class TokenMixture(Mixture):
         return weighed._replace(losses=weighed.losses / share.to(weighed.losses))
 
     def present_of(self, batches: Sequence[Batch]) -> Tensor | None:
-        """Which losses the tokens have."""
-        return super().present_of([self._tokens(batch, token_rows(batch, self.task)) for batch in batches])
+        """Which losses the tokens have; teachers' logits do not say, and are as large as the student's."""
+        logits = {loss.logits_key for loss in self.distillations}
+        told = [{name: value for name, value in batch.items() if name not in logits} for batch in batches]
+        return super().present_of([self._tokens(batch, token_rows(batch, self.task)) for batch in told])
 
     def remember(self, batch: Batch, weights: LossTable, present: Tensor | None) -> None:
         """The mean weight of an example's tokens that have the loss; NaN for an example without tokens."""

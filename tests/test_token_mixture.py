@@ -33,7 +33,7 @@ from amal_hf import (
 from amal_hf.mixture import Mixture
 from amal_hf.policies.fixed_weights import FixedWeights
 from amal_hf.task import Task
-from amal_hf.token_mixture import TokenMixture, token_rows
+from amal_hf.token_mixture import TokenMixture, TokenRows, token_rows
 
 
 def of_tokens(method):
@@ -226,3 +226,17 @@ def test_an_example_is_noted_by_the_tokens_that_have_a_loss(tmp_path):
     # A token with a label and one vote shares between these two; one with a label alone gives all to it.
     assert weights["rules/a"][0] == 0 and weights["rules/a"][1:] == pytest.approx([0.5] * 7, abs=0.2)
     assert weights["labels"][0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("family", ["tagger", "gpt2", "bart"])
+def test_logits_are_not_copied_to_see_which_losses_tokens_have(family, monkeypatch):
+    """Over a vocabulary a teacher's are the largest tensor of a step beside the student's."""
+    _, batch = student_and_batch(family)
+    mixture = TokenMixture(
+        [CrossEntropy(), Distillation(lambda b: None)], FixedWeights(), Task(shifted=family in CAUSAL)
+    )
+    of_value, seen = TokenRows._of_value, []
+    monkeypatch.setattr(TokenRows, "_of_value", lambda rows, value: seen.append(value) or of_value(rows, value))
+    present = mixture.present_of([batch])
+    assert present.shape == (len(mixture.ids(batch)), 2) and present.all()
+    assert seen and not any(value is batch["teacher_logits"] for value in seen)
