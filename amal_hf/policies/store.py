@@ -71,7 +71,7 @@ class RowStore(nn.Module):
         return len(self.table) if self.fixed else None
 
     def contents(self) -> tuple[Tensor, Tensor]:
-        """All ids seen, `(n,)`, and their rows `(n, K)`."""
+        """All ids seen, `(n,)`, and their rows `(n, K)`: a copy."""
         ids, rows = zip(*self.blocks(), strict=True)
         return torch.cat(ids), torch.cat(rows)
 
